@@ -1,0 +1,239 @@
+"""Drive the compiler process from the tool's side: start, listen, translate what it said, leave nothing behind.
+
+Shared by `tensorrt_rtx` and `tensorrt`; the other side is `_trt_worker`.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engines.backends import _trt_versions
+from engines.backends.base import CompileRequest, CompileResult, Progress
+from engines.onnx_file import Node, OnnxFile, read_onnx
+from specs.errors import BuildError, GraphError, MetagenError, OutputError
+from specs.report import PrecisionShares
+
+_ROOT = Path(__file__).resolve().parents[2]  # the folder of the packages: the worker starts there
+_TAIL_LINES = 12
+_MAX_NODES_NAMED = 8
+
+#: Words of the compiler -> what to do. The first that occurs wins.
+_REMEDIES: tuple[tuple[str, str], ...] = (
+    ("Plugin not found", "give the op a function body of standard ops (metagen-deploy export does), or rewrite it"),
+    ("must have same input types", "insert a Cast: with strong typing an operator's inputs have one type"),
+    ("zero point", "quantise symmetrically: zero point 0, int8"),
+    ("Failed to open file", "copy the external data beside the ONNX file"),
+    ("must be conformable", "check the shapes of the node's inputs"),
+    ("memory", "free memory, lower --workspace or the largest dims, or build on a bigger machine"),
+)
+_NOISE = ("catchCudaError", "ModelImporter.cpp:14", "--- Begin node", "--- End node")
+
+
+@dataclass
+class _Heard:
+    """What the worker said."""
+
+    done: dict[str, Any] | None = None
+    failed: dict[str, Any] | None = None
+    warnings: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+
+def compile_graph(
+    request: CompileRequest, *, module: str, title: str, version: str, gpu: str, progress: Progress
+) -> CompileResult:
+    """Compile `request.model` to `request.output` in a process of its own.
+
+    Raises:
+        GraphError: the file is no ONNX file. BuildError: the compiler refused or died. OutputError: the disk.
+    """
+    assert request.output is not None
+    graph = read_onnx(request.model)
+    _check_opset(graph, _trt_versions.find_opsets(module, version), f"{title} {version}")
+    name = f"{title} {version}"
+    with tempfile.TemporaryDirectory(prefix="metagen-build-") as scratch:
+        heard, status, tail = _run_worker(_to_json(request, module), Path(scratch), progress)
+    if heard.done is None:
+        _remove(request.output)
+        raise _translate(name, graph, heard, status, tail)
+    done = heard.done
+    shares = PrecisionShares(**done["shares"]) if done["shares"] else None
+    warnings = tuple(dict.fromkeys(heard.warnings))
+    return CompileResult(
+        backend_version=done["version"],
+        seconds=done["seconds"],
+        bytes=done["bytes"],
+        layers=done["layers"],
+        shares=shares,
+        gpu=gpu,
+        notes=(*done["notes"], *(f"compiler: {text}" for text in warnings)),
+    )
+
+
+def _to_json(request: CompileRequest, module: str) -> dict[str, Any]:
+    assert request.output is not None
+    return {
+        "module": module,
+        "model": str(request.model.resolve()),
+        "output": str(request.output.resolve()),
+        "precision": request.precision,
+        "profile": {p.name: [list(p.minimum), list(p.optimum), list(p.maximum)] for p in request.profile},
+        "compute_capabilities": list(request.compute_capabilities),
+        "keep_fp32": list(request.keep_fp32),
+        "workspace_bytes": request.workspace_bytes,
+        "timing_cache": str(request.timing_cache.resolve()) if request.timing_cache else None,
+        "optimization_level": request.optimization_level,
+    }
+
+
+def _check_opset(graph: OnnxFile, opsets: tuple[int, int], compiler: str) -> None:
+    low, high = opsets
+    if not low <= graph.opset <= high:
+        raise GraphError(
+            f"{compiler} does not read this graph's opset",
+            where=str(graph.path),
+            got=f"opset {graph.opset}",
+            allowed=f"opset {low} to {high}",
+            fix="export it again for this target, or convert it: onnx.version_converter.convert_version",
+        )
+
+
+def _run_worker(request: dict[str, Any], scratch: Path, progress: Progress) -> tuple[_Heard, int, list[str]]:
+    """Run one worker to its end; it is killed when this is left by an exception (Ctrl-C included)."""
+    path = scratch / "request.json"
+    path.write_text(json.dumps(request), encoding="utf-8")
+    heard = _Heard()
+    with (scratch / "stderr").open("w+b") as stderr:
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "engines.backends._trt_worker", str(path)],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, cwd=_ROOT, env=_make_environment(),
+        )  # fmt: skip
+        try:
+            assert worker.stdout is not None
+            for line in worker.stdout:
+                _listen(line, heard, progress)
+            status = worker.wait()
+        finally:
+            if worker.poll() is None:
+                worker.kill()
+                worker.wait()
+            assert worker.stdout is not None
+            worker.stdout.close()
+            if heard.done is None:
+                _remove_partial(Path(request["output"]), worker.pid)
+        stderr.seek(0)
+        tail = stderr.read().decode("utf-8", "replace").splitlines()[-_TAIL_LINES:]
+    return heard, status, tail
+
+
+def _make_environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
+def _remove_partial(output: Path, worker: int) -> None:
+    for name in (f"{output.name}.{worker}.tmp",):
+        _remove(output.with_name(name))
+
+
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
+
+
+def _listen(line: bytes, heard: _Heard, progress: Progress) -> None:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return  # the last line of a worker that was killed
+    kind = event["event"]
+    if kind == "progress":
+        progress(event["message"], event["fraction"])
+    elif kind == "log":
+        (heard.warnings if event["severity"] == "WARNING" else heard.errors).append(event["text"].strip())
+    elif kind == "failed":
+        heard.failed = event
+    elif kind == "done":
+        heard.done = event
+
+
+def _translate(compiler: str, graph: OnnxFile, heard: _Heard, status: int, tail: list[str]) -> MetagenError:
+    said = [text for text in heard.errors if not any(noise in text for noise in _NOISE)]
+    if heard.failed is None:
+        ended = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+        return BuildError(
+            f"{compiler} {ended} while compiling",
+            where=str(graph.path),
+            got="\n           ".join([*said, *tail][-_TAIL_LINES:]) or "it said nothing",
+            fix=_find_remedy(" ".join([*said, *tail])) or "see its last lines above; a smaller graph shows the culprit",
+        )
+    failed = heard.failed
+    if failed["errno"]:
+        full = failed["errno"] in (errno.ENOSPC, errno.EDQUOT)
+        return OutputError(
+            "the disk is full" if full else "the engine could not be written",
+            got=failed["problem"],
+            fix="free some space and build again" if full else "check the folder's permissions",
+        )
+    nodes = [n for n in failed["nodes"] if n["op"] or n["index"] >= 0]
+    words = " ".join([failed["problem"], *said])
+    default = "change the node in the model, or use another backend: metagen-deploy build --backend onnxruntime"
+    if failed["stage"] == "parse" and nodes:
+        ops = ", ".join(sorted({_name_op(n, graph) for n in nodes}))
+        return BuildError(
+            f"{compiler} refuses {len(nodes)} node{'s' * (len(nodes) > 1)} of this graph: {ops}",
+            where=_list_nodes(nodes, graph),
+            got=_shorten(failed["problem"] if len(failed["problem"]) > 8 else "an operator it has no importer for"),
+            fix=_find_remedy(words) or default,
+        )
+    return BuildError(
+        f"{compiler} could not {'read' if failed['stage'] == 'parse' else 'build'} this graph",
+        where=str(graph.path),
+        got=_shorten("; ".join([failed["problem"], *said])),
+        fix=_find_remedy(words) or default,
+    )
+
+
+def _find_remedy(words: str) -> str:
+    return next((fix for sign, fix in _REMEDIES if sign in words), "")
+
+
+def _shorten(text: str) -> str:
+    flat = " ".join(text.replace("creator && ", "").split())
+    return flat if len(flat) <= 600 else flat[:597] + "..."
+
+
+def _find_node(said: dict[str, Any], graph: OnnxFile) -> Node | None:
+    for node in graph.walk_nodes():
+        if said["name"] and node.name == said["name"]:
+            return node
+    index = said["index"]
+    inside = not said["name"] and 0 <= index < len(graph.graph.nodes)
+    return graph.graph.nodes[index] if inside else None
+
+
+def _name_op(said: dict[str, Any], graph: OnnxFile) -> str:
+    node = _find_node(said, graph)
+    return node.op_type if node else said["op"] or "an unnamed operator"
+
+
+def _list_nodes(nodes: list[dict[str, Any]], graph: OnnxFile) -> str:
+    return "\n           ".join(_describe_nodes(nodes, graph))
+
+
+def _describe_nodes(nodes: list[dict[str, Any]], graph: OnnxFile) -> Iterator[str]:
+    for said in nodes[:_MAX_NODES_NAMED]:
+        node = _find_node(said, graph)
+        name = said["name"] or (node.name if node else "") or f"node {said['index']}"
+        inside = f", in the function of {' > '.join(said['stack'])}" if said["stack"] else ""
+        module = f", module {node.module_path}" if node and node.module_path else ""
+        yield f"{name} ({_name_op(said, graph)}){inside}{module}"
+    if len(nodes) > _MAX_NODES_NAMED:
+        yield f"and {len(nodes) - _MAX_NODES_NAMED} more"

@@ -1,0 +1,123 @@
+"""TensorRT 8.6 to 11.x: compiles on, and for, the GPU of the machine it runs on (a server's, or a Jetson's own).
+
+The versions differ by the table in `_trt_versions`; the rest is shared with TensorRT-RTX. Needs `tensorrt` and numpy
+alone to compile, so that a Jetson builds from the bundle's typed graph.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from engines.backends import _trt_compile
+from engines.backends.base import Availability, CompileRequest, CompileResult, Progress
+from engines.runtime.cuda import find_gpu
+from specs.errors import BuildError, PreflightError, missing_dependency
+
+NAME = "tensorrt"
+#: Distributions that provide the module `tensorrt`; a Jetson's is the system package's own.
+DISTRIBUTIONS = ("tensorrt", "tensorrt_cu13", "tensorrt_cu12", "tensorrt_cu11")
+_INSTALL = "pip install 'metagen-deploy[tensorrt]' (a Jetson has it: sudo apt install nvidia-tensorrt)"
+
+
+class TensorRtBackend:
+    """See the module."""
+
+    name = NAME
+    writes_engines = True
+    has_timing_cache = True
+
+    def probe(self) -> Availability:
+        version, gpu = find_version(), find_gpu()
+        if version and gpu:
+            device = f"{gpu.name} (SM {gpu.compute_capability})"
+            return Availability(backend=NAME, version=version, can_compile=True, can_run=True, device=device)
+        missing = "the package 'tensorrt' is not installed" if not version else "no NVIDIA GPU (or driver) was found"
+        fix = _INSTALL if not version else "build on the machine the engine is for, from this bundle"
+        return Availability(backend=NAME, version=version, can_compile=False, can_run=False, reason=missing, fix=fix)
+
+    def describe_capability(self, capability: str) -> str:
+        """TensorRT compiles for the GPU it runs on."""
+        gpu = find_gpu()
+        if gpu is None:
+            return "TensorRT compiles on the GPU it is for, and this machine has none"
+        if gpu.compute_capability != capability:
+            return (
+                f"TensorRT compiles for the GPU it runs on: {gpu.name} has compute capability "
+                f"{gpu.compute_capability}, the target {capability or 'none'}"
+            )
+        return ""
+
+    def compile(self, request: CompileRequest, progress: Progress) -> CompileResult:
+        available = self.probe()
+        if not available.version:
+            raise missing_dependency("tensorrt", extra="tensorrt", needed_for="compiling with TensorRT")
+        for capability in request.compute_capabilities:
+            if reason := self.describe_capability(capability):
+                raise BuildError(reason, fix="build on the machine the engine is for, from this bundle")
+        gpu = find_gpu()
+        return _trt_compile.compile_graph(
+            request,
+            module="tensorrt",
+            title="TensorRT",
+            version=available.version,
+            gpu=gpu.name if gpu else "",
+            progress=progress,
+        )
+
+    def load(self, path: Path) -> Any:
+        available = self.probe()
+        if not available.can_run:
+            raise PreflightError(
+                "this engine cannot run on this machine", where=str(path), got=available.reason, fix=available.fix
+            )
+        from polygraphy.backend.trt import EngineFromPath, TrtRunner
+
+        return TrtRunner(EngineFromPath(str(path)))
+
+    def inspect(self, path: Path) -> Mapping[str, Any]:
+        available = self.probe()
+        if not available.can_run:
+            raise BuildError(
+                "a TensorRT engine can only be opened on the GPU it is for",
+                where=str(path),
+                got=available.reason,
+                fix="read what was recorded when it was built: metagen-deploy inspect BUNDLE",
+            )
+        return _read_engine(path)
+
+
+def _read_engine(path: Path) -> Mapping[str, Any]:
+    import json
+
+    import tensorrt as trt
+
+    logger = trt.Logger(trt.Logger.ERROR)
+    engine = trt.Runtime(logger).deserialize_cuda_engine(path.read_bytes())
+    if engine is None:
+        raise BuildError(
+            f"TensorRT {trt.__version__} cannot open this engine",
+            where=str(path),
+            fix="it was built by another version or for another GPU: build it again",
+        )
+    text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    layers = json.loads(text).get("Layers", [])
+    return {"version": trt.__version__, "layers": layers, "device_memory_bytes": engine.device_memory_size}
+
+
+def find_version() -> str:
+    """The installed version, "" when there is none. Metadata first: importing takes a second."""
+    if importlib.util.find_spec("tensorrt") is None:
+        return ""
+    installed = [d for d in DISTRIBUTIONS if any(importlib.metadata.distributions(name=d))]
+    if installed:
+        return importlib.metadata.version(installed[0])
+    import tensorrt
+
+    return str(tensorrt.__version__)
+
+
+BACKEND = TensorRtBackend()

@@ -1,0 +1,107 @@
+"""What a file holds: an ONNX file (opsets, interface, operators, weights, precision) or an engine of a bundle."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from engines.build import list_engines, read_build_report
+from engines.onnx_file import Node, Value, read_onnx
+from engines.precision import measure_graph
+from specs.bundle import MANIFEST_NAME, EngineFile, digest_file, read_manifest
+from specs.errors import BuildError
+from specs.report import BuildRow, PrecisionShares
+
+#: Domains of plain ONNX.
+STANDARD_DOMAINS = ("", "ai.onnx.ml")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """What one ONNX file holds."""
+
+    path: Path
+    producer: str
+    ir_version: int
+    opsets: Mapping[str, int]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    operators: Mapping[str, int]  # "MatMul" or "metagen.MetagenAttention" -> how many, most first
+    custom_ops: Mapping[str, bool]  # "domain.Name" -> has a function body, so that any runtime can run it
+    weight_bytes: int
+    external_files: tuple[str, ...]
+    macs: float
+    shares: PrecisionShares
+
+
+def inspect_model(path: Path, sizes: Mapping[str, int] | None = None) -> Inspection:
+    """Read an ONNX file; `sizes` gives the sizes of dynamic dims by name. Raises GraphError."""
+    model = read_onnx(path)
+    bodies = {(domain, name) for domain, name, _ in model.functions}
+    calls = [node for node in model.graph.nodes for node in _walk(node)]
+    named = Counter(f"{n.domain}.{n.op_type}" if n.domain else n.op_type for n in calls)
+    custom = {
+        f"{n.domain}.{n.op_type}": (n.domain, n.op_type) in bodies for n in calls if n.domain not in STANDARD_DOMAINS
+    }
+    shares, macs = measure_graph(model, sizes or {})
+    return Inspection(
+        path=path,
+        producer=model.producer,
+        ir_version=model.ir_version,
+        opsets=model.opsets,
+        inputs=model.graph.inputs,
+        outputs=model.graph.outputs,
+        operators=dict(named.most_common()),
+        custom_ops=custom,
+        weight_bytes=sum(w.nbytes for w in model.walk_weights()),
+        external_files=model.list_external_files(),
+        macs=macs,
+        shares=shares,
+    )
+
+
+def _walk(node: Node) -> list[Node]:
+    return [node, *(inner for body in node.subgraphs for child in body.nodes for inner in _walk(child))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineInspection:
+    """What the bundle recorded of an engine when it was built: an engine opens only on the GPU it is for."""
+
+    graph: str
+    engine: EngineFile
+    bytes: int
+    intact: bool  # the file still has the digest that was recorded
+    build: BuildRow | None  # None when the bundle's build report is gone
+
+
+def inspect_engine(path: Path) -> EngineInspection:
+    """Find an engine file in the bundle around it.
+
+    Raises:
+        BuildError: it lies in no bundle, or the bundle does not know it. BundleError: the bundle is damaged.
+    """
+    folder = next((parent for parent in path.resolve().parents if (parent / MANIFEST_NAME).is_file()), None)
+    if folder is None or not path.is_file():
+        raise BuildError(
+            "this engine lies in no bundle, and an engine file says nothing on a machine it is not for",
+            where=str(path),
+            fix="inspect it where it was built, inside its bundle",
+        )
+    manifest = read_manifest(folder)
+    relative = path.resolve().relative_to(folder).as_posix()
+    for graph, engine in list_engines(manifest):
+        if engine.file == relative:
+            entry = manifest.files.get(relative)
+            row = next((row for row in read_build_report(folder) if row.file == relative), None)
+            return EngineInspection(
+                graph=graph.name,
+                engine=engine,
+                bytes=path.stat().st_size,
+                intact=entry is not None and digest_file(path) == entry.sha256,
+                build=row,
+            )
+    known = ", ".join(engine.file for _, engine in list_engines(manifest)) or "none"
+    raise BuildError("the bundle does not know this engine", where=str(path), allowed=known, fix="build it again")

@@ -1,0 +1,317 @@
+"""Every stage of a bundle against its golden data: the portable graph, each typed graph, each engine that runs here.
+
+    golden.npz --feed--> stage --outputs--> gates --> measure --> judge --> rows
+                                            names and their order, dtype, shape, NaN and infinity
+    evaluation.npz --feed--> stage --> top-1, beside that of the fp32 graph
+
+Polygraphy runs the stages (one runner each, one activation) and measures. A stage that cannot run on this machine is
+listed with its reason; a stage that runs and breaks is a failure. Nothing is printed here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from engines.backends import load_backend
+from engines.backends.base import Progress, ignore_progress
+from engines.backends.onnxruntime import list_exceptions
+from engines.compare import Array, StageName, fail_output, judge_difference, measure_difference, quiet_polygraphy
+from engines.culprit import find_divergence
+from engines.onnx_file import read_onnx
+from specs.bundle import FileEntry, Graph, Manifest, digest_file, read_manifest, resolve_inside, verify_files
+from specs.bundle import write_manifest as _write_manifest
+from specs.errors import BuildError, BundleError, GraphError, MetagenError, OutputError, PreflightError
+from specs.report import Divergence, MetricRow, ParityReport, ParityRow
+from specs.tolerance import find_tolerance
+
+REPORT_NAME = "reports/parity.json"
+_ONNXRUNTIME = "onnxruntime"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stage:
+    """One file to run: `where.stage` is its path in the bundle."""
+
+    graph: Graph
+    where: StageName
+    capability: str = ""
+
+
+@dataclass
+class _Findings:
+    """What the report is made of, while it grows."""
+
+    rows: list[ParityRow] = field(default_factory=list)
+    metrics: list[MetricRow] = field(default_factory=list)
+    not_run: dict[str, str] = field(default_factory=dict)
+    divergences: dict[str, Divergence] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def check_bundle(
+    folder: Path, *, backends: tuple[str, ...] | None = None, progress: Progress = ignore_progress
+) -> ParityReport:
+    """Run and compare every stage, or those of `backends`.
+
+    Raises:
+        BundleError: a file is damaged, or golden data does not fit its graph. BuildError: an unknown backend.
+        MissingDependency: nothing can be compared without Polygraphy and ONNX Runtime.
+    """
+    manifest = read_manifest(folder)
+    for name in backends or ():
+        load_backend(name)
+    stages = [
+        stage
+        for graph in manifest.graphs
+        for stage in _list_stages(graph)
+        if backends is None or stage.where.backend in backends or _is_metric_reference(stage)
+    ]
+    findings = _Findings()
+    references: dict[str, float] = {}
+    for index, stage in enumerate(stages):
+        progress(f"checking {stage.where.stage} on {stage.where.backend}", index / len(stages))
+        reason = _find_obstacle(stage, findings)
+        if reason:
+            findings.not_run[stage.where.stage] = reason
+        else:
+            _check_stage(folder, manifest, stage, findings, references)
+    progress("compared", 1.0)
+    return ParityReport(
+        bundle=manifest.name,
+        rows=tuple(findings.rows),
+        metrics=tuple(findings.metrics),
+        not_run=findings.not_run,
+        divergences=findings.divergences,
+        versions=findings.versions,
+    )
+
+
+def write_report(folder: Path, report: ParityReport) -> bool:
+    """Keep the report in the bundle; False, and nothing done, when it is not ours to write. Raises OutputError."""
+    if not os.access(folder, os.W_OK):
+        return False
+    path = folder / REPORT_NAME
+    temporary = path.with_suffix(".tmp")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        temporary.write_text(report.to_json() + "\n", encoding="utf-8")
+        temporary.replace(path)
+        manifest = read_manifest(folder)
+        entry = FileEntry(bytes=path.stat().st_size, sha256=digest_file(path))
+        _write_manifest(folder, replace(manifest, files={**manifest.files, REPORT_NAME: entry}))
+    except OSError as error:
+        raise OutputError(
+            "the parity report could not be written",
+            where=str(path),
+            got=error.strerror or str(error),
+            fix="free some space, or copy the bundle to a folder of yours",
+        ) from None
+    return True
+
+
+def _list_stages(graph: Graph) -> Iterable[_Stage]:
+    def name(file: str, backend: str, precision: str) -> StageName:
+        return StageName(graph=graph.name, stage=file, backend=backend, precision=precision)
+
+    yield _Stage(graph=graph, where=name(graph.file, _ONNXRUNTIME, "fp32"))
+    for typed in graph.typed:
+        yield _Stage(graph=graph, where=name(typed.file, _ONNXRUNTIME, typed.precision))
+    for engine in graph.engines:
+        where = name(engine.file, engine.backend, engine.precision)
+        yield _Stage(graph=graph, where=where, capability=engine.compute_capability)
+
+
+def _is_metric_reference(stage: _Stage) -> bool:
+    """Of a graph with labelled data the portable form always runs: what the others lose is counted from it."""
+    return stage.graph.evaluation is not None and stage.where.stage == stage.graph.file
+
+
+def _find_obstacle(stage: _Stage, findings: _Findings) -> str:
+    """Why this machine cannot run a stage, "" when it can."""
+    available = load_backend(stage.where.backend).probe()
+    if available.version:
+        findings.versions[stage.where.backend] = available.version
+    if not available.can_run:
+        return f"{stage.where.backend}: {available.reason}"
+    if stage.capability and f"(SM {stage.capability})" not in available.device:
+        return f"{stage.where.backend}: the engine is for compute capability {stage.capability}, not {available.device}"
+    return ""
+
+
+def _check_stage(
+    folder: Path, manifest: Manifest, stage: _Stage, findings: _Findings, references: dict[str, float]
+) -> None:
+    graph, where = stage.graph, stage.where
+    _verify_stage(folder, manifest, stage)
+    feed, golden = _read_golden(folder, graph)
+    evaluation = _read_evaluation(folder, manifest, graph)
+    batches = list(_split_batches(evaluation[0], graph, manifest)) if evaluation else []
+    try:
+        runner = load_backend(where.backend).load(folder / where.stage)
+        results = _run(runner, [feed, *batches])
+    except BuildError as error:  # an operator that this backend does not implement
+        findings.not_run[where.stage] = _join(error)
+        return
+    except (GraphError, PreflightError) as error:
+        findings.rows += [fail_output(where, t.name, f"does not load: {_join(error)}") for t in graph.outputs]
+        return
+    except list_exceptions() as error:
+        text = " ".join(str(error).split())
+        findings.rows += [fail_output(where, t.name, f"does not run: {text}") for t in graph.outputs]
+        return
+    rows = judge_outputs(where, graph, results[0], golden, manifest.parity)
+    findings.rows += rows
+    failed = next((row for row in rows if not row.passed), None)
+    compared = failed is not None and failed.difference.reference_rms > 0  # not stopped at a gate before
+    if failed and compared and where.stage.endswith(".onnx") and where.stage != graph.file:
+        found = find_divergence(folder / graph.file, folder / where.stage, feed, limit=failed.limit_relative)
+        if found is not None:
+            findings.divergences[where.stage] = found
+    if evaluation is not None:
+        value = measure_top1([r[graph.outputs[0].name] for r in results[1:]], evaluation[1])
+        if where.stage == graph.file:
+            references[graph.name] = value
+        if graph.name in references:
+            reference = references[graph.name]
+            findings.metrics.append(_judge_metric(where, value, reference, len(evaluation[1]), manifest.parity))
+        else:
+            findings.not_run[f"{where.stage} (top1)"] = f"{graph.file} did not run, so there is no fp32 value"
+
+
+def _verify_stage(folder: Path, manifest: Manifest, stage: _Stage) -> None:
+    """Digest what this stage reads, external tensors included."""
+    files = [stage.where.stage, stage.graph.golden, *filter(None, [stage.graph.evaluation])]
+    verify_files(folder, manifest, files)
+    if stage.where.stage.endswith(".onnx"):
+        parent = PurePosixPath(stage.where.stage).parent
+        external = read_onnx(folder / stage.where.stage).list_external_files()
+        verify_files(folder, manifest, [str(parent / name) for name in external])
+
+
+def _read_arrays(path: Path) -> dict[str, Array]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, EOFError, KeyError) as error:
+        raise BundleError(
+            "reference data cannot be read", where=str(path), got=str(error), fix="export the bundle again"
+        ) from None
+
+
+def _read_golden(folder: Path, graph: Graph) -> tuple[dict[str, Array], dict[str, Array]]:
+    path = resolve_inside(folder, graph.golden)
+    arrays = _read_arrays(path)
+    needed = [f"input:{t.name}" for t in graph.inputs] + [f"output:{t.name}" for t in graph.outputs]
+    missing = [key for key in needed if key not in arrays]
+    if missing:
+        raise BundleError(
+            f"the golden data of graph '{graph.name}' lacks {', '.join(missing)}",
+            where=str(path),
+            allowed=", ".join(sorted(arrays)),
+            fix="export the bundle again",
+        )
+    feed = {t.name: arrays[f"input:{t.name}"] for t in graph.inputs}
+    return feed, {t.name: arrays[f"output:{t.name}"] for t in graph.outputs}
+
+
+def _read_evaluation(folder: Path, manifest: Manifest, graph: Graph) -> tuple[dict[str, Array], Array] | None:
+    if graph.evaluation is None:
+        return None
+    path = resolve_inside(folder, graph.evaluation)
+    arrays = _read_arrays(path)
+    lengths = {name: len(array) for name, array in arrays.items() if array.ndim}
+    inputs = {t.name: arrays.get(f"input:{t.name}") for t in graph.inputs}
+    if "labels" not in arrays or any(value is None for value in inputs.values()) or len(set(lengths.values())) != 1:
+        raise BundleError(
+            f"the evaluation data of graph '{graph.name}' does not fit it",
+            where=str(path),
+            got=", ".join(f"{name} {arrays[name].shape}" for name in sorted(arrays)),
+            allowed=f"labels, {', '.join(f'input:{t.name}' for t in graph.inputs)}, all of one length",
+            fix="export the bundle again",
+        )
+    return {name: value for name, value in inputs.items() if value is not None}, arrays["labels"]
+
+
+def _split_batches(inputs: Mapping[str, Array], graph: Graph, manifest: Manifest) -> Iterable[dict[str, Array]]:
+    """Batches of the size that engines are tuned for; the last is filled up with its own last row."""
+    size = graph.inputs[0].shape[0]
+    batch = size if isinstance(size, int) else manifest.dims.get(size, (1, 1, 1))[1]
+    count = len(next(iter(inputs.values())))
+    for start in range(0, count, batch):
+        chosen = np.minimum(np.arange(start, start + batch), count - 1)
+        yield {name: value[chosen] for name, value in inputs.items()}
+
+
+def _run(runner: Any, feeds: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
+    """One activation of one Polygraphy runner over all feeds."""
+    with quiet_polygraphy():
+        from polygraphy.comparator import Comparator
+
+        results = Comparator.run([runner], data_loader=list(feeds))
+        return [{name: np.asarray(result[name]) for name in result} for result in results[0][1]]
+
+
+def judge_outputs(
+    where: StageName,
+    graph: Graph,
+    outputs: Mapping[str, Array],
+    golden: Mapping[str, Array],
+    parity: Mapping[str, float],
+) -> list[ParityRow]:
+    """The gates, then the tolerance, for every output of one run."""
+    expected = [tensor.name for tensor in graph.outputs]
+    if list(outputs) != expected:
+        reason = f"the outputs are {', '.join(outputs)}, the manifest has {', '.join(expected)}"
+        return [fail_output(where, name, reason) for name in expected]
+    rows = []
+    for tensor in graph.outputs:
+        value, reference = outputs[tensor.name], golden[tensor.name]
+        if value.dtype.name != tensor.dtype:
+            rows.append(fail_output(where, tensor.name, f"dtype {value.dtype.name}, the manifest has {tensor.dtype}"))
+        elif value.shape != reference.shape:
+            rows.append(fail_output(where, tensor.name, f"shape {value.shape}, the golden data has {reference.shape}"))
+        else:
+            rows.append(
+                judge_difference(
+                    where,
+                    measure_difference(tensor.name, value, reference),
+                    exact=value.dtype.kind not in "fc",
+                    floor=graph.noise_floor.get(tensor.name),
+                    parity=parity,
+                )
+            )
+    return rows
+
+
+def measure_top1(logits: Sequence[Array], labels: Array) -> float:
+    """Share of samples whose largest logit is the label; rows beyond the labels are filling."""
+    predicted = np.concatenate([batch.argmax(axis=-1) for batch in logits])[: len(labels)]
+    return float(np.mean(predicted == labels))
+
+
+def _judge_metric(
+    where: StageName, value: float, reference: float, samples: int, parity: Mapping[str, float]
+) -> MetricRow:
+    max_loss = parity.get("top1_max_loss", find_tolerance(where.precision).top1_loss)
+    return MetricRow(
+        graph=where.graph,
+        stage=where.stage,
+        backend=where.backend,
+        precision=where.precision,
+        metric="top1",
+        value=value,
+        reference=reference,
+        samples=samples,
+        max_loss=max_loss,
+        passed=reference - value <= max_loss + 1e-12,
+    )
+
+
+def _join(error: MetagenError) -> str:
+    return f"{error.problem}: {error.got}" if error.got else error.problem

@@ -1,0 +1,179 @@
+"""How much of a graph computes in which precision, and whether that is what was asked for.
+
+Precision is counted three ways, each as fractions of 1:
+
+    nodes         nodes whose result is a float; Casts, Q/DQ and nodes that only move values are left out
+    weight bytes  stored tensors of floating or quantised type
+    compute       multiply-accumulates. A product counts as int8 when both operands come out of a DequantizeLinear,
+                  so a weight-only quantised product counts as what it computes in
+
+Shapes come from the file; with `onnx` installed they are inferred where the file does not say, and functions are
+inlined first. A dimension that is only known at run time counts as its size in `sizes`, or as 1.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+from engines.macs import MACS
+from engines.onnx_file import Node, OnnxFile, Shape, Value, parse_onnx, read_onnx
+from specs.errors import BuildError
+from specs.report import PrecisionShares
+
+_PRECISIONS = {
+    "float64": "fp64", "float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int8": "int8", "uint8": "int8",
+    "float8_e4m3fn": "fp8", "float8_e5m2": "fp8", "int4": "int4", "uint4": "int4", "float4_e2m1fn": "fp4",
+}  # fmt: skip
+_FLOATS = ("float64", "float32", "float16", "bfloat16")
+_MOVES = ("Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Expand", "Gather")
+_SILENT = (*_MOVES, "Cast", "CastLike", "QuantizeLinear", "DequantizeLinear", "Constant", "ConstantOfShape", "Shape")
+#: ONNX Runtime's integer products: their operands are int8 whatever the result's type.
+_INTEGER_PRODUCTS = (
+    "MatMulInteger", "QLinearMatMul", "ConvInteger", "QLinearConv", "QGemm", "MatMulIntegerToFloat",
+    "DynamicQuantizeMatMul",
+)  # fmt: skip
+
+#: Least share of the compute that a graph of this precision must do in it (or lower), and why less than all.
+LEAST_COMPUTE: Mapping[str, tuple[float, str]] = {
+    "fp32": (0.999, "nothing else was asked for"),
+    "fp16": (0.9, "a few nodes may be kept in fp32 for their range"),
+    "bf16": (0.9, "a few nodes may be kept in fp32 for their accuracy"),
+    "int8": (0.5, "the attention core and named sensitive layers stay in the graph's high precision"),
+}
+#: Precisions that are lower than the asked one and so satisfy it.
+_LOWER = {"fp32": (), "fp16": ("int8", "fp8", "int4"), "bf16": ("int8", "fp8", "int4"), "int8": ("fp8", "int4")}
+
+
+def measure_shares(path: Path, sizes: Mapping[str, int] | None = None) -> PrecisionShares:
+    """The shares of each precision in an ONNX file."""
+    return measure_graph(read_onnx(path), sizes or {})[0]
+
+
+def require_precision(shares: PrecisionShares, precision: str, *, where: str) -> None:
+    """Refuse a graph or engine that does not compute in the precision it was asked for.
+
+    Raises:
+        BuildError: with the shares. A graph without a product (nothing to lower) passes.
+    """
+    least, reason = LEAST_COMPUTE.get(precision, (0.5, ""))
+    got = sum(shares.compute.get(name, 0.0) for name in (precision, *_LOWER.get(precision, ())))
+    if shares.compute and got < least:
+        found = ", ".join(f"{share:.1%} {name}" for name, share in sorted(shares.compute.items(), key=lambda i: -i[1]))
+        raise BuildError(
+            f"{precision} was asked for, and the graph does not compute in it",
+            where=where,
+            got=f"{found} of the multiply-accumulates",
+            allowed=f"at least {least:.1%} {precision}: {reason}",
+            fix=f"export it again with --precision {precision}; precision is written in the typed graph",
+        )
+
+
+def _flatten(model: OnnxFile) -> OnnxFile:
+    """The same graph with functions inlined and shapes inferred, as far as `onnx` is installed and able."""
+    try:
+        import onnx
+        import onnx.inliner
+        import onnx.shape_inference
+    except ImportError:
+        return model
+    proto = onnx.load(str(model.path), load_external_data=False)
+    try:
+        if proto.functions:
+            proto = onnx.inliner.inline_local_functions(proto)
+        proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+        return parse_onnx(proto.SerializeToString(), model.path)
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError):
+        return model  # shapes from the file alone: unknown ones count as 1
+
+
+class _Types:
+    """dtype and shape of every tensor of the main graph, as far as they are known."""
+
+    def __init__(self, model: OnnxFile) -> None:
+        graph = model.graph
+        known: list[Value] = [*graph.inputs, *graph.values, *graph.outputs]
+        self.dtypes = {v.name: v.dtype for v in known if v.dtype}
+        self.shapes: dict[str, Shape | None] = {v.name: v.shape for v in known}
+        for weight in graph.weights:
+            self.dtypes[weight.name], self.shapes[weight.name] = weight.dtype, weight.shape
+        self.producers = {name: node for node in graph.nodes for name in node.outputs if name}
+        for node in graph.nodes:
+            self._add_constant(node)
+            self._add_outputs(node)
+
+    def _add_constant(self, node: Node) -> None:
+        if node.op_type == "Constant" and node.constants:
+            self.dtypes[node.outputs[0]] = node.constants[0].dtype
+            self.shapes[node.outputs[0]] = node.constants[0].shape
+
+    def _add_outputs(self, node: Node) -> None:
+        """Without shape inference: a Cast says its type, a DequantizeLinear has its scale's, the rest its input's."""
+        like = node.inputs[1] if node.op_type == "DequantizeLinear" and len(node.inputs) > 1 else ""
+        like = like or next((name for name in node.inputs if self.dtypes.get(name) in _FLOATS), "")
+        for name in node.outputs:
+            if name and name not in self.dtypes and like in self.dtypes:
+                self.dtypes[name] = self.dtypes[like]
+
+    def find_stored(self, name: str) -> str:
+        """The quantised precision that a tensor was dequantised from, "" when it was not."""
+        for _ in range(8):
+            node = self.producers.get(name)
+            if node is None or not node.inputs:
+                return ""
+            if node.op_type == "DequantizeLinear":
+                return _PRECISIONS.get(self._find_quantised_dtype(node), "")
+            if node.op_type not in _MOVES:
+                return ""
+            name = node.inputs[0]
+        return ""
+
+    def _find_quantised_dtype(self, node: Node) -> str:
+        dtype = self.dtypes.get(node.inputs[0], "")
+        if not dtype and len(node.inputs) > 2:
+            dtype = self.dtypes.get(node.inputs[2], "")
+        return dtype or "int8"
+
+
+def measure_graph(model: OnnxFile, sizes: Mapping[str, int]) -> tuple[PrecisionShares, float]:
+    """Shares, and all multiply-accumulates, of a graph whose file is still there."""
+    model = _flatten(model)
+    types = _Types(model)
+    nodes: dict[str, float] = defaultdict(float)
+    weights: dict[str, float] = defaultdict(float)
+    compute: dict[str, float] = defaultdict(float)
+    for weight in model.walk_weights():
+        if weight.dtype in _PRECISIONS:
+            weights[_PRECISIONS[weight.dtype]] += weight.nbytes
+    for node in model.graph.nodes:
+        precision = _find_precision(node, types)
+        if not precision:
+            continue
+        if node.op_type not in _SILENT:
+            nodes[precision] += 1
+        counter = MACS.get(node.op_type)
+        if counter is not None:
+            compute[precision] += max(counter(node, lambda name: _resolve(types.shapes.get(name), sizes)), 1.0)
+    shares = PrecisionShares(nodes=_normalise(nodes), weight_bytes=_normalise(weights), compute=_normalise(compute))
+    return shares, sum(compute.values())
+
+
+def _normalise(amounts: Mapping[str, float]) -> dict[str, float]:
+    total = sum(amounts.values())
+    return {name: value / total for name, value in sorted(amounts.items())} if total else {}
+
+
+def _find_precision(node: Node, types: _Types) -> str:
+    if node.op_type in _INTEGER_PRODUCTS:
+        return "int8"
+    if node.op_type in MACS:
+        stored = {types.find_stored(name) for name in node.inputs[:2]}
+        if len(stored) == 1 and "" not in stored:
+            return stored.pop()
+    dtype = next((types.dtypes[name] for name in node.outputs if types.dtypes.get(name) in _FLOATS), "")
+    return _PRECISIONS.get(dtype, "")
+
+
+def _resolve(shape: Shape | None, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(s if isinstance(s, int) else sizes.get(s or "", 1) for s in shape or ())

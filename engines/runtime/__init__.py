@@ -1,0 +1,29 @@
+"""What an edge app embeds: open a bundle and run it.
+
+Needs Python 3.10+, numpy, and one of onnxruntime or tensorrt (imported when a bundle needs it). Importing this
+package imports nothing else: no torch, onnx, pydantic, yaml or click.
+
+    session = load("digits.bundle")
+    session.run({"image": pixels})            # named arrays in, named arrays out
+    session.pipeline.classify("seven.png")    # or the bundle's own host loop
+"""
+
+from __future__ import annotations
+
+from engines.runtime.answer import Answer, Request, answer
+from engines.runtime.pipelines import ImageClassification, ImageTextSimilarity, Tensors, TextGeneration
+from engines.runtime.session import Choice, GraphSession, Session, load
+
+__all__ = [
+    "Answer",
+    "Choice",
+    "GraphSession",
+    "ImageClassification",
+    "ImageTextSimilarity",
+    "Request",
+    "Session",
+    "Tensors",
+    "TextGeneration",
+    "answer",
+    "load",
+]

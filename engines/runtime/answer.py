@@ -1,0 +1,190 @@
+"""What a command line hands over (files, prompts, texts) through a bundle's own pipeline, as rows to print."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from engines.runtime.image import load_image
+from engines.runtime.pipelines import ImageClassification, ImageTextSimilarity, TextGeneration
+from engines.runtime.session import GraphSession, Session
+from specs.bundle import IoTensor
+from specs.errors import InputError, name_nearest
+
+if TYPE_CHECKING:
+    from engines.runtime.arrays import Array
+
+
+_DAMAGED = (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What was asked: which of these a bundle uses depends on its pipeline, and one it does not use is an error."""
+
+    files: tuple[str, ...] = ()  # pictures, or one .npz of tensors
+    prompts: tuple[str, ...] = ()  # prompts to go on from, or texts to compare pictures with
+    inputs: tuple[str, ...] = ()  # "name=file": tensors for one graph, whatever the pipeline
+    graph: str | None = None  # which graph `inputs` or an .npz are for, when there are several
+    top_k: int = 5
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A table, and the arrays behind it where the answer is tensors."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    arrays: Mapping[str, Array] = field(default_factory=dict)
+
+    def to_text(self) -> str:
+        """Columns aligned by spaces, the last one as it is."""
+        table = [self.header, *self.rows]
+        widths = [max(len(row[column]) for row in table) for column in range(len(self.header) - 1)]
+        return "\n".join(
+            "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])
+            for row in table
+        )
+
+    def to_json(self) -> str:
+        return json.dumps([dict(zip(self.header, row, strict=True)) for row in self.rows], indent=1)
+
+
+def answer(session: Session, request: Request) -> Answer:
+    """Run a bundle on what a user handed over.
+
+    Raises:
+        InputError: nothing was handed over, or not what this bundle takes.
+    """
+    tensors = request.inputs or (len(request.files) == 1 and request.files[0].endswith(".npz"))
+    if tensors:
+        return _answer_tensors(session, request)
+    pipeline = session.pipeline
+    if isinstance(pipeline, ImageClassification):
+        _require(request, "pictures", files=True)
+        return _answer_classification(pipeline, request)
+    if isinstance(pipeline, TextGeneration):
+        _require(request, "a prompt", prompts=True)
+        return _answer_generation(pipeline, request)
+    if isinstance(pipeline, ImageTextSimilarity):
+        _require(request, "pictures, and texts to compare them with", files=True, prompts=True)
+        return _answer_similarity(pipeline, request)
+    return _answer_tensors(session, request)
+
+
+def _require(request: Request, what: str, *, files: bool = False, prompts: bool = False) -> None:
+    if bool(request.files) != files or bool(request.prompts) != prompts:
+        raise InputError(
+            f"this bundle takes {what}",
+            got=f"{len(request.files)} files, {len(request.prompts)} prompts",
+            fix=f"metagen-deploy run BUNDLE{' FILE ...' if files else ''}{' --prompt TEXT ...' if prompts else ''}",
+        )
+
+
+def _answer_classification(pipeline: ImageClassification, request: Request) -> Answer:
+    found = pipeline.classify_all(request.files, top_k=request.top_k)
+    rows = [
+        (file if place == 0 else "", label, f"{probability:.4f}")
+        for file, best in zip(request.files, found, strict=True)
+        for place, (label, probability) in enumerate(best)
+    ]
+    return Answer(header=("picture", "label", "probability"), rows=tuple(rows))
+
+
+def _answer_generation(pipeline: TextGeneration, request: Request) -> Answer:
+    texts = pipeline.generate(
+        request.prompts,
+        max_new_tokens=request.max_new_tokens,
+        temperature=request.temperature,
+        top_k=0 if request.temperature == 0 else request.top_k,
+        seed=request.seed,
+    )
+    return Answer(header=("prompt", "continuation"), rows=tuple(zip(request.prompts, texts, strict=True)))
+
+
+def _answer_similarity(pipeline: ImageTextSimilarity, request: Request) -> Answer:
+    rows = []
+    for file in request.files:
+        for text, probability in pipeline.classify(file, request.prompts):
+            rows.append((file, text, f"{probability:.4f}"))
+    return Answer(header=("picture", "text", "probability"), rows=tuple(rows))
+
+
+def _answer_tensors(session: Session, request: Request) -> Answer:
+    graph = _choose_graph(session, request.graph)
+    results = graph.run(_load_tensors(graph, request))
+    return Answer(
+        header=("output", "dtype", "shape", "min", "mean", "max"),
+        rows=tuple(
+            (name, str(value.dtype), str(list(value.shape)), *_summarise(value)) for name, value in results.items()
+        ),
+        arrays=results,
+    )
+
+
+def _choose_graph(session: Session, name: str | None) -> GraphSession:
+    if name is None and len(session.graphs) == 1:
+        return next(iter(session.graphs.values()))
+    if name not in session.graphs:
+        raise InputError(
+            "say which graph these tensors are for" if name is None else f"this bundle has no graph '{name}'",
+            allowed=name_nearest(name or "", session.graphs),
+            fix="add --graph NAME",
+        )
+    return session.graphs[name]
+
+
+def _load_tensors(graph: GraphSession, request: Request) -> dict[str, Array]:
+    known = {tensor.name: tensor for tensor in graph.graph.inputs}
+    loaded: dict[str, Array] = {}
+    for file in request.files:
+        loaded.update(_load_archive(file, known))
+    for pair in request.inputs:
+        name, equals, file = pair.partition("=")
+        if not equals or name not in known:
+            raise InputError(f"--input {pair!r} names no input", allowed=name_nearest(name, known), fix="NAME=FILE")
+        loaded[name] = _load_tensor(known[name], file)
+    return loaded
+
+
+def _load_tensor(tensor: IoTensor, file: str) -> Array:
+    if not file.endswith((".npy", ".npz")):
+        if len(tensor.shape) != 4 or tensor.dtype != "float32" or not all(isinstance(d, int) for d in tensor.shape[1:]):
+            raise InputError(f"input '{tensor.name}' is no picture", where=file, allowed=".npy")
+        channels, height, width = (int(d) for d in tensor.shape[1:])
+        return load_image(file, channels=channels, height=height, width=width)
+    return _load_array(file)
+
+
+def _load_array(file: str) -> Array:
+    """One .npy; never unpickles. Mapped first, so that a header that claims more than the file holds is refused."""
+    try:
+        return np.array(np.lib.format.open_memmap(file, mode="r"))
+    except _DAMAGED as error:
+        raise InputError("this file holds no array", where=file, got=str(error), allowed=".npy") from None
+
+
+def _load_archive(file: str, known: Iterable[str]) -> dict[str, Array]:
+    """Arrays of an .npz whose key is a known name, alone or after `input:` as in golden data; never unpickles."""
+    try:
+        with Path(file).open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+            keys = {key.removeprefix("input:"): key for key in archive.files}
+            return {name: archive[keys[name]] for name in known if name in keys}
+    except (*_DAMAGED, AttributeError, TypeError) as error:  # the last two: an array under the name of an archive
+        raise InputError("this file holds no arrays", where=file, got=str(error), allowed=".npz") from None
+
+
+def _summarise(value: Array) -> tuple[str, str, str]:
+    if value.dtype.kind not in "fiub" or value.size == 0:
+        return ("", "", "")
+    return (f"{value.min():.6g}", f"{value.mean():.6g}", f"{value.max():.6g}")

@@ -1,0 +1,148 @@
+"""Pictures to what a vision graph takes: float32 [1, channels, height, width] in [0, 1].
+
+    file or array -> uint8 or float [H, W, C] -> channels -> antialiased resize -> NCHW
+
+PNG, PPM, PGM and .npy need numpy alone; anything else needs Pillow. The whole picture is stretched to the graph's
+size: an app whose model was trained on crops crops before.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from engines.runtime.png import MAX_PIXELS, SIGNATURE, decode_png
+from specs.errors import InputError
+
+if TYPE_CHECKING:
+    from engines.runtime.arrays import Array
+
+_NATIVE = "PNG, PPM, PGM or .npy"
+_NPY_MAGIC = b"\x93NUMPY"
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow's convert("L")
+_PNM_HEADER = re.compile(rb"P([56])\s(?:\s|#[^\n]*\n)*(\d+)\s(?:\s|#[^\n]*\n)*(\d+)\s(?:\s|#[^\n]*\n)*(\d+)\s")
+
+
+def load_image(source: str | Path | Array, *, height: int, width: int, channels: int) -> Array:
+    """A picture as float32 [1, channels, height, width] in [0, 1].
+
+    Args:
+        source: a file, or an array [H, W] or [H, W, C]: uint8, or floating point in [0, 1].
+
+    Raises:
+        InputError: no such file, not a picture, or values outside [0, 1].
+    """
+    where = "array" if isinstance(source, np.ndarray) else str(source)
+    pixels = source if isinstance(source, np.ndarray) else _read_file(Path(source))
+    pixels = _to_unit_range(pixels, where)
+    pixels = resize_image(_to_channels(pixels, channels, where), height=height, width=width)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
+
+
+def resize_image(pixels_HWC: Array, *, height: int, width: int) -> Array:
+    """Bilinear resize of float32 [H, W, C]; shrinking averages over every source pixel (Pillow's BILINEAR)."""
+    rows = _make_resize_matrix(pixels_HWC.shape[0], height)
+    columns = _make_resize_matrix(pixels_HWC.shape[1], width)
+    across = np.einsum("vw,hwc->hvc", columns, pixels_HWC, optimize=True)
+    resized: Array = np.einsum("uh,hvc->uvc", rows, across, optimize=True).astype(np.float32)
+    return resized
+
+
+def _make_resize_matrix(source: int, target: int) -> Array:
+    """[target, source] weights of a triangle filter, widened by the factor of shrinking; rows sum to 1."""
+    scale = source / target
+    reach = max(scale, 1.0)
+    centres = (np.arange(target) + 0.5) * scale - 0.5
+    weights = np.maximum(0.0, 1.0 - np.abs(np.arange(source)[None, :] - centres[:, None]) / reach)
+    matrix: Array = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    return matrix
+
+
+def _read_file(path: Path) -> Array:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError("the picture cannot be read", where=str(path), got=error.strerror, allowed=_NATIVE) from None
+    try:
+        if data.startswith(SIGNATURE):
+            return decode_png(data)
+        if data.startswith(_NPY_MAGIC):
+            stored: Array = np.array(np.lib.format.open_memmap(path, mode="r"))
+            return stored
+        if header := _PNM_HEADER.match(data):
+            return _decode_pnm(header, data)
+        problem = "this picture is of a kind that needs Pillow"
+    except ValueError as error:
+        problem = str(error)
+    return _read_with_pillow(path, problem)
+
+
+def _decode_pnm(header: re.Match[bytes], data: bytes) -> Array:
+    kind, width, height, largest = (int(group) for group in header.groups())
+    samples = 3 if kind == 6 else 1
+    if not 0 < width * height <= MAX_PIXELS or not 0 < largest <= 255:
+        raise ValueError(f"a picture of {width} x {height} with values to {largest} is not decoded here")
+    count = height * width * samples
+    if len(data) - header.end() < count:
+        raise ValueError("the picture is truncated")
+    pixels = np.frombuffer(data, np.uint8, count, header.end()).reshape(height, width, samples)
+    return pixels if largest == 255 else np.minimum(pixels / np.float32(largest), np.float32(1))
+
+
+def _read_with_pillow(path: Path, problem: str) -> Array:
+    try:
+        pillow = importlib.import_module("PIL.Image")
+    except ImportError:
+        raise InputError(problem, where=str(path), allowed=_NATIVE, fix="pip install pillow, or convert it") from None
+    try:
+        with pillow.open(path) as picture:
+            grey = picture.mode in ("1", "L", "I", "F", "I;16", "LA")
+            pixels: Array = np.asarray(picture.convert("L" if grey else "RGB"))
+            return pixels
+    except (OSError, SyntaxError, ValueError, pillow.DecompressionBombError) as error:
+        raise InputError("this is no picture", where=str(path), got=str(error), allowed=_NATIVE) from None
+
+
+def _to_unit_range(pixels: Array, where: str) -> Array:
+    if pixels.ndim not in (2, 3) or 0 in pixels.shape:
+        raise InputError(
+            "a picture has rank 2 or 3", where=where, got=f"shape {list(pixels.shape)}", allowed="[H, W] or [H, W, C]"
+        )
+    if pixels.dtype == np.uint8:
+        scaled: Array = pixels.astype(np.float32) / np.float32(255)
+        return scaled
+    if pixels.dtype.kind != "f" or not (pixels.min() >= 0 and pixels.max() <= 1):
+        raise InputError(
+            "the picture's values are outside the range of its type",
+            where=where,
+            got=f"{pixels.dtype} from {pixels.min()} to {pixels.max()}",
+            allowed="uint8, or floating point in [0, 1]",
+            fix="divide by the largest value that a pixel may have",
+        )
+    return pixels.astype(np.float32)
+
+
+def _to_channels(pixels: Array, channels: int, where: str) -> Array:
+    """[H, W, channels]: alpha is dropped, grey is repeated, colour is weighted to luma."""
+    pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
+    if pixels.shape[2] == channels:
+        return pixels
+    if pixels.shape[2] in (2, 4):
+        pixels = pixels[:, :, :-1]
+    if pixels.shape[2] == 3 and channels == 1:
+        grey: Array = pixels @ _LUMA[:, None]
+        return grey
+    if pixels.shape[2] == 1:
+        return np.repeat(pixels, channels, axis=2)
+    if pixels.shape[2] != channels:
+        raise InputError(
+            "the picture has the wrong number of channels",
+            where=where,
+            got=f"{pixels.shape[2]}",
+            allowed=f"{channels}, or a grey, RGB or RGBA picture",
+        )
+    return pixels

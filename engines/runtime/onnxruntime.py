@@ -1,0 +1,75 @@
+"""ONNX Runtime behind the runtime's one `execute(names, feed)`; CPU and CUDA. The only file here that names it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engines.runtime.preflight import ONNXRUNTIME_CUDA, Candidate
+from specs.bundle import Graph
+from specs.errors import BundleError, PreflightError
+
+if TYPE_CHECKING:
+    from engines.runtime.arrays import Array
+
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(bool)": "bool",
+    "tensor(string)": "object",
+}
+_FATAL_ONLY = 4  # ONNX Runtime's log severity; its errors reach the caller as exceptions
+
+
+def open_onnx(
+    path: Path, graph: Graph, candidate: Candidate, *, threads: int | None
+) -> Callable[[Sequence[str], Mapping[str, Array]], Sequence[Array]]:
+    """Load an ONNX file and return what runs it; safe to call from several threads at once.
+
+    Raises:
+        PreflightError: this ONNX Runtime cannot load the file, or cannot use the GPU.
+        BundleError: the file's inputs or outputs are not those of the manifest.
+    """
+    ort = importlib.import_module("onnxruntime")
+    options = ort.SessionOptions()
+    options.log_severity_level = _FATAL_ONLY
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    providers = ["CPUExecutionProvider"]
+    if candidate.backend == ONNXRUNTIME_CUDA:
+        providers.insert(0, "CUDAExecutionProvider")
+    try:
+        session = ort.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # its exception classes share no base but this one
+        raise PreflightError(
+            f"ONNX Runtime {ort.__version__} cannot load this graph", where=candidate.file, got=_first_line(error)
+        ) from error
+    session.disable_fallback()
+    if session.get_providers()[0] != providers[0]:
+        raise PreflightError("ONNX Runtime could not start CUDA", where=candidate.file, fix="see its message above")
+    _check_interface(path, session, graph)
+    run: Callable[[Sequence[str], Mapping[str, Array]], Sequence[Array]] = session.run
+    return run
+
+
+def _check_interface(path: Path, session: Any, graph: Graph) -> None:
+    for kind, found, listed in (
+        ("inputs", session.get_inputs(), graph.inputs),
+        ("outputs", session.get_outputs(), graph.outputs),
+    ):
+        got = {t.name: _DTYPES.get(t.type, t.type.removeprefix("tensor(").removesuffix(")")) for t in found}
+        allowed = {t.name: t.dtype for t in listed}
+        if got != allowed:
+            raise BundleError(
+                f"the graph's {kind} are not those of the manifest",
+                where=str(path),
+                got=", ".join(f"{name} {dtype}" for name, dtype in got.items()),
+                allowed=", ".join(f"{name} {dtype}" for name, dtype in allowed.items()),
+                fix="export the bundle again",
+            )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,51 @@
+"""Host loops: what a whole model does with its graphs. The manifest's `pipeline.kind` picks one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from engines.runtime.fields import take_field
+from engines.runtime.pipelines.classification import ImageClassification
+from engines.runtime.pipelines.generation import TextGeneration
+from engines.runtime.pipelines.similarity import ImageTextSimilarity
+from engines.runtime.pipelines.tensors import Tensors
+from specs.bundle import Manifest
+from specs.errors import BundleError, name_nearest
+
+if TYPE_CHECKING:
+    from engines.runtime.session import GraphSession
+
+Pipeline: TypeAlias = "ImageClassification | TextGeneration | ImageTextSimilarity | Tensors"
+
+PIPELINES: dict[str, type[ImageClassification | TextGeneration | ImageTextSimilarity | Tensors]] = {
+    "image-classification": ImageClassification,
+    "text-generation": TextGeneration,
+    "image-text-similarity": ImageTextSimilarity,
+    "tensors": Tensors,
+}
+
+
+def open_pipeline(folder: Path, manifest: Manifest, graphs: Mapping[str, GraphSession]) -> Pipeline:
+    """The host loop of a bundle; BundleError when its description is unknown or incomplete."""
+    kind = take_field(manifest.pipeline, "kind", str)
+    if kind not in PIPELINES:
+        raise BundleError(
+            f"manifest: unknown pipeline kind '{kind}'",
+            where=str(folder),
+            allowed=name_nearest(kind, PIPELINES),
+            fix="export the bundle again, or upgrade metagen-deploy",
+        )
+    return PIPELINES[kind](folder, manifest, graphs)
+
+
+__all__ = [
+    "PIPELINES",
+    "ImageClassification",
+    "ImageTextSimilarity",
+    "Pipeline",
+    "Tensors",
+    "TextGeneration",
+    "open_pipeline",
+]

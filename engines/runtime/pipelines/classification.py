@@ -1,0 +1,55 @@
+"""Pictures in, labels with probabilities out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, final
+
+import numpy as np
+
+from engines.runtime.fields import take_field, take_graph, take_strings
+from engines.runtime.image import load_image
+from engines.runtime.pipelines.batching import run_rows, softmax
+from specs.bundle import Manifest
+from specs.errors import InputError
+
+if TYPE_CHECKING:
+    from engines.runtime.arrays import Array
+    from engines.runtime.session import GraphSession
+
+
+@final
+class ImageClassification:
+    """One graph, image -> logits. Labels are the manifest's, or the index where it names none."""
+
+    def __init__(self, folder: Path, manifest: Manifest, graphs: Mapping[str, GraphSession]) -> None:
+        config = manifest.pipeline
+        self._graph = take_graph(config, "graph", graphs, inputs=("image",), outputs=("logits",))
+        self._size = take_image_size(config)
+        self._labels = take_strings(config, "labels")
+
+    def classify(self, image: str | Path | Array, *, top_k: int = 5) -> list[tuple[str, float]]:
+        """The `top_k` likeliest (label, probability), likeliest first; see `load_image` for what a picture may be."""
+        return self.classify_all([image], top_k=top_k)[0]
+
+    def classify_all(self, images: Sequence[str | Path | Array], *, top_k: int = 5) -> list[list[tuple[str, float]]]:
+        """`classify` for each picture, in as few calls as the graph's batch range allows."""
+        if top_k < 1 or not images:
+            raise InputError("nothing to classify", got=f"{len(images)} pictures, top_k {top_k}", allowed="1 or more")
+        pixels = np.concatenate([load_image(image, **self._size) for image in images])
+        probabilities = softmax(run_rows(self._graph, {"image": pixels})["logits"])
+        best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
+        return [
+            [(self._name_class(int(c)), float(row[c])) for c in order]
+            for row, order in zip(probabilities, best, strict=True)
+        ]
+
+    def _name_class(self, index: int) -> str:
+        return self._labels[index] if index < len(self._labels) else str(index)
+
+
+def take_image_size(config: Mapping[str, object]) -> dict[str, int]:
+    """`pipeline.image` as the keywords of `load_image`."""
+    image: dict[str, object] = take_field(config, "image", dict)
+    return {key: take_field(image, key, int, at="pipeline.image") for key in ("height", "width", "channels")}

@@ -1,0 +1,100 @@
+"""Pictures and texts in, how well each pair fits out (CLIP's zero-shot classification; Radford et al. 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, final
+
+import numpy as np
+
+from engines.runtime.fields import take_field, take_graph
+from engines.runtime.image import load_image
+from engines.runtime.pipelines.batching import get_batch_range, pad_rows, run_rows, softmax
+from engines.runtime.pipelines.classification import take_image_size
+from engines.runtime.text import make_tokenizer
+from specs.bundle import Manifest
+from specs.errors import InputError
+
+if TYPE_CHECKING:
+    from engines.runtime.arrays import Array
+    from engines.runtime.session import GraphSession
+
+
+@final
+class ImageTextSimilarity:
+    """Two towers and a fusion that ends in `similarity` [batch, batch], scaled as the model was trained."""
+
+    def __init__(self, folder: Path, manifest: Manifest, graphs: Mapping[str, GraphSession]) -> None:
+        config = manifest.pipeline
+        self._images = take_graph(config, "image_encoder", graphs, inputs=("image",), outputs=("image_features",))
+        self._texts = take_graph(config, "text_encoder", graphs, inputs=("token_ids",), outputs=("text_features",))
+        features = ("image_features", "text_features")
+        self._fusion = take_graph(config, "fusion", graphs, inputs=features, outputs=("similarity",))
+        self._size = take_image_size(config)
+        tokenizer: dict[str, object] = take_field(config, "tokenizer", dict)
+        self._tokenizer = make_tokenizer(folder, manifest, tokenizer)
+        self._context_length = take_field(tokenizer, "context_length", int, at="pipeline.tokenizer")
+        self._end_of_text = take_field(tokenizer, "end_of_text", int, at="pipeline.tokenizer")
+
+    def encode_images(self, images: Sequence[str | Path | Array]) -> Array:
+        """Features [images, width]; see `load_image` for what a picture may be."""
+        _require_some(images, "pictures")
+        pixels = np.concatenate([load_image(image, **self._size) for image in images])
+        return run_rows(self._images, {"image": pixels})["image_features"]
+
+    def encode_texts(self, texts: Sequence[str]) -> Array:
+        """Features [texts, width]."""
+        _require_some(texts, "texts")
+        token_ids = np.stack([self.tokenize(text) for text in texts])
+        return run_rows(self._texts, {"token_ids": token_ids})["text_features"]
+
+    def tokenize(self, text: str) -> Array:
+        """Ids, the end-of-text id, and zeros: int64 [context_length]. A text that is too long is an InputError."""
+        ids = [token for token in self._tokenizer.encode(text) if token != self._end_of_text]
+        if len(ids) >= self._context_length:
+            raise InputError(
+                "the text has too many tokens",
+                got=f"{len(ids)} in {text[:40]!r}",
+                allowed=f"{self._context_length - 1} and the end of text",
+                fix="shorten it",
+            )
+        row = np.zeros(self._context_length, np.int64)
+        row[: len(ids)] = ids
+        row[len(ids)] = self._end_of_text
+        return row
+
+    def compare(self, images: Sequence[str | Path | Array], texts: Sequence[str]) -> Array:
+        """Scaled similarity of every picture with every text, [images, texts]."""
+        return self.compare_features(self.encode_images(images), self.encode_texts(texts))
+
+    def classify(self, image: str | Path | Array, texts: Sequence[str]) -> list[tuple[str, float]]:
+        """(text, probability) of one picture among `texts`, likeliest first."""
+        probabilities = softmax(self.compare([image], texts))[0]
+        return [(texts[i], float(probabilities[i])) for i in np.argsort(-probabilities, kind="stable")]
+
+    def compare_features(self, image_features: Array, text_features: Array) -> Array:
+        """Similarity [images, texts] of encoded pictures and texts.
+
+        The graph takes as many pictures as texts, so the shorter side is filled up, and more than its batch range
+        takes are compared block by block.
+        """
+        rows, columns = len(image_features), len(text_features)
+        low, high = get_batch_range(self._fusion)
+        side = max(low, min(max(rows, columns), high or max(rows, columns)))
+        similarity = np.empty((rows, columns), np.float32)
+        for top in range(0, rows, side):
+            for left in range(0, columns, side):
+                feed = {
+                    "image_features": pad_rows(image_features[top : top + side], side),
+                    "text_features": pad_rows(text_features[left : left + side], side),
+                }
+                block = self._fusion.run(feed, ["similarity"], check_finite=True)["similarity"]
+                target = similarity[top : top + side, left : left + side]
+                target[:] = block[: target.shape[0], : target.shape[1]]
+        return similarity
+
+
+def _require_some(items: Sequence[object], name: str) -> None:
+    if not items:
+        raise InputError(f"there are no {name} to encode", allowed="1 or more")

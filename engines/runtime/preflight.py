@@ -1,0 +1,179 @@
+"""What of a bundle runs on this machine, decided from the manifest before a byte of an engine is deserialised.
+
+    TensorRT engine that fits  ->  ONNX Runtime on CUDA  ->  ONNX Runtime on the CPU
+                                   (typed graph of that precision, else the portable one)
+
+Every file that could have been taken is a `Candidate`; one that does not fit says why, so nothing is passed over in
+silence. A file that fits on paper may still be refused by its backend: the session then goes on to the next one.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from engines.onnx_file import read_onnx
+from engines.runtime.cuda import Gpu, find_gpu
+from specs.bundle import EngineFile, Graph, Manifest, resolve_inside, verify_files
+from specs.errors import BundleError, InputError, PreflightError, name_nearest
+
+ONNXRUNTIME_CUDA, ONNXRUNTIME_CPU = "onnxruntime-cuda", "onnxruntime-cpu"
+ENGINE_MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # backend -> Python module, best first
+#: What `backend=` may say -> the backends it stands for, best first.
+BACKENDS: dict[str | None, tuple[str, ...]] = {
+    None: (*ENGINE_MODULES, ONNXRUNTIME_CUDA, ONNXRUNTIME_CPU),
+    "onnxruntime": (ONNXRUNTIME_CUDA, ONNXRUNTIME_CPU),
+    **{name: (name,) for name in (*ENGINE_MODULES, ONNXRUNTIME_CUDA, ONNXRUNTIME_CPU)},
+}
+_VERSION_PARTS = 3  # an engine is tied to major.minor.patch of its TensorRT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What preflight needs to know. `find_version` maps a module to its version, or raises ImportError."""
+
+    gpu: Gpu | None
+    find_version: Callable[[str], str]
+    onnxruntime_providers: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One file that could run a graph. `obstacle` says why it cannot here; it is empty for one that fits."""
+
+    file: str
+    backend: str
+    precision: str
+    obstacle: str = ""
+    plugins: tuple[str, ...] = ()  # libraries of the bundle to load first
+
+    def explain_obstacle(self) -> str:
+        """A line that says why not: of an engine, or of all files of a backend at once."""
+        subject = f"{self.file} on {self.backend}" if self.backend in ENGINE_MODULES else self.backend
+        return f"{subject}: {self.obstacle}"
+
+
+def probe_machine() -> Machine:
+    """Look at this machine; imports ONNX Runtime when it is installed, and TensorRT only when asked for a version."""
+    try:
+        providers = tuple(importlib.import_module("onnxruntime").get_available_providers())
+    except ImportError:
+        providers = ()
+    return Machine(gpu=find_gpu(), find_version=find_version, onnxruntime_providers=providers)
+
+
+@cache
+def find_version(module: str) -> str:
+    """`__version__` of an installed module; raises ImportError when it does not import."""
+    return str(getattr(importlib.import_module(module), "__version__", "unknown"))
+
+
+def list_candidates(
+    manifest: Manifest, graph: Graph, *, backend: str | None, precision: str | None, machine: Machine
+) -> tuple[Candidate, ...]:
+    """Every file of `graph` that `backend` and `precision` leave, best first, each with its obstacle if it has one."""
+    if backend not in BACKENDS:
+        raise InputError(
+            f"unknown backend '{backend}'",
+            allowed=name_nearest(str(backend), [b for b in BACKENDS if b]),
+            fix="leave `backend` away for the best one that runs here",
+        )
+    found = [c for name in BACKENDS[backend] for c in _list_for_backend(manifest, graph, name, machine)]
+    asked = tuple(c for c in found if precision in (None, c.precision))
+    if not asked:
+        there = sorted({c.precision for c in found})
+        raise PreflightError(
+            f"graph '{graph.name}' has nothing for {backend or 'any backend'}"
+            + (f" in precision {precision}" if precision else ""),
+            allowed=f"precisions of this graph there: {', '.join(there) or 'none'}",
+            fix="export or build the bundle with it, or ask for one that is there",
+        )
+    return asked
+
+
+def _list_for_backend(manifest: Manifest, graph: Graph, backend: str, machine: Machine) -> Iterator[Candidate]:
+    if backend in ENGINE_MODULES:
+        for engine in graph.engines:
+            if engine.backend == backend:
+                plugins, obstacle = _find_plugins(manifest, engine)
+                yield Candidate(
+                    file=engine.file,
+                    backend=backend,
+                    precision=engine.precision,
+                    obstacle=_find_engine_obstacle(engine, machine) or obstacle,
+                    plugins=plugins,
+                )
+        return
+    obstacle = _find_onnxruntime_obstacle(backend, machine)
+    typed = [t for t in graph.typed if t.lowering == "onnxruntime"]
+    if backend == ONNXRUNTIME_CPU:
+        typed = [t for t in typed if t.target == "cpu"]
+    else:
+        typed.sort(key=lambda t: t.target == "cpu")  # stable: graphs lowered for a GPU come first
+    for t in typed:
+        yield Candidate(file=t.file, backend=backend, precision=t.precision, obstacle=obstacle)
+    yield Candidate(file=graph.file, backend=backend, precision="fp32", obstacle=obstacle)
+
+
+def _find_onnxruntime_obstacle(backend: str, machine: Machine) -> str:
+    if not machine.onnxruntime_providers:
+        return "the package 'onnxruntime' is not installed (pip install onnxruntime)"
+    if backend == ONNXRUNTIME_CPU:
+        return ""
+    if "CUDAExecutionProvider" not in machine.onnxruntime_providers:
+        return "this ONNX Runtime has no CUDA (pip install onnxruntime-gpu)"
+    return "" if machine.gpu else "this machine has no NVIDIA GPU"
+
+
+def _find_engine_obstacle(engine: EngineFile, machine: Machine) -> str:
+    if machine.gpu is None:
+        built_for = f"built for compute capability {engine.compute_capability}"
+        return f"{built_for}, and this machine has no NVIDIA GPU"
+    if engine.compute_capability != machine.gpu.compute_capability:
+        here = f"{machine.gpu.name} has {machine.gpu.compute_capability}"
+        return f"built for compute capability {engine.compute_capability}, {here}"
+    module = ENGINE_MODULES[engine.backend]
+    try:
+        version = machine.find_version(module)
+    except ImportError as error:
+        return f"the package '{module}' does not import: {error}"
+    if version.split(".")[:_VERSION_PARTS] != engine.backend_version.split(".")[:_VERSION_PARTS]:
+        return f"built with {engine.backend} {engine.backend_version}, {version} is installed"
+    return ""
+
+
+def _find_plugins(manifest: Manifest, engine: EngineFile) -> tuple[tuple[str, ...], str]:
+    """The bundle's files that are the engine's plugin libraries (by digest), and what is missing."""
+    by_digest = {entry.sha256: name for name, entry in manifest.files.items()}
+    missing = [op for op, digest in engine.plugins.items() if digest not in by_digest]
+    if missing:
+        return (), f"the bundle does not hold the plugin library of {', '.join(missing)} that it was built with"
+    return tuple(dict.fromkeys(by_digest[digest] for digest in engine.plugins.values())), ""
+
+
+def check_sizes(folder: Path, manifest: Manifest) -> None:
+    """Every file is there and as long as the manifest says; a truncated copy is found without reading it."""
+    for name, entry in manifest.files.items():
+        path = resolve_inside(folder, name)
+        size = path.stat().st_size if path.is_file() else None
+        if size != entry.bytes:
+            raise BundleError(
+                "a file of the bundle is missing" if size is None else "a file of the bundle was truncated or changed",
+                where=str(path),
+                got=None if size is None else f"{size} bytes",
+                allowed=f"{entry.bytes} bytes",
+                fix="copy the whole bundle again, or export it again",
+            )
+
+
+def verify_candidate(folder: Path, manifest: Manifest, candidate: Candidate) -> None:
+    """Digest exactly what this candidate reads: its file, the weights that an ONNX file names, its plugins."""
+    verify_files(folder, manifest, (candidate.file, *candidate.plugins))
+    if candidate.backend in ENGINE_MODULES:
+        return
+    parent = Path(candidate.file).parent
+    weights = read_onnx(resolve_inside(folder, candidate.file)).list_external_files()
+    verify_files(folder, manifest, [(parent / name).as_posix() for name in weights])

@@ -1,0 +1,275 @@
+"""An opened bundle: named arrays in, named arrays out, and a record of what was chosen to run each graph.
+
+    load(folder) -> read manifest -> sizes of all files -> per graph: candidates -> digests -> backend -> Session
+
+Sessions may be shared by threads: ONNX Runtime runs calls in parallel, TensorRT one after another. Inputs are read
+and never written; outputs are new arrays that belong to the caller. Nothing here is a model's host loop: see
+`engines.runtime.pipelines`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+
+from engines.runtime.checks import InputCheck, check_output_names
+from engines.runtime.onnxruntime import open_onnx
+from engines.runtime.pipelines import open_pipeline
+from engines.runtime.preflight import (
+    ENGINE_MODULES,
+    Candidate,
+    Machine,
+    check_sizes,
+    list_candidates,
+    probe_machine,
+    verify_candidate,
+)
+from engines.runtime.tensorrt import TensorRTEngine
+from specs.bundle import Graph, Manifest, read_manifest, resolve_inside
+from specs.errors import InputError, MetagenError, ParityError, PreflightError
+
+if TYPE_CHECKING:
+    from engines.runtime.arrays import Array
+
+    Execute = Callable[[Sequence[str], Mapping[str, Array]], Sequence[Array]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What runs one graph, and why nothing better does."""
+
+    graph: str
+    file: str
+    backend: str
+    precision: str
+    passed_over: tuple[str, ...] = ()  # "file on backend: reason", best first
+    other_precisions: tuple[str, ...] = ()  # that this backend could run as well, when asked for
+
+    def __str__(self) -> str:
+        also = f" (also there: {', '.join(self.other_precisions)})" if self.other_precisions else ""
+        lines = [f"{self.graph}: {self.file} on {self.backend}, {self.precision}{also}"]
+        return "\n".join([*lines, *(f"  not {reason}" for reason in self.passed_over)])
+
+
+class GraphSession:
+    """One graph ready to run. `graph` tells its inputs and outputs, `choice` what runs it."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        dims: Mapping[str, tuple[int, int, int]],
+        *,
+        choice: Choice,
+        execute: Execute,
+        close: Callable[[], None],
+    ) -> None:
+        self.graph, self.dims, self.choice = graph, dims, choice
+        self._output_names = [tensor.name for tensor in graph.outputs]
+        self._check = InputCheck(graph, dims).check
+        self._execute, self._close = execute, close
+
+    @property
+    def label(self) -> str:
+        """The precision and the backend, for a row of a table."""
+        return f"{self.choice.precision} on {self.choice.backend}"
+
+    def run(
+        self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None, *, check_finite: bool = False
+    ) -> dict[str, Array]:
+        """Run the graph.
+
+        Args:
+            inputs: an array for every input, of exactly the graph's dtype and of a shape inside its ranges.
+            outputs: names wanted; all by default.
+            check_finite: raise ParityError when a floating-point output holds NaN or Inf.
+
+        Raises:
+            InputError: names, dtypes, shapes or sizes that the graph does not take.
+        """
+        self._check(inputs)
+        names = self._output_names
+        if outputs is not None:
+            check_output_names(self.graph, outputs)
+            names = list(outputs)
+        try:
+            results = dict(zip(names, self._execute(names, inputs), strict=True))
+        except MetagenError:
+            raise
+        except Exception as error:  # backends share no base class; the cause stays attached
+            raise InputError(
+                f"{self.choice.backend} could not run these inputs",
+                where=f"graph '{self.graph.name}'",
+                got=", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items()),
+                fix=f"the backend says: {error}",
+            ) from error
+        if check_finite:
+            self._refuse_non_finite(results)
+        return results
+
+    def _refuse_non_finite(self, results: Mapping[str, Array]) -> None:
+        for name, value in results.items():
+            if value.dtype.kind == "f" and not np.isfinite(value).all():
+                raise ParityError(
+                    f"output '{name}' holds NaN or Inf",
+                    where=f"graph '{self.graph.name}', {self.choice.file} on {self.choice.backend}",
+                    got=f"{np.count_nonzero(~np.isfinite(value))} of {value.size} elements",
+                    fix="metagen-deploy check BUNDLE names the first tensor that is wrong",
+                )
+
+    def close(self) -> None:
+        """Release the backend; later runs raise InputError."""
+        self._execute = _refuse_closed
+        self._close()
+        self._close = _do_nothing
+
+
+class Session:
+    """An opened bundle; made by `load`. A context manager."""
+
+    def __init__(self, folder: Path, manifest: Manifest, graphs: Mapping[str, GraphSession]) -> None:
+        self.folder, self.manifest, self.graphs = folder, manifest, dict(graphs)
+        self._only = next(iter(self.graphs.values())) if len(self.graphs) == 1 else None
+        #: The host loop of this bundle's kind: ImageClassification, TextGeneration, ImageTextSimilarity or Tensors.
+        #: Untyped, since a caller knows which kind its bundle is and a type checker does not.
+        self.pipeline: Any = open_pipeline(folder, manifest, self.graphs)
+
+    def run(
+        self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None, *, check_finite: bool = False
+    ) -> dict[str, Array]:
+        """Run the only graph of a bundle that has one; see `GraphSession.run`."""
+        if self._only is None:
+            names = list(self.graphs)
+            raise InputError(
+                "this bundle has several graphs, say which one to run",
+                where=str(self.folder),
+                allowed=", ".join(names),
+                fix=f"session.graphs['{names[0]}'].run(...), or session.pipeline for the whole model",
+            )
+        return self._only.run(inputs, outputs, check_finite=check_finite)
+
+    @property
+    def backend_notes(self) -> tuple[Choice, ...]:
+        """For every graph: the file, backend and precision that run it, and what was passed over and why."""
+        return tuple(graph.choice for graph in self.graphs.values())
+
+    def describe(self) -> str:
+        """`backend_notes` as text, a graph a paragraph."""
+        return "\n".join(str(choice) for choice in self.backend_notes)
+
+    def close(self) -> None:
+        """Release every backend."""
+        for graph in self.graphs.values():
+            graph.close()
+
+    def __enter__(self) -> Session:  # noqa: PYI034 - typing.Self is Python 3.11
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def load(
+    folder: str | Path,
+    *,
+    backend: str | None = None,
+    precision: str | None = None,
+    threads: int | None = None,
+    verify: bool = True,
+    machine: Machine | None = None,
+) -> Session:
+    """Open a bundle on the best backend that runs here, and say which (`Session.describe`).
+
+    Args:
+        folder: the bundle.
+        backend: "tensorrt", "tensorrt-rtx", "onnxruntime", "onnxruntime-cuda" or "onnxruntime-cpu" to demand one; the
+            first that fits by default, in the order TensorRT, ONNX Runtime on CUDA, on the CPU.
+        precision: "fp32", "fp16", "int8", ... to demand one; the manifest's first by default.
+        threads: of ONNX Runtime on the CPU; one a core by default.
+        verify: digest the files that are used; False compares sizes only.
+        machine: what to take this machine for; probed by default.
+
+    Raises:
+        BundleError: a file is missing, changed or outside the bundle, or the manifest is malformed or too new.
+        PreflightError: nothing in the bundle fits this machine, or what was demanded does not.
+        InputError: an unknown backend.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    check_sizes(folder, manifest)
+    machine = machine or probe_machine()
+    opened: dict[str, GraphSession] = {}
+    try:
+        for graph in manifest.graphs:
+            candidates = list_candidates(manifest, graph, backend=backend, precision=precision, machine=machine)
+            opened[graph.name] = _open_graph(folder, manifest, graph, candidates, threads=threads, verify=verify)
+        return Session(folder, manifest, opened)
+    except BaseException:
+        for session in opened.values():
+            session.close()
+        raise
+
+
+def _open_graph(
+    folder: Path,
+    manifest: Manifest,
+    graph: Graph,
+    candidates: Sequence[Candidate],
+    *,
+    threads: int | None,
+    verify: bool,
+) -> GraphSession:
+    passed_over: dict[str, None] = {}  # an ordered set
+    for candidate in candidates:
+        if candidate.obstacle:
+            passed_over[candidate.explain_obstacle()] = None
+            continue
+        if verify:
+            verify_candidate(folder, manifest, candidate)
+        try:
+            execute, close = _open_candidate(folder, graph, candidate, threads=threads)
+        except PreflightError as error:
+            refusal = f"{error.problem}{f': {error.got}' if error.got else ''}"
+            passed_over[f"{candidate.file} on {candidate.backend}: {refusal}"] = None
+            continue
+        fitting = (c.precision for c in candidates if c.backend == candidate.backend and not c.obstacle)
+        choice = Choice(
+            graph=graph.name,
+            file=candidate.file,
+            backend=candidate.backend,
+            precision=candidate.precision,
+            passed_over=tuple(passed_over),
+            other_precisions=tuple(p for p in dict.fromkeys(fitting) if p != candidate.precision),
+        )
+        return GraphSession(graph, manifest.dims, choice=choice, execute=execute, close=close)
+    raise PreflightError(
+        f"nothing of what was asked runs graph '{graph.name}' on this machine",
+        where=str(folder),
+        got="\n           ".join(passed_over),
+        fix="metagen-deploy build BUNDLE makes an engine for this machine; or ask for no backend and no precision",
+    )
+
+
+def _open_candidate(
+    folder: Path, graph: Graph, candidate: Candidate, *, threads: int | None
+) -> tuple[Execute, Callable[[], None]]:
+    path = resolve_inside(folder, candidate.file)
+    if candidate.backend in ENGINE_MODULES:
+        plugins = [resolve_inside(folder, plugin) for plugin in candidate.plugins]
+        engine = TensorRTEngine(path, graph, candidate, plugins=plugins)
+        return engine.execute, engine.close
+    return open_onnx(path, graph, candidate, threads=threads), _do_nothing
+
+
+def _do_nothing() -> None:
+    """ONNX Runtime frees a session with its last reference."""
+
+
+def _refuse_closed(names: Sequence[str], feed: Mapping[str, Array]) -> NoReturn:
+    raise InputError("this session is closed", fix="open the bundle again with load(...)")

@@ -1,0 +1,9 @@
+"""From a torch model, or any ONNX file, to typed ONNX graphs; imports `specs` and never `engines`.
+
+    read_model      a file -> onnx_ir.Model, checked
+    ops/            the ONNX side of each custom op
+    passes/         PIPELINES[lowering, precision]: what each target class makes of a graph
+    calibrate       the range of every tensor that INT8 quantises
+
+Import the module that is needed: nothing is imported here, so that one part does not cost the others' start-up.
+"""

@@ -1,0 +1,243 @@
+"""Spec or ONNX file -> the contents of a bundle, in a folder that the caller stages.
+
+    GraphModule --trace--> --lower--> portable graph --store weights--> <component>/<stem>.onnx
+                                      golden data from torch        --> <component>/<stem>.golden.npz
+    for every (target, precision):    PIPELINES[lowering, precision] --> <component>/<stem>.<target>-<precision>.onnx
+
+Nothing here judges numbers: `engines.parity` does, before the staged folder becomes a bundle.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from exporters.calibrate import measure_ranges
+from exporters.golden import compute_outputs, measure_noise_floor, write_evaluation, write_golden
+from exporters.lower import PORTABLE_OPSET, lower
+from exporters.passes import PipelineResult, Range, list_quantizable_tensors, run_pipeline
+from exporters.trace import choose_sizes, trace
+from exporters.weights import WeightPool
+from specs.bundle import Graph, IoTensor, Manifest, TypedGraph, digest_text, index_files, write_manifest
+from specs.handlers import GraphModule, Handler, get_handler
+from specs.load import dump_spec
+from specs.schema import Precision, Spec
+from specs.targets import Target
+
+Progress = Callable[[str, "float | None"], None]
+Samples = Callable[[], Iterable[Mapping[str, np.ndarray]]]
+
+_TOOLS = ("metagen-deploy", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
+
+#: Where the first dynamic dim aims while tracing and in the golden data. They differ, so that the golden data would
+#: show a size that tracing baked in.
+_TRACE_NEAR, _GOLDEN_NEAR = 2, 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One typed graph that is wanted: where it shall run, and in what precision."""
+
+    target: Target
+    precision: Precision
+
+
+@dataclass(kw_only=True)
+class _Component:
+    """A component's folder while it is being written."""
+
+    folder: Path
+    pool: WeightPool
+    graphs: list[Graph] = field(default_factory=list)
+
+
+def export_spec(
+    spec: Spec,
+    folder: Path,
+    *,
+    targets: Sequence[Target],
+    precisions: Sequence[Precision],
+    progress: Progress,
+) -> Manifest:
+    """Write a bundle for `spec` into the empty `folder`.
+
+    Args:
+        precisions: replaces the spec's choice for every component; several give several typed graphs a target.
+            Empty: what the spec asks for.
+
+    Raises:
+        MetagenError: anything of the spec's making; see `specs.errors`.
+    """
+    progress(f"building {spec.name}", None)
+    handler = get_handler(spec)
+    modules = handler.build(spec)
+    components: dict[str, _Component] = {}
+    for position, module in enumerate(modules):
+        component = _open_component(components, folder, module.component)
+        wanted = [
+            Variant(target=target, precision=precision)
+            for target in targets
+            for precision in (precisions or (spec.precision_of(module.component),))
+        ]
+        start = position / len(modules)
+        component.graphs.append(_export_graph(spec, handler, module, component, wanted, _shift(progress, start)))
+    (folder / "spec.yaml").write_text(dump_spec(spec), encoding="utf-8")
+    return finish_bundle(
+        folder,
+        Manifest(
+            name=spec.name if spec.variant is None else f"{spec.name}:{spec.variant}",
+            spec_digest=digest_text(dump_spec(spec)),
+            created_by=list_versions(),
+            dims={name: (dim.min, dim.opt, dim.max) for name, dim in spec.dims.items()},
+            pipeline=handler.describe_pipeline(spec),
+            graphs=tuple(graph for component in components.values() for graph in component.graphs),
+            parity=spec.parity.model_dump(exclude_none=True),
+        ),
+        components={name: component.pool for name, component in components.items()},
+    )
+
+
+def finish_bundle(folder: Path, manifest: Manifest, *, components: Mapping[str, WeightPool]) -> Manifest:
+    """Index every file (weight pools already know their digests) and write the manifest."""
+    known = {
+        f"{name}/{file}": entry for name, pool in components.items() for file, entry in pool.list_entries().items()
+    }
+    manifest = replace(manifest, files=index_files(folder, known))
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def list_versions() -> dict[str, str]:
+    """The tools that shaped the graphs."""
+    versions = {}
+    for tool in _TOOLS:
+        try:
+            versions[tool] = importlib.metadata.version(tool)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # an uninstalled checkout has no metadata of its own
+    return versions
+
+
+def write_typed_graphs(
+    portable: Path,
+    stem: str,
+    wanted: Sequence[Variant],
+    pool: WeightPool,
+    *,
+    samples: Samples,
+    calibration_method: str,
+    progress: Progress,
+) -> tuple[TypedGraph, ...]:
+    """Lower and type the portable graph for every variant; targets that lower alike share the work.
+
+    Args:
+        samples: called once, and only when something is INT8.
+    """
+    typed: list[TypedGraph] = []
+    done: dict[tuple[str, Precision], tuple[bytes, PipelineResult]] = {}
+    ranges: Mapping[str, Range] | None = None
+    for variant in wanted:
+        target, precision = variant.target, variant.precision
+        key = (target.lowering, precision)
+        if key not in done:
+            progress(f"{stem}: lowering to {precision} for {target.name}", None)
+            if precision == "int8" and ranges is None:
+                tensors = list_quantizable_tensors(ir.load(portable))
+                ranges = measure_ranges(portable, tensors, samples(), method=calibration_method, progress=progress)
+            result = run_pipeline(ir.load(portable), lowering=target.lowering, precision=precision, ranges=ranges)
+            pool.store(result.model)
+            done[key] = (ir.to_proto(result.model).SerializeToString(), result)
+        data, result = done[key]
+        path = portable.parent / f"{stem}.{target.name}-{precision}.onnx"
+        path.write_bytes(data)
+        typed.append(
+            TypedGraph(
+                target=target.name,
+                precision=precision,
+                lowering=target.lowering,
+                opset=result.model.opset_imports[""],
+                file=f"{portable.parent.name}/{path.name}",
+                keep_fp32=result.keep_fp32,
+            )
+        )
+    return tuple(typed)
+
+
+def _export_graph(
+    spec: Spec,
+    handler: Handler,
+    module: GraphModule,
+    component: _Component,
+    wanted: Sequence[Variant],
+    progress: Progress,
+) -> Graph:
+    def make_inputs(near: int, seed: int) -> dict[str, np.ndarray]:
+        return handler.make_inputs(spec, module, sizes=choose_sizes(spec.dims, near=near), seed=seed)
+
+    progress(f"{module.name}: tracing", None)
+    program = trace(module, spec.dims, make_inputs(_TRACE_NEAR, spec.weights.seed))
+    progress(f"{module.name}: lowering to ONNX opset {PORTABLE_OPSET}", None)
+    model = lower(program, module)
+    del program
+    custom_ops = tuple(sorted({name for _, name, _ in model.functions}))
+    progress(f"{module.name}: writing weights", None)
+    component.pool.store(model)
+    portable = component.folder / f"{module.file_stem}.onnx"
+    ir.save(model, portable)
+    del model
+
+    progress(f"{module.name}: golden data from torch", None)
+    golden_inputs = make_inputs(_GOLDEN_NEAR, spec.weights.seed + 1)
+    golden_outputs = compute_outputs(module, golden_inputs)
+    golden = component.folder / f"{module.file_stem}.golden.npz"
+    write_golden(golden, golden_inputs, golden_outputs)
+    noise_floor = measure_noise_floor(module, golden_inputs, golden_outputs)
+    evaluation = _write_evaluation(spec, handler, module, component.folder)
+
+    typed = write_typed_graphs(
+        portable,
+        module.file_stem,
+        wanted,
+        component.pool,
+        samples=lambda: handler.load_calibration(spec, module),
+        calibration_method=spec.calibration.method,
+        progress=progress,
+    )
+    return Graph(
+        name=module.name,
+        component=module.component,
+        file=f"{module.component}/{portable.name}",
+        golden=f"{module.component}/{golden.name}",
+        inputs=tuple(IoTensor(name=t.name, dtype=t.dtype, shape=t.shape) for t in module.inputs),
+        outputs=tuple(IoTensor(name=t.name, dtype=t.dtype, shape=t.shape) for t in module.outputs),
+        custom_ops=custom_ops,
+        noise_floor=noise_floor,
+        evaluation=evaluation,
+        typed=typed,
+    )
+
+
+def _write_evaluation(spec: Spec, handler: Handler, module: GraphModule, folder: Path) -> str | None:
+    held_out = handler.load_evaluation(spec, module)
+    if held_out is None:
+        return None
+    path = folder / f"{module.file_stem}.evaluation.npz"
+    write_evaluation(path, *held_out)
+    return f"{folder.name}/{path.name}"
+
+
+def _open_component(components: dict[str, _Component], folder: Path, name: str) -> _Component:
+    if name not in components:
+        (folder / name).mkdir()
+        components[name] = _Component(folder=folder / name, pool=WeightPool(folder / name))
+    return components[name]
+
+
+def _shift(progress: Progress, start: float) -> Progress:
+    """Steps of one graph report where the whole export stands when they cannot say themselves."""
+    return lambda text, fraction: progress(text, start if fraction is None else fraction)

@@ -1,0 +1,154 @@
+"""ExportedProgram -> onnx_ir.Model with custom ops kept and their bodies attached. The only file that calls torch.onnx.
+
+    program --torch.onnx--> nodes of opset 18 and domain `metagen` --rename dims, tidy metadata, bodies--> portable model
+
+Every node carries `metagen.module`, the dotted path of the torch module it came from: parity reports and error
+messages name it. Weights stay lazy torch tensors until `weights.py` writes them.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import common
+from torch.export import ExportedProgram
+
+from exporters.ops import CUSTOM_OPS, attach_bodies, register_schemas
+from exporters.trace import make_dynamic_shapes
+from specs import ops
+from specs.errors import ExportError
+from specs.handlers import GraphModule
+from specs.schema import Dim
+
+#: The opset of the portable graph: what torch's translations are written in, so nothing is converted.
+PORTABLE_OPSET = 18
+MODULE_KEY = "metagen.module"
+_SCOPES_KEY = "pkg.torch.onnx.name_scopes"
+
+
+def lower(program: ExportedProgram, graph: GraphModule) -> ir.Model:
+    """Translate to ONNX. Inputs, outputs and dynamic dims get the names that the graph declares.
+
+    Raises:
+        ExportError: torch has no translation for an operator of the program.
+    """
+    register_schemas()
+    try:
+        with _quiet_exporter():
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=PORTABLE_OPSET,
+                input_names=[tensor.name for tensor in graph.inputs],
+                output_names=[tensor.name for tensor in graph.outputs],
+                custom_translation_table={op.torch_op: op.translate for op in CUSTOM_OPS.values()},
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise ExportError(
+            f"torch.onnx cannot translate component '{graph.component}'",
+            where=f"graph '{graph.name}'",
+            got=_find_cause(error),
+            fix="rewrite the module with operators that torch.onnx translates, or add a custom op in exporters/ops/",
+        ) from error
+    assert exported is not None
+    model = exported.model
+    model.graph.name = graph.name
+    _rename_dims(model, graph)
+    _tidy_metadata(model)
+    attach_bodies(model)
+    common.RemoveUnusedOpsetsPass()(model)
+    return model
+
+
+def export_stock(graph: GraphModule, dims: Mapping[str, Dim], inputs: Mapping[str, np.ndarray], path: Path) -> None:
+    """What a user would have without this project: torch.onnx.export of the plain module, with its defaults, to `path`.
+
+    The baseline of benchmarks; no part of a bundle.
+    """
+    arguments = tuple(torch.from_numpy(inputs[tensor.name]) for tensor in graph.inputs)
+    with _quiet_exporter(), ops.plain_torch():
+        torch.onnx.export(
+            graph.module,
+            arguments,
+            path,
+            dynamo=True,
+            input_names=[tensor.name for tensor in graph.inputs],
+            output_names=[tensor.name for tensor in graph.outputs],
+            dynamic_shapes=make_dynamic_shapes(graph, dims),
+            verbose=False,
+        )
+
+
+@contextlib.contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """torch.onnx prints, logs and warns about packages it does not need here; none of it is for our user."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _find_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+
+
+def _rename_dims(model: ir.Model, graph: GraphModule) -> None:
+    """torch calls dynamic sizes s27 and s77: give them the spec's names, everywhere they appear."""
+    names: dict[str, str] = {}
+    for value, tensor in zip(model.graph.inputs, graph.inputs, strict=True):
+        assert value.shape is not None and value.name == tensor.name
+        for size, wanted in zip(value.shape, tensor.shape, strict=True):
+            if isinstance(wanted, str) and isinstance(size, ir.SymbolicDim) and size.value is not None:
+                names[size.value] = wanted
+    for value in _list_values(model):
+        if value.shape is not None and any(isinstance(size, ir.SymbolicDim) for size in value.shape):
+            value.shape = ir.Shape(
+                [
+                    names.get(size.value or "", size.value) if isinstance(size, ir.SymbolicDim) else size
+                    for size in value.shape
+                ]
+            )
+    for value, tensor in zip(model.graph.outputs, graph.outputs, strict=True):
+        value.shape = ir.Shape(list(tensor.shape))
+
+
+def _list_values(model: ir.Model) -> Iterator[ir.Value]:
+    yield from model.graph.inputs
+    for node in model.graph.all_nodes():
+        yield from node.outputs
+
+
+def _tidy_metadata(model: ir.Model) -> None:
+    """Keep the module path; drop the rest, which holds source lines and paths of the exporting machine."""
+    for node in model.graph.all_nodes():
+        scopes = ast.literal_eval(node.metadata_props.get(_SCOPES_KEY, "[]"))
+        node.metadata_props.clear()
+        node.doc_string = None
+        if len(scopes) >= 2 and scopes[-2]:
+            node.metadata_props[MODULE_KEY] = scopes[-2]
+    for value in _list_values(model):
+        value.metadata_props.clear()
+        value.doc_string = None
+    for initializer in model.graph.initializers.values():
+        initializer.metadata_props.clear()
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.graph.doc_string = None
+    model.doc_string = None

@@ -1,0 +1,43 @@
+"""The table of custom ops, and what the exporter does with it. One op a file; `base.py` says what an op is."""
+
+from __future__ import annotations
+
+import functools
+
+import onnx
+import onnx_ir as ir
+
+from exporters.ops.attention import ATTENTION
+from exporters.ops.base import DOMAIN, DOMAIN_VERSION, CustomOp, build_function, make_schema, spell_overload
+from exporters.ops.cached_attention import CACHED_ATTENTION
+from exporters.ops.gated_fusion import GATED_FUSION
+from exporters.ops.gated_linear import GATED_LINEAR
+from exporters.ops.modality_fusion import MODALITY_FUSION
+
+CUSTOM_OPS: dict[str, CustomOp] = {
+    op.name: op for op in (ATTENTION, CACHED_ATTENTION, GATED_LINEAR, GATED_FUSION, MODALITY_FUSION)
+}
+
+
+@functools.cache
+def register_schemas() -> None:
+    """Tell onnx the custom ops' schemas, once a process: tracing and the checker look them up there."""
+    for op in CUSTOM_OPS.values():
+        onnx.defs.register_schema(make_schema(op))
+
+
+def attach_bodies(model: ir.Model) -> tuple[str, ...]:
+    """Give every custom node its body and overload. Returns the custom op types that the model uses, sorted."""
+    used = set()
+    opset = model.opset_imports[""]
+    for node in model.graph.all_nodes():
+        if node.domain != DOMAIN:
+            continue
+        op = CUSTOM_OPS[node.op_type]
+        used.add(op.name)
+        node.overload = spell_overload(op, node)
+        if node.op_identifier() not in model.functions:
+            model.functions[node.op_identifier()] = build_function(op, node, opset=opset)
+    if used:
+        model.opset_imports[DOMAIN] = DOMAIN_VERSION
+    return tuple(sorted(used))

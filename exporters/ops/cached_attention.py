@@ -1,0 +1,60 @@
+"""MetagenCachedAttention: attention over a key/value cache of fixed capacity, the body in standard ONNX.
+
+New keys and values are scattered to slots start .. start + T - 1 of each row; query t sees slots s <= start + t.
+A fixed capacity keeps every shape of a decode step the same, so that a GPU can replay it as a graph.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import torch
+
+from exporters.ops.attention import attend, mask_unless, repeat_heads
+from exporters.ops.base import Attributes, Body, CustomOp
+from exporters.ops.opset import metagen_opset
+from specs import ops as _eager  # noqa: F401  registers torch.ops.metagen
+
+_Kind = onnx.defs.OpSchema.AttrType
+
+
+def _translate(q: Any, k: Any, v: Any, past_k: Any, past_v: Any, start: Any, scale: float) -> Any:
+    """Writes k and v into the cache at `start`, then attends to slots s <= start + t."""
+    groups = q.shape[1] // k.shape[1]
+    return metagen_opset().MetagenCachedAttention(q, k, v, past_k, past_v, start, scale=scale, groups=groups)
+
+
+def _build_body(body: Body, inputs: list[ir.Value | None], attributes: Attributes) -> list[ir.Value]:
+    q, k, v, past_k, past_v, start = inputs
+    assert q is not None and k is not None and v is not None
+    assert past_k is not None and past_v is not None and start is not None
+    start_B1 = body("Unsqueeze", start, body.constant([1]))
+    position_BT = body("Add", start_B1, body.count_up(body.dim(q, 2)))
+    slot_B1T1 = body("Unsqueeze", position_BT, body.constant([1, 3]))
+    slot_BKTD = body("Expand", slot_B1T1, body("Shape", k))
+    k_BKSD = body("ScatterElements", past_k, slot_BKTD, k, axis=2)
+    v_BKSD = body("ScatterElements", past_v, slot_BKTD, v, axis=2)
+    visible_B1TS = body("LessOrEqual", body.count_up(body.dim(past_k, 2)), slot_B1T1)
+    groups = int(attributes["groups"])
+    out = attend(
+        body,
+        q,
+        repeat_heads(body, k_BKSD, groups),
+        repeat_heads(body, v_BKSD, groups),
+        float(attributes["scale"]),
+        [mask_unless(body, visible_B1TS)],
+    )
+    return [out, k_BKSD, v_BKSD]
+
+
+CACHED_ATTENTION = CustomOp(
+    name="MetagenCachedAttention",
+    torch_op=torch.ops.metagen.cached_attention.default,
+    inputs={"q": "T", "k": "T", "v": "T", "past_k": "T", "past_v": "T", "start": "I"},
+    outputs=("out", "present_k", "present_v"),
+    attributes={"scale": _Kind.FLOAT, "groups": _Kind.INT},
+    translate=_translate,
+    build_body=_build_body,
+)

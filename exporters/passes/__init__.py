@@ -1,0 +1,135 @@
+"""What each target class makes of a graph: PIPELINES, literal lists of passes on one screen.
+
+    custom ops (domain metagen)  --lower--> what the target has, or inlined bodies
+                                 --opset--> what the target reads
+                                 --type---> float16 / bfloat16 / int8 written into the graph
+                                 --check--> valid ONNX, strongly typed
+
+    lowering       opset   attention                int8
+    onnxruntime    7-26    ONNX Attention, 3-D      dynamic, contrib op; the rest float32
+    tensorrt-8     7-17    pattern                  Q/DQ with float32 scales; the rest float32 (+ the builder's FP16 flag)
+    tensorrt-10    9-20    pattern                  Q/DQ, int8 weights; the rest float16
+    tensorrt-11    9-24    ONNX Attention, 4-D      Q/DQ, int8 weights; the rest float16
+
+There is no bf16 for onnxruntime (its CPU kernels take none) nor for tensorrt-8 (it has none).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from exporters.passes._graph import notes_of
+from exporters.passes._ranges import Range, set_ranges
+from exporters.passes._weighted import find_weighted, list_activations
+from exporters.passes.check_graph import CheckGraph
+from exporters.passes.convert_to_float16 import ConvertToFloat16
+from exporters.passes.fold_transposed_weights import FoldTransposedWeights
+from exporters.passes.infer_types import InferTypes
+from exporters.passes.inline_functions import InlineFunctions
+from exporters.passes.insert_dynamic_quantization import InsertDynamicQuantization
+from exporters.passes.insert_quantize_dequantize import InsertQuantizeDequantize
+from exporters.passes.lower_attention import LowerAttention
+from exporters.passes.lower_cached_attention import LowerCachedAttention
+from exporters.passes.set_opset import SetOpset
+from specs.errors import MetagenError, TargetError, name_nearest
+
+__all__ = ["PIPELINES", "PipelineResult", "Range", "list_quantizable_tensors", "run_pipeline"]
+
+Pipeline = tuple[ir.passes.PassBase, ...]
+
+_BF16 = ir.DataType.BFLOAT16
+_BODY: Pipeline = (InlineFunctions(), FoldTransposedWeights(), common.RemoveUnusedNodesPass(), InferTypes())
+_END: Pipeline = (common.RemoveUnusedNodesPass(), CheckGraph())
+_ATTENTION_3D: Pipeline = (LowerAttention(fold_heads=True), LowerCachedAttention())
+_ATTENTION_4D: Pipeline = (LowerAttention(fold_heads=False), LowerCachedAttention())
+
+_ORT: Pipeline = (*_ATTENTION_3D, *_BODY, SetOpset(minimum=7, maximum=26), InferTypes())
+_TRT8: Pipeline = (*_BODY, SetOpset(minimum=7, maximum=17), InferTypes())
+_TRT10: Pipeline = (*_BODY, SetOpset(minimum=9, maximum=20), InferTypes())
+_TRT11: Pipeline = (*_ATTENTION_4D, *_BODY, SetOpset(minimum=9, maximum=24), InferTypes())
+# float16 scales exist from opset 19
+_TRT10_INT8: Pipeline = (*_BODY, SetOpset(minimum=19, maximum=20), InferTypes())
+_TRT11_INT8: Pipeline = (*_ATTENTION_4D, *_BODY, SetOpset(minimum=19, maximum=24), InferTypes())
+
+PIPELINES: dict[tuple[str, str], Pipeline] = {
+    ("onnxruntime", "fp32"): (*_ORT, *_END),
+    ("onnxruntime", "fp16"): (*_ORT, ConvertToFloat16(), *_END),
+    ("onnxruntime", "int8"): (*_ORT, InsertDynamicQuantization(), *_END),
+    ("tensorrt-8", "fp32"): (*_TRT8, *_END),
+    ("tensorrt-8", "fp16"): (*_TRT8, ConvertToFloat16(), *_END),
+    ("tensorrt-8", "int8"): (*_TRT8, InsertQuantizeDequantize(fold_weights=False), *_END),
+    ("tensorrt-10", "fp32"): (*_TRT10, *_END),
+    ("tensorrt-10", "fp16"): (*_TRT10, ConvertToFloat16(), *_END),
+    ("tensorrt-10", "bf16"): (*_TRT10, ConvertToFloat16(_BF16), *_END),
+    ("tensorrt-10", "int8"): (*_TRT10_INT8, InsertQuantizeDequantize(fold_weights=True), ConvertToFloat16(), *_END),
+    ("tensorrt-11", "fp32"): (*_TRT11, *_END),
+    ("tensorrt-11", "fp16"): (*_TRT11, ConvertToFloat16(), *_END),
+    ("tensorrt-11", "bf16"): (*_TRT11, ConvertToFloat16(_BF16), *_END),
+    ("tensorrt-11", "int8"): (*_TRT11_INT8, InsertQuantizeDequantize(fold_weights=True), ConvertToFloat16(), *_END),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineResult:
+    """A lowered, typed graph. `keep_fp32` holds "node: reason" for nodes above the asked precision."""
+
+    model: ir.Model
+    keep_fp32: tuple[str, ...]
+    log: tuple[str, ...]
+
+
+def run_pipeline(
+    model: ir.Model, *, lowering: str, precision: str, ranges: Mapping[str, Range] | None = None
+) -> PipelineResult:
+    """Lower a copy of `model`; weights are shared with it, and those that change are computed when they are written.
+
+    Args:
+        ranges: needed by int8 for TensorRT; of the tensors that `list_quantizable_tensors` names.
+
+    Raises:
+        TargetError: there is no such pipeline.
+        GraphError: a node cannot be taken; names it and says why.
+        CalibrationError: int8 without ranges.
+    """
+    passes = _find_pipeline(lowering, precision)
+    model = model.clone()
+    model.meta.clear()
+    if ranges is not None:
+        set_ranges(model, ranges)
+    for step in passes:
+        try:
+            step(model)
+        except ir.passes.PreconditionError as error:
+            if isinstance(error.__cause__, MetagenError):
+                raise error.__cause__ from None
+            raise
+    notes = notes_of(model)
+    kept = tuple(f"{name}: {reason}" for name, reason in notes.keep_fp32.items())
+    return PipelineResult(model=model, keep_fp32=kept, log=tuple(notes.log))
+
+
+def list_quantizable_tensors(model: ir.Model) -> tuple[str, ...]:
+    """The tensors of `model` whose range int8 needs, in graph order: inputs of products with a constant weight.
+
+    Those inside a function body are not listed: they exist only once it is inlined, and stay in high precision.
+    """
+    visible = {value.name for value in model.graph.inputs}
+    visible.update(value.name for node in model.graph for value in node.outputs)
+    copy = model.clone()
+    for step in _BODY:
+        step(copy)
+    return tuple(dict.fromkeys(name for name in list_activations(find_weighted(copy.graph)) if name in visible))
+
+
+def _find_pipeline(lowering: str, precision: str) -> Pipeline:
+    if (lowering, precision) in PIPELINES:
+        return PIPELINES[lowering, precision]
+    lowerings = {name for name, _ in PIPELINES}
+    if lowering not in lowerings:
+        raise TargetError(f"unknown lowering '{lowering}'", allowed=name_nearest(lowering, lowerings))
+    precisions = [name for known, name in PIPELINES if known == lowering]
+    raise TargetError(f"{lowering} has no {precision}", allowed=", ".join(precisions), fix="choose another precision")

@@ -1,0 +1,127 @@
+"""The nodes that INT8 is for: products with a constant weight, and which of them are left out.
+
+    MatMul(x, W [K, N])     per column      Gemm(x, W [K, N] or transB [N, K])     per output
+    Conv(x, W [N, ...])     per output      ConvTranspose(x, W [K, N / groups, ...])  per output, one group only
+
+Weights that INT8 would cost accuracy and bring no speed stay: the first convolution (it reads the raw image, and is a
+small share of the work) and the last layer before an output (its rounding is the output's), while they are small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from exporters.passes._graph import is_onnx, read_constant
+
+#: An output layer above this share of all weights is worth quantising: a language model's head is a third of it.
+_SMALL_SHARE = 0.1
+_PASSES_ON = ("Add", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Softmax", "Cast")
+
+
+@dataclass(frozen=True)
+class WeightedNode:
+    """One candidate; `channel_axis` is the axis of the weight that has one scale an element, None for one scale."""
+
+    node: ir.Node
+    activation: ir.Value
+    weight: ir.Value
+    tensor: ir.TensorProtocol
+    channel_axis: int | None
+    left_out: str = ""  # why it stays in high precision
+
+
+def find_weighted(graph: ir.Graph) -> list[WeightedNode]:
+    """Every candidate of one graph, with the reason beside those that are left out."""
+    found = [weighted for node in graph if (weighted := _read_node(node)) is not None]
+    total_bytes = sum(weighted.tensor.nbytes for weighted in found)
+    named = []
+    for weighted in found:
+        reason = _find_exclusion(graph, weighted, total_bytes)
+        named.append(
+            WeightedNode(
+                weighted.node, weighted.activation, weighted.weight, weighted.tensor, weighted.channel_axis, reason
+            )
+        )
+    return named
+
+
+def _read_node(node: ir.Node) -> WeightedNode | None:
+    if not is_onnx(node, "MatMul", "Gemm", "Conv", "ConvTranspose"):
+        return None
+    activation, weight = node.inputs[:2]
+    tensor = read_constant(weight)
+    if activation is None or weight is None or tensor is None or tensor.dtype != ir.DataType.FLOAT:
+        return None
+    rank = len(tensor.shape)
+    if read_constant(activation) is not None or tensor.size == 0 or rank < 2:
+        return None
+    if node.op_type == "MatMul":
+        axis: int | None = 1
+        if rank != 2:
+            return None
+    elif node.op_type == "Gemm":
+        if _read_int(node, "transA"):
+            return None
+        axis = 0 if _read_int(node, "transB") else 1
+    elif node.op_type == "Conv":
+        axis = 0
+    else:
+        axis = 1 if _read_int(node, "group", 1) == 1 else None
+    return WeightedNode(node, activation, weight, tensor, axis)
+
+
+def _read_int(node: ir.Node, name: str, default: int = 0) -> int:
+    return node.attributes[name].as_int() if name in node.attributes else default
+
+
+def _find_exclusion(graph: ir.Graph, weighted: WeightedNode, total_bytes: int) -> str:
+    if weighted.tensor.nbytes > _SMALL_SHARE * total_bytes and total_bytes != weighted.tensor.nbytes:
+        return ""
+    if "Conv" in weighted.node.op_type and weighted.activation in graph.inputs:
+        return "the first convolution reads the raw input and is a small share of the work"
+    if total_bytes != weighted.tensor.nbytes and _reaches_output(weighted.node):
+        return "the last layer's rounding is the output's, and it is a small share of the work"
+    return ""
+
+
+def _reaches_output(node: ir.Node) -> bool:
+    value = node.outputs[0]
+    while not value.is_graph_output():
+        users = list(value.uses())
+        if len(users) != 1 or not is_onnx(users[0].node, *_PASSES_ON):
+            return False
+        constant = [v is value or read_constant(v) is not None for v in users[0].node.inputs]
+        if not all(constant):
+            return False
+        value = users[0].node.outputs[0]
+    return True
+
+
+def quantize_weight(array: np.ndarray, axis: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Symmetric int8 in -127 .. 127 and its scale(s): |w - q s| <= s / 2.
+
+    Scales are exact in float16, so that a float16 graph dequantises with the very scale that quantised.
+    """
+    others = tuple(i for i in range(array.ndim) if i != axis) if axis is not None else None
+    scale = round_scale(np.abs(array).max(axis=others, keepdims=axis is not None) / np.float32(127))
+    quantized = np.clip(np.rint(array / scale), -127, 127).astype(np.int8)
+    return quantized, scale.reshape(-1) if axis is not None else scale.reshape(())
+
+
+def round_scale(scale: np.ndarray | float) -> np.ndarray:
+    """The float16 at or above each scale, as float32; a channel of zeros gets 1."""
+    exact = np.asarray(scale, np.float32)
+    rounded = np.clip(exact, 2.0**-20, 65504.0).astype(np.float16)
+    rounded = np.where(rounded.astype(np.float32) < exact, np.nextafter(rounded, np.float16(np.inf)), rounded)
+    return np.where(exact > 0, rounded.astype(np.float32), np.float32(1))
+
+
+def list_activations(found: list[WeightedNode]) -> Iterator[str]:
+    """The names of the tensors whose range must be known."""
+    for weighted in found:
+        if not weighted.left_out and weighted.activation.name:
+            yield weighted.activation.name

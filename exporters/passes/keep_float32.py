@@ -1,0 +1,168 @@
+"""Which nodes must stay float32 in a half-precision graph, each with its reason.
+
+float16 has 11 bits of precision, a largest value of 65504 and a smallest normal one of 6.1e-5; bfloat16 has the range
+of float32 and 8 bits. Four families lose more than rounding:
+
+    discontinuous   a rounded input flips an index, a comparison or an integer         ArgMax, TopK, Floor, Less
+    leaves range    squares of |x| > 256, exponentials of x > 11, long sums            Pow, Exp, ReduceSumSquare, CumSum
+    index           positions and lengths: integers above 2048 are not exact           Cast(int64), Range
+    angle           the argument of a sine: its error is absolute, not relative        what feeds Sin and Cos
+
+From a node of the middle two families float32 follows the data through elementwise arithmetic (mean, epsilon, square
+root, ...) up to and with the first node that applies the statistic to other data. The last rule is about constants: an
+epsilon of 1e-12 is zero in float16, a weight of 1e6 infinite.
+
+Not here: whether an operator takes float16 at all (its schema says so, see `convert_to_float16`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+
+from exporters.passes._graph import is_onnx, list_graphs, read_constant
+
+LARGEST_FLOAT16 = 65504.0
+SMALLEST_NORMAL_FLOAT16 = 2.0**-14
+
+_DISCONTINUOUS = frozenset(
+    "ArgMax ArgMin Bernoulli BitCast Ceil DynamicQuantizeLinear Equal Floor Greater GreaterOrEqual Hardmax IsInf IsNaN"
+    " Less LessOrEqual Mod Multinomial NonMaxSuppression NonZero OneHot QuantizeLinear RoiAlign Round Shrink Sign"
+    " ThresholdedRelu TopK Unique".split()
+)
+_LEAVES_RANGE = frozenset(
+    "Cosh CumProd CumSum Det DFT Exp GlobalLpPool LRN Log LpNormalization LpPool MatMulInteger MeanVarianceNormalization"
+    " NegativeLogLikelihoodLoss Pow Reciprocal ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceProd ReduceSum"
+    " ReduceSumSquare STFT Sinh SoftmaxCrossEntropyLoss Softplus Tan".split()
+)
+_ANGLES = frozenset({"Sin", "Cos"})
+#: Float32 follows the data through these.
+_ELEMENTWISE = frozenset(
+    "Abs Add Clip Concat Div Einsum Expand Flatten Gather Identity MatMul Max Mean Min Mul Neg Reciprocal ReduceMax"
+    " ReduceMean ReduceMin ReduceSum Reshape Slice Split Sqrt Squeeze Sub Tile Transpose Unsqueeze Where".split()
+)
+#: ... and ends with these, where they bring the statistic together with other data.
+_APPLIES = frozenset({"Div", "Mul", "Sub", "Add"})
+#: Angles are followed backwards through these only: not through a layer's weights.
+_ANGLE_SOURCES = _ELEMENTWISE - {"MatMul", "Einsum", "Gather", "ReduceMax", "ReduceMin", "ReduceMean"}
+#: An overflowing constant is a mask here: it saturates and loses nothing.
+_MASKING = frozenset("Add Sub Where Mul Expand Concat Clip Min Max Pad Identity Reshape Unsqueeze".split())
+
+_INTEGERS = frozenset(getattr(ir.DataType, name) for name in ("INT16", "UINT16", "INT32", "UINT32", "INT64", "UINT64"))
+
+Reasons = dict[ir.Node, str]
+
+
+def find_kept(model: ir.Model, half: ir.DataType) -> Reasons:
+    """Every node that stays float32 for its numbers' sake."""
+    reasons: Reasons = {}
+    for graph in list_graphs(model):
+        roots: Reasons = {}
+        for node in graph:
+            if reason := _find_reason(node, half):
+                reasons[node] = reason
+                if _spreads(node):
+                    roots[node] = reason
+        _follow_forward(graph, roots, reasons)
+        _follow_angles(graph, reasons)
+    return reasons
+
+
+def is_float(value: ir.Value | None) -> bool:
+    """True for a float32 tensor."""
+    return value is not None and isinstance(value.type, ir.TensorType) and value.dtype == ir.DataType.FLOAT
+
+
+def _find_reason(node: ir.Node, half: ir.DataType) -> str | None:
+    if node.domain == "ai.onnx.ml":
+        return "discontinuous: trees, scalers and encoders compare and index"
+    if not is_onnx(node, node.op_type):
+        return None
+    op_type, first = node.op_type, node.inputs[0] if node.inputs else None
+    if op_type == "Cast" and first is not None:
+        if first.dtype in _INTEGERS and is_float(node.outputs[0]):
+            return "index arithmetic: integers above 2048 are not exact in half precision"
+        to = ir.DataType(node.attributes["to"].as_int())
+        if is_float(first) and not to.is_floating_point():
+            return "discontinuous: a rounded input changes its integer or boolean result"
+    if op_type == "Range" and is_float(node.outputs[0]):
+        return "index arithmetic: its sums are not exact in half precision"
+    if op_type in _DISCONTINUOUS and any(is_float(value) for value in node.inputs):
+        if not (op_type == "QuantizeLinear" and _has_constant_scale(node)):
+            return "discontinuous: a rounded input changes its result by a whole step"
+    if op_type == "MaxPool" and len(node.outputs) > 1:
+        return "discontinuous: a rounded input changes the index of a maximum"
+    if op_type in ("ScatterElements", "ScatterND") and "reduction" in node.attributes:
+        return "range: it accumulates, and ONNX Runtime has no half kernel for it"
+    if op_type == "Attention" and len(node.outputs) > 3:
+        return "range: it returns its masked scores, which reach the lowest float32"
+    if op_type in _ANGLES:
+        return "angle: the error of a sine's argument is absolute"
+    if op_type in _LEAVES_RANGE:
+        return "range: squares, exponentials, logarithms and long sums leave the range of half precision"
+    if op_type == "Mul" and len(node.inputs) == 2 and node.inputs[0] is node.inputs[1]:
+        return "range: a square overflows float16 from |x| = 256"
+    return _find_constant_reason(node) if half == ir.DataType.FLOAT16 else None
+
+
+def _has_constant_scale(node: ir.Node) -> bool:
+    """A calibrated Q/DQ pair: the engine works on int8 there, and its scale has the type of the rest."""
+    return len(node.inputs) > 1 and read_constant(node.inputs[1]) is not None
+
+
+def _find_constant_reason(node: ir.Node) -> str | None:
+    if node.op_type in ("QuantizeLinear", "DequantizeLinear", "Resize", "Constant"):
+        return None
+    for value in node.inputs:
+        tensor = read_constant(value) if is_float(value) else None
+        if value is None or tensor is None:
+            continue
+        largest, smallest = measure_magnitude(tensor)
+        if largest > LARGEST_FLOAT16 and node.op_type not in _MASKING:
+            return f"constant '{value.name}' holds {largest:.3g}, float16 ends at 65504"
+        if 0 < largest < SMALLEST_NORMAL_FLOAT16 or (tensor.size <= 16 and 0 < smallest < SMALLEST_NORMAL_FLOAT16):
+            return f"constant '{value.name}' holds {smallest:.3g}, float16 is exact from 6.1e-5"
+        if node.op_type == "BatchNormalization" and 0 < smallest < SMALLEST_NORMAL_FLOAT16:
+            return f"statistic '{value.name}' holds {smallest:.3g}, float16 is exact from 6.1e-5"
+    return None
+
+
+def measure_magnitude(tensor: ir.TensorProtocol) -> tuple[float, float]:
+    """The largest and the smallest non-zero finite |x|; (0, 0) when there is none."""
+    array = np.abs(tensor.numpy())
+    array = array[np.isfinite(array) & (array > 0)]
+    return (float(array.max()), float(array.min())) if array.size else (0.0, 0.0)
+
+
+def _spreads(node: ir.Node) -> bool:
+    """Whether what this node gives may itself lie outside half precision."""
+    return node.op_type in _LEAVES_RANGE or node.op_type in ("Cast", "Range", "Mul")
+
+
+def _follow_forward(graph: ir.Graph, roots: Reasons, reasons: Reasons) -> None:
+    origins: dict[ir.Node, tuple[ir.Node, str]] = {node: (node, reason) for node, reason in roots.items()}
+    for node in graph:
+        if node in origins or node.op_type not in _ELEMENTWISE | {"Pow", "Exp", "Log", "Softplus"}:
+            continue
+        floats = [value for value in node.inputs if is_float(value)]
+        variable = [value for value in floats if read_constant(value) is None]
+        derived = [value.producer() for value in variable if value is not None and value.producer() in origins]
+        if not derived or derived[0] is None:
+            continue
+        root, reason = origins[derived[0]]
+        follow: Callable[[], None] = lambda r=reason, n=root: reasons.setdefault(node, f"follows '{n.name}' ({r})")  # type: ignore[misc]
+        if len(derived) == len(variable):
+            follow()
+            origins[node] = (root, reason)
+        elif node.op_type in _APPLIES:
+            follow()
+
+
+def _follow_angles(graph: ir.Graph, reasons: Reasons) -> None:
+    for node in reversed(graph):
+        users = [use.node for value in node.outputs for use in value.uses()]
+        feeds = any(user.op_type in _ANGLES or reasons.get(user, "").startswith("angle") for user in users)
+        if feeds and node.op_type in _ANGLE_SOURCES and any(is_float(value) for value in node.outputs):
+            reasons.setdefault(node, "angle: it is the argument of a sine")

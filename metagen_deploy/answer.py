@@ -1,0 +1,127 @@
+"""`run`: what a user hands over, through the bundle's own pipeline, to the terminal and to a file.
+
+A continuation of one prompt is printed as it comes; everything else is a table. What ran, and on which backend, is said
+on stderr. `engines.runtime` does the work.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import IO, Any
+
+import numpy as np
+
+from engines.runtime import Answer, Session, TextGeneration, answer, load
+from engines.runtime.answer import Request
+from metagen_deploy.tables import print_table
+from specs.errors import InputError, OutputError
+
+_TENSOR_SUFFIXES = (".npy", ".npz")
+_ANSWER_SUFFIXES = (".npz", ".json", ".txt")
+
+
+def answer_request(
+    bundle: Path,
+    *,
+    files: tuple[str, ...],
+    inputs: Mapping[str, str],
+    prompts: tuple[str, ...],
+    graph: str | None,
+    output: Path | None,
+) -> None:
+    """Open the bundle, run it once, print the answer, and write it to `output` when given.
+
+    Raises:
+        MetagenError: the bundle does not open here, or does not take what was handed over.
+    """
+    if output:
+        _check_output(output)
+    with load(bundle) as session:
+        _announce_choices(session)
+        pictures, tensors = _sort_inputs(session, inputs)
+        request = Request(files=(*files, *pictures), prompts=prompts, inputs=tensors, graph=graph)
+        if isinstance(session.pipeline, TextGeneration) and len(prompts) == 1 and not (request.files or tensors):
+            found = _stream_continuation(session.pipeline, prompts[0], request.max_new_tokens)
+        else:
+            found = answer(session, request)
+            print_table("", found.header, found.rows)
+    if output:
+        _write_answer(output, found)
+
+
+def _check_output(path: Path) -> None:
+    """Find out before the work what would fail after it."""
+    if path.suffix not in _ANSWER_SUFFIXES:
+        raise OutputError(
+            "the kind of file to write is not known", where=str(path), allowed=", ".join(_ANSWER_SUFFIXES)
+        )
+    if not path.parent.is_dir():
+        raise OutputError("the folder to write to does not exist", where=str(path.parent), fix="make it first")
+
+
+def _announce_choices(session: Session) -> None:
+    """What runs each graph, and once what was passed over and why."""
+    choices = session.backend_notes
+    passed_over = dict.fromkeys(entry.partition(" on ")[2] for choice in choices for entry in choice.passed_over)
+    for choice in choices:
+        sys.stderr.write(f"{choice.graph}: {choice.file} on {choice.backend}, {choice.precision}\n")
+    for reason in passed_over:
+        sys.stderr.write(f"passed over {reason}\n")
+
+
+def _sort_inputs(session: Session, inputs: Mapping[str, str]) -> tuple[list[str], tuple[str, ...]]:
+    """Pictures for the pipeline, and `name=file` tensors for a graph.
+
+    `image=digit.png` is a picture where the pipeline looks at pictures; otherwise it is the tensor called `image`.
+    """
+    takes_pictures = "image" in session.manifest.pipeline
+    pictures = {
+        name: file
+        for name, file in inputs.items()
+        if takes_pictures and name == "image" and not file.endswith(_TENSOR_SUFFIXES)
+    }
+    return list(pictures.values()), tuple(f"{name}={file}" for name, file in inputs.items() if name not in pictures)
+
+
+def _stream_continuation(pipeline: TextGeneration, prompt: str, max_new_tokens: int) -> Answer:
+    pieces = []
+    for piece in pipeline.stream(prompt, max_new_tokens=max_new_tokens):
+        pieces.append(piece)
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+    return Answer(header=("prompt", "continuation"), rows=((prompt, "".join(pieces)),))
+
+
+def _write_answer(path: Path, found: Answer) -> None:
+    """Write through a temporary file beside `path`, so that a failure leaves what was there."""
+    if path.suffix == ".npz" and not found.arrays:
+        raise InputError(
+            "this answer is text, not tensors", got=str(path), allowed=".json or .txt", fix=f"-o {path.stem}.json"
+        )
+    save: Callable[..., None] = np.savez
+    writers: dict[str, Callable[[IO[bytes]], Any]] = {
+        ".npz": lambda stream: save(stream, **found.arrays),
+        ".json": lambda stream: stream.write((found.to_json() + "\n").encode(errors="replace")),
+        ".txt": lambda stream: stream.write((found.to_text() + "\n").encode(errors="replace")),
+    }
+    try:
+        with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as stream:
+            temporary = Path(stream.name)
+            try:
+                writers[path.suffix](stream)
+                stream.flush()
+                os.fchmod(stream.fileno(), 0o644)
+                temporary.replace(path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise OutputError(
+            "the answer could not be written", where=str(path), got=error.strerror, fix="choose another file with -o"
+        ) from error
+    sys.stderr.write(f"wrote {path}\n")

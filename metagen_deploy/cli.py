@@ -1,0 +1,298 @@
+"""The verbs a user types. Each gathers its options, calls one function below and hands the result to `render`.
+
+Exit status: 0 done, 1 a user's mistake or numbers outside tolerance, 2 wrong usage, 130 interrupted; a bug of ours
+keeps its traceback. Answers go to stdout, progress and errors to stderr. Heavy imports stay inside the verbs, so that
+`--help` takes milliseconds.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from metagen_deploy import __version__
+from metagen_deploy.options import ByteSize, NamedDim, NamedFile, collect_named
+from specs.errors import MetagenError, OutputError
+
+if TYPE_CHECKING:
+    from specs.schema import Dim, Precision
+
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "int4", "auto")
+BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
+BASELINES = ("torch", "stock-onnx")
+
+PATH = click.Path(path_type=Path)
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+class _InOrder(click.Group):
+    """Lists the verbs in the order of the path, as they stand in this file."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, "--version", message="%(prog)s %(version)s")
+def cli() -> None:
+    """From a YAML spec, a checkpoint or any ONNX file to a verified bundle, engines and answers.
+
+    A SPEC is a shipped name (see `specs`), `name:variant`, or a YAML file of yours.
+    """
+
+
+@cli.command()
+def specs() -> None:
+    """List the shipped specs."""
+    from metagen_deploy import describe
+
+    describe.print_zoo()
+
+
+@cli.command()
+@click.argument("spec", required=False)
+@click.option("--schema", is_flag=True, help="Print the JSON Schema of a spec, for editors.")
+@click.option(
+    "--target", "targets", multiple=True, metavar="T", help="Judge the fit on T instead of the spec's targets."
+)
+def show(spec: str | None, schema: bool, targets: tuple[str, ...]) -> None:
+    """Show a spec: parts, parameters, memory, fit on targets."""
+    if schema:
+        import json
+
+        from specs.json_schema import make_json_schema
+
+        click.echo(json.dumps(make_json_schema(), indent=2))
+        return
+    if spec is None:
+        raise click.UsageError("Missing argument 'SPEC' (or option '--schema').")
+    from metagen_deploy import describe
+    from specs.load import load_spec
+    from specs.targets import estimate_fit, load_target
+
+    loaded = load_spec(spec)
+    judged = tuple(load_target(name) for name in targets or loaded.targets)
+    describe.print_spec(loaded, tuple((target, estimate_fit(loaded, target)) for target in judged))
+
+
+@cli.command()
+def targets() -> None:
+    """List the targets, and what of each is proven."""
+    from metagen_deploy import describe
+    from specs.targets import list_targets
+
+    describe.print_targets(list_targets())
+
+
+@cli.command()
+def doctor() -> None:
+    """Say what this machine can do, and how to add the rest."""
+    from metagen_deploy import describe
+    from metagen_deploy.doctor import examine_machine
+
+    describe.print_examination(examine_machine())
+
+
+@cli.command()
+@click.argument("source", metavar="SPEC|CHECKPOINT|MODEL.onnx")
+@click.option(
+    "-o",
+    "--output",
+    type=PATH,
+    required=True,
+    metavar="BUNDLE",
+    help="The folder to make; an older bundle there is replaced.",
+)
+@click.option("--target", "targets", multiple=True, metavar="T", help="A target (repeatable); the spec's when absent.")
+@click.option(
+    "--precision",
+    "precisions",
+    type=click.Choice(PRECISIONS),
+    multiple=True,
+    help="For every component, instead of the spec's (repeatable).",
+)
+@click.option(
+    "--dim",
+    "dims",
+    type=NamedDim(),
+    multiple=True,
+    callback=collect_named,
+    metavar="NAME=MIN:OPT:MAX",
+    help="The range of a dynamic dim (repeatable).",
+)
+@click.option("--weights", type=PATH, metavar="PATH", help="A .safetensors file instead of the spec's weights.")
+@click.option("--calibration", type=PATH, metavar="PATH", help="A .npz of samples instead of the spec's.")
+@click.option(
+    "--max-host-ram", type=ByteSize(), metavar="SIZE", help="Refuse before starting when more would be needed."
+)
+def export(
+    source: str,
+    output: Path,
+    targets: tuple[str, ...],
+    precisions: tuple[Precision, ...],
+    dims: dict[str, Dim],
+    weights: Path | None,
+    calibration: Path | None,
+    max_host_ram: int | None,
+) -> None:
+    """Make a verified bundle of a spec, checkpoint or ONNX file."""
+    from metagen_deploy import pipeline, render
+    from metagen_deploy.progress import show_progress
+
+    with show_progress() as progress:
+        manifest, report = pipeline.export(
+            source,
+            output=output,
+            targets=targets,
+            precisions=precisions,
+            dims=dims,
+            weights=weights,
+            calibration=calibration,
+            max_host_ram_bytes=max_host_ram,
+            progress=progress,
+        )
+    render.print_parity(report)
+    render.print_manifest(output, manifest)
+
+
+@cli.command()
+@click.argument("source", metavar="BUNDLE|MODEL.onnx", type=PATH)
+@click.option("--target", metavar="T", help="Only this target's graphs.")
+@click.option("--backend", type=click.Choice(BACKENDS), help="Only this compiler.")
+@click.option("--timing-cache", type=PATH, metavar="FILE", help="Read and extend this cache of measured kernels.")
+def build(source: Path, target: str | None, backend: str | None, timing_cache: Path | None) -> None:
+    """Compile the engines of a bundle or an ONNX file."""
+    from metagen_deploy import pipeline, render
+    from metagen_deploy.progress import show_progress
+
+    with show_progress() as progress:
+        report = pipeline.build(source, target=target, backend=backend, timing_cache=timing_cache, progress=progress)
+    render.print_build(report)
+
+
+@cli.command()
+@click.argument("bundle", type=PATH)
+@click.option("--backend", "backends", type=click.Choice(BACKENDS), multiple=True, help="Only these (repeatable).")
+def check(bundle: Path, backends: tuple[str, ...]) -> int:
+    """Compare every stage with the golden data."""
+    from metagen_deploy import pipeline, render
+    from metagen_deploy.progress import show_progress
+
+    with show_progress() as progress:
+        report = pipeline.check(bundle, backends=backends or None, progress=progress)
+    render.print_parity(report)
+    return 0 if report.passed else 1
+
+
+@cli.command()
+@click.argument("bundle", type=PATH)
+@click.argument("files", nargs=-1, metavar="[FILE]...")
+@click.option(
+    "--input",
+    "inputs",
+    type=NamedFile(),
+    multiple=True,
+    callback=collect_named,
+    metavar="NAME=FILE",
+    help="A tensor or picture by name (repeatable).",
+)
+@click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="To go on from, or to compare with pictures.")
+@click.option("--graph", metavar="NAME", help="Whose tensors these are, when the bundle has several graphs.")
+@click.option("-o", "--output", type=PATH, metavar="FILE", help="Write the answer too: .npz, .json or .txt.")
+def run(
+    bundle: Path,
+    files: tuple[str, ...],
+    inputs: dict[str, str],
+    prompts: tuple[str, ...],
+    graph: str | None,
+    output: Path | None,
+) -> None:
+    """Answer pictures, prompts or tensors."""
+    from metagen_deploy.answer import answer_request
+
+    answer_request(bundle, files=files, inputs=inputs, prompts=prompts, graph=graph, output=output)
+
+
+@cli.command()
+@click.argument("bundle", type=PATH)
+@click.option("--against", type=click.Choice(BASELINES), help="Time this too, in turn, and print the ratio.")
+def bench(bundle: Path, against: str | None) -> None:
+    """Measure latency on this machine."""
+    from metagen_deploy import pipeline, render
+    from metagen_deploy.progress import show_progress
+
+    with show_progress() as progress:
+        reports = pipeline.bench(bundle, against=against, progress=progress)
+    render.print_latency(reports)
+
+
+@cli.command()
+@click.argument("path", metavar="BUNDLE|ENGINE|MODEL.onnx", type=PATH)
+def inspect(path: Path) -> None:
+    """Show what a bundle, engine or ONNX file holds."""
+    from metagen_deploy.inspection import print_inspection
+
+    print_inspection(path)
+
+
+def main() -> None:
+    """The console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a character shows `?`, and the command goes on
+    sys.exit(run_command(sys.argv[1:]))
+
+
+def run_command(arguments: list[str]) -> int:
+    """Run one command line and return its exit status; only a bug of ours raises."""
+    try:
+        result = cli.main(args=arguments, prog_name="metagen-deploy", standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted, nothing was left half-written", err=True)
+        return 130
+    except MetagenError as error:
+        _print_error(error)
+        return 1
+    except BrokenPipeError:
+        # The reader (`| head`) has seen enough. Whatever is still buffered must not fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        translated = _translate_os_error(error)
+        if translated is None:
+            raise
+        _print_error(translated)
+        return 1
+    return result if isinstance(result, int) else 0
+
+
+def _print_error(error: MetagenError) -> None:
+    click.echo(click.style("error: ", fg="red", bold=True) + str(error), err=True)
+
+
+def _translate_os_error(error: OSError) -> OutputError | None:
+    """A machine's limit, worded for its user; None for what must be a bug."""
+    where = str(error.filename) if error.filename else None
+    if error.errno in _FULL_DISK:
+        return OutputError(
+            "the disk is full; nothing was left half-written", where=where, fix="free some space, or write elsewhere"
+        )
+    if error.errno in _NOT_WRITABLE:
+        return OutputError(
+            "access was denied; nothing was left half-written",
+            where=where,
+            got=os.strerror(error.errno or 0),
+            fix="choose a folder that you may write, or change its permissions",
+        )
+    return None

@@ -1,0 +1,62 @@
+"""What an option's text means: sizes, ranges of dims, named files. Text that means nothing is wrong usage (exit 2)."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from specs.schema import Dim
+
+
+class ByteSize(click.ParamType[int]):
+    """`8G`, `512M`, `1.5GiB` or plain bytes, as a number of bytes (powers of 1024)."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", str(value).strip(), re.IGNORECASE)
+        if not match or float(match[1]) == 0:
+            self.fail(f"{value!r} is not a size; write 8G, 512M or a number of bytes", param, ctx)
+        return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+
+
+class NamedDim(click.ParamType[tuple[str, "Dim"]]):
+    """`batch=1:8:32` is a range of a dim; `batch=4` a dim that is always 4."""
+
+    name = "dim"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Dim]:
+        from specs.schema import Dim
+
+        match = re.fullmatch(r"([^=]+)=(\d{1,9})(?::(\d{1,9}):(\d{1,9}))?", str(value))
+        try:
+            if not match:
+                raise ValueError
+            low, opt, high = (int(size) for size in match.groups(default=match[2])[1:])
+            return match[1], Dim(min=low, opt=opt, max=high)
+        except ValueError:  # pydantic's ValidationError is one
+            self.fail(f"{value!r} is not NAME=MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX, e.g. batch=1:8:32", param, ctx)
+
+
+class NamedFile(click.ParamType[tuple[str, str]]):
+    """`image=digit.png`: the tensor called `image` is in `digit.png`."""
+
+    name = "file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        name, equals, file = str(value).partition("=")
+        if not (name and equals and file):
+            self.fail(f"{value!r} is not NAME=FILE, e.g. image=digit.png", param, ctx)
+        return name, file
+
+
+def collect_named(ctx: click.Context, param: click.Parameter, pairs: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
+    """The pairs of a repeatable option as a dict; a name that is given twice is wrong usage."""
+    named = dict(pairs)
+    if len(named) < len(pairs):
+        twice = next(name for name, _ in pairs if sum(name == other for other, _ in pairs) > 1)
+        raise click.BadParameter(f"'{twice}' is given twice", ctx=ctx, param=param)
+    return named

@@ -1,0 +1,176 @@
+"""The one path, a function a verb. Nothing but calls to the floors below, in the order in which things happen.
+
+export   source -> staged folder -> check -> bundle          build    bundle -> engines -> report
+check    bundle -> parity report                             bench    bundle -> latency reports
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from specs.bundle import Manifest
+from specs.errors import MetagenError, ParityError, SpecError, TargetError, missing_dependency
+from specs.report import BuildReport, LatencyReport, ParityReport
+from specs.schema import IMPLEMENTED_PRECISIONS, Dim, Precision, Spec
+from specs.targets import Target, load_target, require_fit
+
+Progress = Callable[[str, "float | None"], None]
+
+
+def export(
+    source: str,
+    *,
+    output: Path,
+    targets: Sequence[str] = (),
+    precisions: Sequence[Precision] = (),
+    weights: Path | None = None,
+    calibration: Path | None = None,
+    dims: Mapping[str, Dim] | None = None,
+    max_host_ram_bytes: int | None = None,
+    progress: Progress,
+) -> tuple[Manifest, ParityReport]:
+    """Turn a spec (shipped name, `name:variant` or YAML file) or an ONNX file into a verified bundle at `output`.
+
+    Nothing appears at `output` unless every graph agrees with its golden data.
+
+    Raises:
+        ParityError: a graph is outside tolerance; carries the report's first failure.
+        MetagenError: anything else of the user's making.
+    """
+    refuse_unimplemented(precisions)
+    if Path(source).is_dir():
+        raise SpecError(
+            "checkpoint folders are not taken yet",
+            where=source,
+            allowed="a shipped spec (see `metagen-deploy specs`), a spec's YAML file, or an .onnx file",
+            fix="write a spec that names the .safetensors file as `weights: {source: ...}`, or export the model to ONNX",
+        )
+    try:
+        from exporters import export as exporter
+        from exporters.staging import stage_bundle
+    except ImportError as error:
+        raise missing_dependency(error.name or "torch", extra="export", needed_for="export") from error
+    from engines.parity import check_bundle, write_report
+
+    with stage_bundle(output) as folder:
+        if source.endswith(".onnx"):
+            from exporters.export_model import export_model
+
+            manifest = export_model(
+                Path(source),
+                folder,
+                targets=[load_target(name) for name in targets or ("cpu",)],
+                precisions=precisions or ("fp32",),
+                calibration=calibration,
+                dims=dims or {},
+                progress=progress,
+            )
+        else:
+            spec = load_overridden(source, targets=targets, weights=weights, calibration=calibration, dims=dims)
+            manifest = exporter.export_spec(
+                spec, folder, targets=admit_targets(spec, precisions), precisions=precisions, progress=progress
+            )
+        report = check_bundle(folder, progress=progress)
+        write_report(folder, report)
+        if not report.passed:
+            raise_first_failure(report)
+    return manifest, report
+
+
+def build(
+    source: Path,
+    *,
+    target: str | None = None,
+    backend: str | None = None,
+    timing_cache: Path | None = None,
+    progress: Progress,
+) -> BuildReport:
+    """Compile the engines of a bundle. An .onnx file first becomes a bundle beside it, `<stem>.bundle`."""
+    from engines.build import build_bundle
+
+    if source.suffix == ".onnx":
+        bundle = source.with_suffix(".bundle")
+        export(str(source), output=bundle, targets=(target,) if target else (), progress=progress)
+        source = bundle
+    return build_bundle(source, target=target, backend=backend, timing_cache=timing_cache, progress=progress)
+
+
+def check(folder: Path, *, backends: tuple[str, ...] | None = None, progress: Progress) -> ParityReport:
+    """Compare every stage of a bundle with its golden data, and keep the report in the bundle when it is writable."""
+    from engines.parity import check_bundle, write_report
+
+    report = check_bundle(folder, backends=backends, progress=progress)
+    write_report(folder, report)
+    return report
+
+
+def bench(folder: Path, *, against: str | None = None, progress: Progress) -> tuple[LatencyReport, ...]:
+    """Measure latency on this machine, beside `against` ("torch" or "stock-onnx") when given."""
+    from metagen_deploy.bench import bench_bundle
+
+    return bench_bundle(folder, against=against, progress=progress)
+
+
+def load_overridden(
+    source: str,
+    *,
+    targets: Sequence[str] = (),
+    weights: Path | None = None,
+    calibration: Path | None = None,
+    dims: Mapping[str, Dim] | None = None,
+) -> Spec:
+    """Load a spec and put the command line's choices in place of its own."""
+    from specs.load import load_spec, override_spec
+
+    return override_spec(load_spec(source), targets=tuple(targets), weights=weights, calibration=calibration, dims=dims)
+
+
+def admit_targets(spec: Spec, precisions: Sequence[Precision]) -> list[Target]:
+    """The spec's targets, each proved large enough and able to run every precision that is asked.
+
+    Raises:
+        TargetError: with the numbers.
+    """
+    asked = [spec.model_copy(update={"precision": {"default": p}}) for p in precisions] or [spec]
+    targets = [load_target(name) for name in spec.targets]
+    for target in targets:
+        for one in asked:
+            require_fit(one, target)
+    return targets
+
+
+def refuse_unimplemented(precisions: Sequence[Precision]) -> None:
+    """Precisions that the language reserves but no pass writes are errors, not silent fp32."""
+    for precision in precisions:
+        if precision not in IMPLEMENTED_PRECISIONS:
+            raise TargetError(
+                f"precision '{precision}' is not implemented yet",
+                where="--precision",
+                allowed=", ".join(IMPLEMENTED_PRECISIONS),
+                fix="choose one of these",
+            )
+
+
+def raise_first_failure(report: ParityReport) -> None:
+    """Turn a failed report into an error that names the worst offender."""
+    for row in report.rows:
+        if not row.passed:
+            divergence = report.divergences.get(row.stage)
+            raise ParityError(
+                f"output '{row.difference.name}' of {row.stage} is outside tolerance: {row.reason}",
+                where=f"graph '{row.graph}' on {row.backend}"
+                + (f", first diverging at '{divergence.tensor}' ({divergence.module_path})" if divergence else ""),
+                got=f"relative error {row.needed_relative:.3g}, cosine {row.difference.cosine:.6f}",
+                allowed=f"relative error {row.limit_relative:.3g}, cosine {row.limit_cosine:.6f}",
+                fix="ask for a higher precision for this component, or widen the spec's `parity` if the task allows it",
+            )
+    for metric in report.metrics:
+        if not metric.passed:
+            raise ParityError(
+                f"{metric.metric} of {metric.stage} fell from {metric.reference:.2%} to {metric.value:.2%}",
+                where=f"graph '{metric.graph}' on {metric.backend}",
+                allowed=f"a loss of {metric.max_loss:.2%}",
+                fix="ask for a higher precision for this component, or give it better calibration data",
+            )
+    raise MetagenError("nothing could be compared on this machine", fix="pip install 'metagen-deploy[export]'")

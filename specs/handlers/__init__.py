@@ -1,0 +1,28 @@
+"""[torch] One handler a family: how its models are built, and what data they are tried with."""
+
+from __future__ import annotations
+
+from specs.graphs import find_family
+from specs.handlers.base import GraphModule, Handler
+from specs.handlers.image import ImageHandler
+from specs.handlers.multimodal import MultimodalHandler
+from specs.handlers.text import TextHandler
+from specs.schema import Spec
+
+__all__ = ["HANDLERS", "GraphModule", "Handler", "get_handler"]
+
+#: family -> handler
+HANDLERS: dict[str, Handler] = {
+    "image-classification": ImageHandler(),
+    "text-generation": TextHandler(),
+    "image-text-similarity": MultimodalHandler(),
+}
+
+
+def get_handler(spec: Spec) -> Handler:
+    """The handler of the family that the spec's components make.
+
+    Raises:
+        SpecError: no family is made of these components.
+    """
+    return HANDLERS[find_family(spec.components).kind]

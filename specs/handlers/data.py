@@ -1,0 +1,156 @@
+"""Arrays from .npz files, checked against a graph's inputs before anything uses them. Nothing is unpickled."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specs.errors import CalibrationError, name_nearest
+from specs.graphs import GraphSpec
+from specs.schema import Dim, TensorSpec
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def load_arrays(
+    path: Path,
+    expected: Sequence[TensorSpec],
+    dims: Mapping[str, Dim],
+    *,
+    extra: tuple[str, ...] = (),
+    bounded: bool = True,
+) -> Arrays:
+    """One array for each tensor of `expected`, and for each name of `extra`; all with the same number of samples.
+
+    The first axis counts samples, whatever `dims` says of `batch`; other dynamic axes must lie within their dim.
+    `bounded` holds values to the ranges of the shipped families' inputs; a model of the user's has ranges of its own.
+
+    Raises:
+        CalibrationError: the file is missing, damaged or empty, or an array has another name, shape, type or range.
+    """
+    arrays = _read(path)
+    for name in [*(tensor.name for tensor in expected), *extra]:
+        if name not in arrays:
+            raise CalibrationError(
+                f"the data has no array '{name}'",
+                where=str(path),
+                got=name_nearest(name, arrays),
+                allowed=", ".join([*(tensor.name for tensor in expected), *extra]),
+                fix="save the arrays under the names of the graph's inputs",
+            )
+    for tensor in expected:
+        _check_array(path, arrays[tensor.name], tensor, dims)
+        if bounded:
+            _check_bounds(path, arrays[tensor.name], tensor)
+    counts = {name: len(arrays[name]) for name in [*(tensor.name for tensor in expected), *extra]}
+    if len(set(counts.values())) > 1:
+        raise CalibrationError(
+            "the arrays have different numbers of samples",
+            where=str(path),
+            got=", ".join(f"{name} {count}" for name, count in counts.items()),
+            fix="give every array the same first axis",
+        )
+    return {name: arrays[name] for name in counts}
+
+
+def _read(path: Path) -> Arrays:
+    try:
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if not isinstance(loaded, np.lib.npyio.NpzFile):
+                raise ValueError("a single array, where a .npz with named ones is needed")
+            return {name: loaded[name] for name in loaded.files}
+    except FileNotFoundError:
+        raise CalibrationError("the data file does not exist", where=str(path), fix="correct its path") from None
+    except (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        raise CalibrationError(
+            "the data file is truncated, or is not a .npz of plain arrays",
+            where=str(path),
+            got=str(error).splitlines()[0] if str(error) else type(error).__name__,
+            fix="write it again: numpy.savez_compressed(FILE, NAME_OF_THE_INPUT=array)",
+        ) from None
+
+
+def _check_array(path: Path, array: NDArray[Any], tensor: TensorSpec, dims: Mapping[str, Dim]) -> None:
+    def error(problem: str, *, got: str, allowed: str, fix: str) -> CalibrationError:
+        return CalibrationError(f"array '{tensor.name}' {problem}", where=str(path), got=got, allowed=allowed, fix=fix)
+
+    def fits(size: int, wanted: int | str) -> bool:
+        if isinstance(wanted, int):
+            return size == wanted
+        return wanted not in dims or dims[wanted].min <= size <= dims[wanted].max
+
+    shape = [str(d) for d in tensor.shape]
+    wanted = f"[samples{', ' + ', '.join(shape[1:]) if shape[1:] else ''}]"
+    if array.ndim != len(tensor.shape) or not all(map(fits, array.shape[1:], tensor.shape[1:])):
+        bounds = [f"{d} {dims[d].min} to {dims[d].max}" for d in tensor.shape[1:] if isinstance(d, str) and d in dims]
+        raise error(
+            "has the wrong shape",
+            got=str(list(array.shape)),
+            allowed=wanted + (f" with {', '.join(bounds)}" if bounds else ""),
+            fix="reshape or resize the samples",
+        )
+    if not len(array):
+        raise error("is empty", got=str(list(array.shape)), allowed="at least one sample", fix="save some samples")
+    if array.dtype != tensor.dtype:
+        raise error(
+            "has the wrong type",
+            got=str(array.dtype),
+            allowed=tensor.dtype,
+            fix=f"convert it: {tensor.name}.astype('{tensor.dtype}')",
+        )
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        bad = int((~np.isfinite(array)).sum())
+        raise error("holds NaN or infinity", got=f"{bad} values", allowed="finite values", fix="remove these samples")
+
+
+def _check_bounds(path: Path, array: NDArray[Any], tensor: TensorSpec) -> None:
+    if tensor.name not in ("image", "token_ids", "lengths"):
+        return
+    highest = {"image": 1.0, "token_ids": tensor.high - 1, "lengths": np.inf}[tensor.name]
+    if array.min() < tensor.low or array.max() > highest:
+        raise CalibrationError(
+            f"array '{tensor.name}' holds values out of range",
+            where=str(path),
+            got=f"{array.min()} to {array.max()}",
+            allowed=f"{tensor.low:.0f} to {highest:.0f}" if np.isfinite(highest) else f"{tensor.low:.0f} or more",
+            fix="correct the samples; pixels are 0 to 1, the graph normalises them",
+        )
+
+
+def take_batch(arrays: Arrays, start: int, count: int, total: int) -> Arrays:
+    """`count` samples from `start` on, beginning again at the first after the `total`th."""
+    index = (start + np.arange(count)) % total
+    return {name: array[index] for name, array in arrays.items()}
+
+
+def check_labels(path: Path, labels: NDArray[Any], *, count: int, graph: GraphSpec) -> NDArray[np.int64]:
+    """Class indices [samples], int64.
+
+    Raises:
+        CalibrationError: not one whole number a sample, or outside the classes of `graph`.
+    """
+    classes = int(graph.outputs[0].shape[-1])
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) != count:
+        raise CalibrationError(
+            "array 'labels' is not one class index a sample",
+            where=str(path),
+            got=f"{labels.dtype} {list(labels.shape)}",
+            allowed=f"integers [{count}]",
+            fix="save the index of each sample's class",
+        )
+    if labels.min() < 0 or labels.max() >= classes:
+        raise CalibrationError(
+            "array 'labels' names a class that the model does not have",
+            where=str(path),
+            got=f"{labels.min()} to {labels.max()}",
+            allowed=f"0 to {classes - 1}",
+            fix="correct the labels, or num_classes",
+        )
+    return labels.astype(np.int64)

@@ -1,0 +1,114 @@
+"""Text decoders: prefill reads a prompt, decode one token against the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from specs.components import DecoderComponent
+from specs.errors import CalibrationError
+from specs.graphs import GraphSpec, list_graphs, name_roles
+from specs.handlers.base import Arrays, GraphModule, Handler
+from specs.models.decoder import Decode, Decoder, Prefill
+from specs.schema import Spec, TensorSpec
+
+#: A byte tokenizer needs the 256 bytes, and an id each for the beginning and the end of a text.
+BYTE_VOCABULARY = 258
+
+
+@final
+class TextHandler(Handler):
+    """`text.decoder`."""
+
+    def make_components(self, spec: Spec) -> dict[str, nn.Module]:
+        return {name: Decoder(cast(DecoderComponent, config)) for name, config in spec.components.items()}
+
+    def make_graph_module(self, graph: GraphSpec, component: nn.Module) -> nn.Module:
+        assert isinstance(component, Decoder)
+        return Prefill(component) if graph.file_stem == "prefill" else Decode(component)
+
+    def make_tensor(
+        self, spec: Spec, graph: GraphSpec, tensor: TensorSpec, shape: tuple[int, ...], random: np.random.Generator
+    ) -> NDArray[Any]:
+        if tensor.name == "token_ids":
+            return random.integers(int(tensor.low), int(tensor.high), shape)
+        if tensor.name == "lengths":
+            return random.random(shape)  # a share of what is possible; `tie_inputs` knows how much that is
+        return random.standard_normal(shape, dtype=np.float32)
+
+    def tie_inputs(self, graph: GraphSpec, inputs: Arrays) -> Arrays:
+        """Ragged rows: the first is as long as can be, the others 1 or more; a cache holds zeros beyond its length."""
+        share = inputs["lengths"]
+        if graph.file_stem == "prefill":
+            tokens = inputs["token_ids"].shape[1]
+            lengths = np.maximum(1, np.ceil(share * tokens))
+            lengths[0] = tokens
+        else:
+            capacity = inputs["past_keys_0"].shape[2]
+            lengths = np.minimum(capacity - 1, np.maximum(1, np.ceil(share * (capacity - 1))))
+            lengths[0] = capacity - 1
+            filled_BS = np.arange(capacity) < lengths[:, None]
+            inputs |= {n: x * filled_BS[:, None, :, None] for n, x in inputs.items() if n.startswith("past_")}
+        return inputs | {"lengths": lengths.astype(np.int64)}
+
+    def make_calibration(self, spec: Spec, graph: GraphModule, *, sizes: Mapping[str, int], seed: int) -> Arrays:
+        if graph.file_stem == "prefill":
+            return self.make_inputs(spec, graph, sizes=sizes, seed=seed)
+        prefill = next(g for g in list_graphs(spec) if g.file_stem == "prefill")
+        prompt = self.make_inputs(spec, prefill, sizes={**sizes, "tokens": _prompt_size(sizes)}, seed=seed)
+        return self._fill_cache(graph, prompt, capacity=sizes["cache"])
+
+    def list_calibration_inputs(self, spec: Spec, graph: GraphModule) -> tuple[TensorSpec, ...]:
+        """A file holds prompts; what decode sees is made from them."""
+        return next(g for g in list_graphs(spec) if g.file_stem == "prefill").inputs
+
+    def finish_calibration(self, spec: Spec, graph: GraphModule, arrays: Arrays) -> Arrays:
+        tokens = arrays["token_ids"].shape[1]
+        if arrays["lengths"].max() > tokens:
+            raise CalibrationError(
+                "array 'lengths' says more tokens than 'token_ids' has",
+                where=spec.calibration.source,
+                got=f"up to {arrays['lengths'].max()}",
+                allowed=f"1 to {tokens}",
+                fix="save how many tokens of each row are valid",
+            )
+        if graph.file_stem == "prefill":
+            return arrays
+        capacity = max(spec.dims["cache"].opt, tokens + 1)
+        return self._fill_cache(graph, arrays, capacity=min(capacity, spec.dims["cache"].max))
+
+    def _fill_cache(self, graph: GraphModule, prompt: Arrays, *, capacity: int) -> Arrays:
+        """Decode's inputs after `prompt` was read: the likeliest next token, and the model's own keys and values."""
+        assert isinstance(graph.module, Decode)
+        prefill = Prefill(graph.module.decoder)
+        ids = torch.from_numpy(prompt["token_ids"][:, : capacity - 1])
+        lengths = torch.from_numpy(prompt["lengths"]).clamp(max=ids.shape[1])
+        with torch.no_grad():
+            logits, *cache = prefill(ids, lengths)
+        names = [tensor.name for tensor in graph.inputs[2:]]
+        padding = (0, 0, 0, capacity - ids.shape[1])
+        pasts = [nn.functional.pad(tensor, padding).float().numpy() for tensor in cache]
+        token = logits.argmax(-1, keepdim=True).numpy()
+        return {"token_ids": token, "lengths": lengths.numpy(), **dict(zip(names, pasts, strict=True))}
+
+    def describe_pipeline(self, spec: Spec) -> dict[str, Any]:
+        name = name_roles(spec)["decoder"]
+        config = cast(DecoderComponent, spec.components[name])
+        return {
+            "kind": "text-generation",
+            "prefill": f"{name}.prefill",
+            "decode": f"{name}.decode",
+            "num_layers": config.num_layers,
+            "tokenizer": {"kind": "bytes" if config.vocab_size >= BYTE_VOCABULARY else "ids"},
+            "vocab_size": config.vocab_size,
+            "max_cache": spec.dims["cache"].max,
+        }
+
+
+def _prompt_size(sizes: Mapping[str, int]) -> int:
+    return max(1, min(sizes["tokens"], sizes["cache"] - 1))

@@ -1,0 +1,48 @@
+"""The documents are true: their commands run, and what they name exists.
+
+Rule: a ```bash or ```python block is executed, in order, one temporary folder a document, with this checkout's
+`metagen-deploy` on the path. What is only to be read (output, cloning, a GPU's commands) is ```console, ```text or
+```yaml.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.is_file()]
+BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+CODE_PATH = re.compile(r"`((?:metagen_deploy|exporters|engines|specs|tests|benchmarks|examples|docs)/[\w./*-]*)`")
+
+
+def list_untracked_files() -> set[str]:
+    """Files of the checkout that git neither tracks nor ignores."""
+    done = subprocess.run(
+        ["git", "ls-files", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.splitlines())
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_block_runs_and_leaves_no_file_behind(
+    document: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    before = list_untracked_files()
+    for language, code in BLOCK.findall(document.read_text(encoding="utf-8")):
+        command = ["bash", "-euo", "pipefail", "-c", code] if language == "bash" else [sys.executable, "-c", code]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, f"{document.name}:\n{code}\n{done.stdout}{done.stderr}"
+    assert list_untracked_files() - before == set()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_path_it_names_exists(document: Path) -> None:
+    named = set(CODE_PATH.findall(document.read_text(encoding="utf-8")))
+    assert [path for path in sorted(named) if not list(ROOT.glob(path.rstrip("/")))] == []

@@ -1,0 +1,297 @@
+"""The reference modules: their sizes, their mathematics against independent formulas, and that they export."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, export
+from torch.nn import functional
+
+from specs.components import ClipTextComponent, DecoderComponent, FusionComponent, VisionTransformerComponent
+from specs.graphs import count_parameters
+from specs.handlers import GraphModule, get_handler
+from specs.handlers.weights import fill_parameters
+from specs.load import load_spec
+from specs.models.clip_text import ClipText
+from specs.models.decoder import Decode, Decoder, Prefill, compute_angles, rotate
+from specs.models.fusion import FUSIONS
+from specs.models.layers import activate
+from specs.models.vision import VisionTransformer
+from specs.schema import Spec, WeightsSpec
+
+TINY = ("image_vit_base:tiny", "image_vit_digits", "text_llm_tiny:tiny", "multimodal_clip:tiny")
+
+
+def fill(module: nn.Module, seed: int = 0) -> nn.Module:
+    fill_parameters({"it": module}, WeightsSpec(seed=seed), dtype=torch.float32)
+    return module.eval()
+
+
+def run(graph: GraphModule, sizes: dict[str, int], spec: Spec, seed: int = 0) -> tuple[Tensor, ...]:
+    inputs = get_handler(spec).make_inputs(spec, graph, sizes=sizes, seed=seed)
+    with torch.no_grad():
+        out = graph.module(*map(torch.from_numpy, inputs.values()))
+    return out if isinstance(out, tuple) else (out,)
+
+
+@pytest.mark.parametrize("name", [*TINY, "image_vit_base", "text_llm_tiny"])
+def test_parameters_are_as_many_as_the_spec_counts(name: str) -> None:
+    spec = load_spec(name)
+    by_component: dict[str, set[Tensor]] = {}
+    for graph in get_handler(spec).build(spec):
+        by_component.setdefault(graph.component, set()).update(graph.module.parameters())
+    assert {n: sum(p.numel() for p in ps) for n, ps in by_component.items()} == count_parameters(spec)
+
+
+@pytest.mark.parametrize("kind", sorted(FUSIONS))
+def test_fusion_parameters(kind: str) -> None:
+    spec = load_spec("multimodal_clip:tiny")
+    spec = spec.model_copy(
+        update={
+            "components": {
+                **spec.components,
+                "fusion": FusionComponent.model_validate({"kind": kind, "projection_size": 24}),
+            }
+        }
+    )
+    (graph,) = [g for g in get_handler(spec).build(spec) if g.component == "fusion"]
+    assert sum(p.numel() for p in graph.module.parameters()) == count_parameters(spec)["fusion"]
+    outputs = run(graph, {"batch": 5}, spec)
+    assert [tuple(o.shape) for o in outputs] == [
+        tuple(5 if d == "batch" else d for d in t.shape) for t in graph.outputs
+    ]
+    assert all(torch.isfinite(o).all() for o in outputs)
+
+
+def test_untied_decoder_counts_its_head() -> None:
+    config = DecoderComponent(
+        kind="text.decoder",
+        vocab_size=50,
+        hidden_size=16,
+        num_layers=1,
+        num_heads=4,
+        num_kv_heads=1,
+        head_dim=6,
+        mlp_size=20,
+        tie_embeddings=False,
+    )
+    assert sum(p.numel() for p in Decoder(config).parameters()) == config.count_parameters()
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_graphs_have_the_shapes_they_declare(name: str) -> None:
+    spec = load_spec(name)
+    sizes = {"batch": 3, "tokens": 7, "cache": 17}
+    for graph in get_handler(spec).build(spec):
+        outputs = run(graph, sizes, spec)
+        assert len(outputs) == len(graph.outputs)
+        for declared, got in zip(graph.outputs, outputs, strict=True):
+            assert tuple(got.shape) == tuple(sizes[d] if isinstance(d, str) else d for d in declared.shape), (
+                declared.name
+            )
+            assert str(got.dtype) == f"torch.{declared.dtype}"
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_graphs_export_with_every_size_of_their_dims(name: str) -> None:
+    spec = load_spec(name)
+    dims = {n: Dim(n, min=d.min, max=d.max) for n, d in spec.dims.items()}
+    for graph in get_handler(spec).build(spec):
+        inputs = get_handler(spec).make_inputs(spec, graph, sizes={"batch": 3, "tokens": 7, "cache": 17}, seed=0)
+        shapes = [{i: dims[d] for i, d in enumerate(t.shape) if isinstance(d, str)} for t in graph.inputs]
+        nested = (*shapes[:2], tuple(shapes[2:])) if graph.file_stem == "decode" else tuple(shapes)
+        program = export(
+            graph.module, tuple(map(torch.from_numpy, inputs.values())), dynamic_shapes=nested, strict=False
+        )
+        used = {d for t in graph.inputs for d in t.shape if isinstance(d, str)}
+        ranges = {(int(r.lower), int(r.upper)) for r in program.range_constraints.values()}
+        assert ranges == {(spec.dims[d].min, spec.dims[d].max) for d in used}, "a dim was specialised"
+        for pick in ("min", "max"):
+            sizes = {n: min(getattr(d, pick), 40) for n, d in spec.dims.items()}
+            values = tuple(
+                map(torch.from_numpy, get_handler(spec).make_inputs(spec, graph, sizes=sizes, seed=1).values())
+            )
+            with torch.no_grad():
+                expected, got = graph.module(*values), program.module()(*values)
+            for a, b in zip(*(x if isinstance(x, tuple) else (x,) for x in (expected, got)), strict=True):
+                torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_vision_transformer_against_torchs_own_encoder() -> None:
+    config = VisionTransformerComponent(
+        kind="vision.vit",
+        image_size=8,
+        patch_size=4,
+        hidden_size=24,
+        num_layers=2,
+        num_heads=3,
+        num_classes=5,
+        layer_norm_eps=1e-5,
+        image_mean=(0.1, 0.2, 0.3),
+        image_std=(0.5, 0.6, 0.7),
+    )
+    model = fill(VisionTransformer(config))
+    assert isinstance(model, VisionTransformer)
+    image = torch.rand(2, 3, 8, 8)
+    x = (image - torch.tensor(config.image_mean)[:, None, None]) / torch.tensor(config.image_std)[:, None, None]
+    patches = functional.unfold(x, 4, stride=4).transpose(1, 2) @ model.patch_embedding.weight.flatten(1).T
+    x = (
+        torch.cat([model.class_token.expand(2, 1, -1), patches + model.patch_embedding.bias], 1)
+        + model.position_embedding
+    )
+    for layer in model.layers:
+        reference = nn.TransformerEncoderLayer(24, 3, 96, 0.0, "gelu", batch_first=True, norm_first=True)
+        state = {
+            "self_attn.in_proj_weight": layer.attention.qkv.weight, "self_attn.in_proj_bias": layer.attention.qkv.bias,
+            "self_attn.out_proj.weight": layer.attention.out.weight, "self_attn.out_proj.bias": layer.attention.out.bias,
+            "linear1.weight": layer.mlp.up.weight, "linear1.bias": layer.mlp.up.bias,
+            "linear2.weight": layer.mlp.down.weight, "linear2.bias": layer.mlp.down.bias,
+            "norm1.weight": layer.attention_norm.weight, "norm1.bias": layer.attention_norm.bias,
+            "norm2.weight": layer.mlp_norm.weight, "norm2.bias": layer.mlp_norm.bias,
+        }  # fmt: skip
+        reference.load_state_dict(state)
+        x = reference(x)  # train mode: its fast path rounds differently
+    expected = model.head(model.output_norm(x)[:, 0])
+    torch.testing.assert_close(model(image), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_activations() -> None:
+    x = torch.linspace(-4, 4, 801)
+    exact = x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+    torch.testing.assert_close(activate(x, "gelu"), exact)
+    torch.testing.assert_close(activate(x, "quick_gelu"), x / (1 + (-1.702 * x).exp()))
+    difference = (activate(x, "gelu_tanh") - exact).abs().max()
+    assert 4e-4 < difference < 4.74e-4
+
+
+def test_clip_text_reads_the_end_of_text_and_ignores_what_follows() -> None:
+    config = ClipTextComponent(
+        kind="text.clip", vocab_size=30, context_length=9, hidden_size=16, num_layers=2, num_heads=2
+    )
+    model = fill(ClipText(config))
+    ids = torch.tensor([[3, 4, 5, 29, 0, 0, 0, 0, 0], [3, 4, 5, 29, 7, 8, 9, 1, 2], [3, 4, 6, 29, 0, 0, 0, 0, 0]])
+    with torch.no_grad():
+        out = model(ids)
+    torch.testing.assert_close(out[0], out[1], rtol=1e-5, atol=1e-6)
+    assert (out[0] - out[2]).abs().max() > 0.05
+
+
+def test_rotary_positions_are_a_rotation_and_relative() -> None:
+    config = load_spec("text_llm_tiny:tiny").components["decoder"]
+    assert isinstance(config, DecoderComponent)
+    q, k = torch.randn(2, 1, 1, 1, config.head_width).unbind()
+
+    def score(query_at: int, key_at: int) -> Tensor:
+        a, b = (
+            rotate(x, compute_angles(torch.tensor([[p]]), config, x.dtype)) for x, p in ((q, query_at), (k, key_at))
+        )
+        torch.testing.assert_close(a.norm(), q.norm())
+        return (a * b).sum()
+
+    torch.testing.assert_close(score(5, 3), score(105, 103), rtol=1e-4, atol=1e-4)
+    assert abs(float(score(5, 3) - score(5, 4))) > 1e-3
+    cos, _ = compute_angles(torch.tensor([[2047]]), config, torch.float16)
+    frequency = config.rope_theta ** (-np.arange(0, config.head_width, 2) / config.head_width)
+    np.testing.assert_allclose(cos[0, 0, 0].float().numpy(), np.cos(2047 * frequency), atol=2e-3)
+
+
+@pytest.fixture(scope="module")
+def decoder() -> tuple[Spec, Decoder]:
+    spec = load_spec("text_llm_tiny:tiny")
+    module = get_handler(spec).build(spec)[0].module
+    assert isinstance(module, Prefill)
+    return spec, module.decoder
+
+
+def decode_all(decoder: Decoder, ids: Tensor, lengths: Tensor, prompt: int, capacity: int) -> list[Tensor]:
+    """Logits after the prompt, and after each further token of `ids`, through the cache."""
+    prefill, decode = Prefill(decoder), Decode(decoder)
+    with torch.no_grad():
+        logits, *cache = prefill(ids[:, :prompt], lengths)
+        steps = [logits]
+        cache = [functional.pad(c, (0, 0, 0, capacity - prompt), value=7.0) for c in cache]  # stale data, not zeros
+        for step in range(ids.shape[1] - prompt):
+            logits, *cache = decode(ids[:, prompt + step, None], lengths + step, *cache)
+            steps.append(logits)
+    return steps
+
+
+def test_prefill_and_decode_equal_one_full_forward(decoder: tuple[Spec, Decoder]) -> None:
+    ids = torch.randint(0, 512, (3, 12), generator=torch.Generator().manual_seed(0))
+    steps = decode_all(decoder[1], ids, torch.full((3,), 5), prompt=5, capacity=16)
+    with torch.no_grad():
+        for count, logits in zip(range(5, 13), steps, strict=True):
+            full = Prefill(decoder[1])(ids[:, :count], torch.full((3,), count))[0]
+            torch.testing.assert_close(logits, full, rtol=1e-4, atol=1e-4)
+
+
+def test_padding_of_ragged_rows_is_harmless(decoder: tuple[Spec, Decoder]) -> None:
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(0, 512, (3, 10), generator=generator)
+    lengths = torch.tensor([2, 6, 4])
+    ragged = decode_all(decoder[1], ids, lengths, prompt=6, capacity=12)
+    for row, length in enumerate(lengths.tolist()):
+        own = torch.cat([ids[row : row + 1, :length], ids[row : row + 1, 6:]], dim=1)
+        alone = decode_all(decoder[1], own, torch.tensor([length]), prompt=length, capacity=12)
+        for a, b in zip(ragged, alone, strict=True):
+            torch.testing.assert_close(a[row], b[0], rtol=1e-4, atol=1e-4)
+
+
+def test_prefill_against_a_plain_formula(decoder: tuple[Spec, Decoder]) -> None:
+    """One layer after another in complex arithmetic, without any of the modules' forwards."""
+    model, config = decoder[1], decoder[1].config
+    ids = torch.randint(0, 512, (1, 6), generator=torch.Generator().manual_seed(2))
+    heads, kv, width = config.num_heads, config.kv_heads, config.head_width
+
+    def norm(x: Tensor, weight: Tensor) -> Tensor:
+        return x / (x.pow(2).mean(-1, keepdim=True) + config.rms_norm_eps).sqrt() * weight
+
+    def turn(x: Tensor) -> Tensor:
+        frequency = torch.tensor(config.rope_theta) ** (-torch.arange(0, width, 2) / width)
+        angle = torch.arange(6)[:, None] * frequency
+        z = torch.complex(x[..., : width // 2], x[..., width // 2 :]) * torch.polar(torch.ones_like(angle), angle)
+        return torch.cat([z.real, z.imag], -1)
+
+    with torch.no_grad():
+        x = model.token_embedding.weight[ids[0]]
+        for layer in model.layers:
+            h = norm(x, layer.attention_norm.weight)
+            q = turn((h @ layer.attention.query.weight.T).view(6, heads, width).transpose(0, 1))
+            k = turn((h @ layer.attention.key.weight.T).view(6, kv, width).transpose(0, 1))
+            v = (h @ layer.attention.value.weight.T).view(6, kv, width).transpose(0, 1)
+            out = []
+            for head in range(heads):
+                scores = q[head] @ k[head * kv // heads].T / math.sqrt(width)
+                scores = scores.masked_fill(torch.ones(6, 6).triu(1).bool(), -math.inf)
+                out.append(scores.softmax(-1) @ v[head * kv // heads])
+            x = x + torch.cat(out, -1) @ layer.attention.out.weight.T
+            h = norm(x, layer.mlp_norm.weight)
+            gate = h @ layer.mlp.gate.weight.T
+            x = x + (gate / (1 + (-gate).exp()) * (h @ layer.mlp.up.weight.T)) @ layer.mlp.down.weight.T
+        expected = norm(x[-1], model.output_norm.weight) @ model.token_embedding.weight.T
+        got = Prefill(model)(ids, torch.tensor([6]))[0][0]
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_late_fusion_gives_unit_embeddings_and_scaled_cosines() -> None:
+    spec = load_spec("multimodal_clip:tiny")
+    graph = get_handler(spec).build(spec)[-1]
+    image, text, similarity = run(graph, {"batch": 4}, spec)
+    torch.testing.assert_close(image.norm(dim=-1), torch.ones(4))
+    torch.testing.assert_close(text.norm(dim=-1), torch.ones(4))
+    torch.testing.assert_close(similarity, image @ text.T / 0.07, rtol=1e-4, atol=1e-4)
+
+
+def test_attention_fusion_without_modalities_gives_zeros() -> None:
+    config = FusionComponent(kind="fusion.attention", projection_size=8, temperature=0.5)
+    model = fill(FUSIONS[config.kind](config, image_size=6, text_size=4))
+    presence = torch.tensor([[True, True], [True, False], [False, False]])
+    with torch.no_grad():
+        embedding, weights = model(torch.randn(3, 6), torch.randn(3, 4), presence)
+    torch.testing.assert_close(weights.sum(-1), torch.tensor([1.0, 1.0, 0.0]))
+    assert weights[1, 1] == 0
+    assert not embedding[2].any()

@@ -1,0 +1,190 @@
+"""The custom ops: all five faces exist, and the ONNX body means what torch means."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from exporters.ops import CUSTOM_OPS, attach_bodies, register_schemas
+from exporters.ops.base import DOMAIN, DOMAIN_VERSION
+from specs import ops
+
+_SHAPES = {
+    "MetagenAttention": [(2, 4, 5, 8), (2, 2, 5, 8), (2, 2, 5, 8)],
+    "MetagenCachedAttention": [(2, 4, 3, 8), (2, 2, 3, 8), (2, 2, 3, 8), (2, 2, 9, 8), (2, 2, 9, 8)],
+    "MetagenGatedLinear": [(2, 5, 8), (12, 8), (12, 8)],
+    "MetagenGatedFusion": [(3, 8), (3, 8), (8, 16), (8,)],
+    "MetagenModalityFusion": [(3, 2, 8), (8,)],
+}
+_EXTRA_INPUTS = {
+    "MetagenCachedAttention": [torch.tensor([0, 4])],
+    "MetagenModalityFusion": [torch.tensor([[True, True], [False, True], [False, False]])],
+}
+# torch's arguments after the tensors -> the node's attributes
+_CASES: list[tuple[str, tuple[object, ...], dict[str, object]]] = [
+    ("MetagenAttention", (None, 0.3, False, 0), {"scale": 0.3, "causal": 0, "window": 0, "groups": 2}),
+    ("MetagenAttention", (None, 0.3, True, 0), {"scale": 0.3, "causal": 1, "window": 0, "groups": 2}),
+    ("MetagenAttention", (None, 0.3, True, 2), {"scale": 0.3, "causal": 1, "window": 2, "groups": 2}),
+    ("MetagenAttention", (None, 0.3, False, 2), {"scale": 0.3, "causal": 0, "window": 2, "groups": 2}),
+    ("MetagenCachedAttention", (0.3,), {"scale": 0.3, "groups": 2}),
+    ("MetagenGatedLinear", ("silu",), {"activation": "silu"}),
+    ("MetagenGatedLinear", ("gelu",), {"activation": "gelu"}),
+    ("MetagenGatedLinear", ("gelu_tanh",), {"activation": "gelu_tanh"}),
+    ("MetagenGatedFusion", (), {}),
+    ("MetagenModalityFusion", (0.7,), {"scale": 8**-0.5 / 0.7}),
+]
+# attribute -> a wrong value, which the comparison must notice
+_MUTANTS: dict[str, object] = {"scale": 0.3 * 2**0.5, "causal": 1, "window": 3, "activation": "gelu_tanh"}
+
+
+def _make_tensors(name: str) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    drawn = [torch.randn(shape, generator=generator) * 2 for shape in _SHAPES[name]]
+    return [*drawn, *_EXTRA_INPUTS.get(name, [])]
+
+
+def _run_body(name: str, tensors: list[torch.Tensor], attributes: dict[str, object]) -> list[np.ndarray]:
+    """One custom node with its body, in ONNX Runtime."""
+    register_schemas()
+    op = CUSTOM_OPS[name]
+    kinds = {torch.float32: ir.DataType.FLOAT, torch.int64: ir.DataType.INT64, torch.bool: ir.DataType.BOOL}
+    inputs = [
+        ir.Value(name=f"in{i}", type=ir.TensorType(kinds[t.dtype]), shape=ir.Shape(t.shape))
+        for i, t in enumerate(tensors)
+    ]
+    attrs = [ir.convenience.convert_attribute(key, value) for key, value in attributes.items()]  # type: ignore[arg-type]
+    node = ir.Node(DOMAIN, name, inputs, attrs, num_outputs=len(op.outputs))
+    ranks = (4, 4, 4) if "Attention" in name else (3,) if name == "MetagenGatedLinear" else (2, 2)
+    for output, out_name, rank in zip(node.outputs, op.outputs, ranks, strict=False):
+        output.name, output.type, output.shape = out_name, ir.TensorType(ir.DataType.FLOAT), ir.Shape([None] * rank)
+    graph = ir.Graph(inputs, node.outputs, nodes=[node], name="g", opset_imports={"": 18, DOMAIN: DOMAIN_VERSION})
+    model = ir.Model(graph, ir_version=10)
+    attach_bodies(model)
+    proto = ir.to_proto(model)
+    onnx.checker.check_model(proto)
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {f"in{i}": t.numpy() for i, t in enumerate(tensors)})
+
+
+def _run_torch(name: str, tensors: list[torch.Tensor], extra: tuple[object, ...]) -> list[np.ndarray]:
+    result = CUSTOM_OPS[name].torch_op(*tensors, *extra)
+    return [t.numpy() for t in (result if isinstance(result, tuple) else (result,))]
+
+
+def _relative_error(got: list[np.ndarray], wanted: list[np.ndarray]) -> float:
+    return max(float(np.abs(g - w).max() / np.sqrt((w**2).mean())) for g, w in zip(got, wanted, strict=True))
+
+
+def test_every_op_has_all_faces() -> None:
+    assert {case[0] for case in _CASES} == set(CUSTOM_OPS)
+    for op in CUSTOM_OPS.values():
+        assert op.name.startswith("Metagen")
+        assert not onnx.defs.has(op.name), "TensorRT's parser looks at the op type before the domain"
+        assert op.translate.__doc__, "the ONNX schema's documentation"
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(op.torch_op.name(), "Meta") or op.torch_op._schema
+
+
+@pytest.mark.parametrize(("name", "extra", "attributes"), _CASES)
+def test_body_equals_torch(name: str, extra: tuple[object, ...], attributes: dict[str, object]) -> None:
+    tensors = _make_tensors(name)
+    assert _relative_error(_run_body(name, tensors, attributes), _run_torch(name, tensors, extra)) < 5e-6
+
+
+@pytest.mark.parametrize(("name", "extra", "attributes"), _CASES)
+def test_body_comparison_kills_mutants(name: str, extra: tuple[object, ...], attributes: dict[str, object]) -> None:
+    tensors = _make_tensors(name)
+    wanted = _run_torch(name, tensors, extra)
+    for key in attributes.keys() & _MUTANTS.keys():
+        if attributes[key] != _MUTANTS[key]:
+            mutant = {**attributes, key: _MUTANTS[key]}
+            assert _relative_error(_run_body(name, tensors, mutant), wanted) > 2e-5, key
+
+
+@pytest.mark.parametrize(("name", "extra", "attributes"), _CASES)
+def test_fake_rule_agrees_with_the_real_op(
+    name: str, extra: tuple[object, ...], attributes: dict[str, object]
+) -> None:
+    tests = ("test_schema", "test_faketensor")
+    torch.library.opcheck(CUSTOM_OPS[name].torch_op, (*_make_tensors(name), *extra), test_utils=tests)
+
+
+def test_attention_body_takes_a_bias() -> None:
+    q, k, v = _make_tensors("MetagenAttention")
+    bias = torch.randn(1, 4, 1, 5, generator=torch.Generator().manual_seed(1))
+    attributes = {"scale": 0.3, "causal": 1, "window": 0, "groups": 2}
+    wanted = _run_torch("MetagenAttention", [q, k, v], (bias, 0.3, True, 0))
+    assert _relative_error(_run_body("MetagenAttention", [q, k, v, bias], attributes), wanted) < 5e-6
+    assert _relative_error(_run_body("MetagenAttention", [q, k, v], attributes), wanted) > 1e-2
+
+
+@pytest.mark.parametrize(("heads", "causal"), itertools.product([1, 2, 4], [False, True]))
+def test_attention_equals_torch_sdpa(heads: int, causal: bool) -> None:
+    generator = torch.Generator().manual_seed(heads)
+    q, k, v = (torch.randn(2, h, 6, 8, generator=generator) for h in (4, heads, heads))
+    wanted = functional.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
+    torch.testing.assert_close(ops.attention(q, k, v, scale=8**-0.5, causal=causal), wanted)
+    with ops.plain_torch():
+        torch.testing.assert_close(ops.attention(q, k, v, scale=8**-0.5, causal=causal), wanted)
+
+
+def test_cached_attention_equals_attention_over_what_the_cache_holds() -> None:
+    q, k, v, past_k, past_v, start = _make_tensors("MetagenCachedAttention")
+    out, new_k, new_v = ops.cached_attention(q, k, v, past_k, past_v, start, scale=0.3)
+    for row, held in enumerate(start.tolist()):
+        keys = torch.cat([past_k[row, :, :held], k[row]], 1)
+        values = torch.cat([past_v[row, :, :held], v[row]], 1)
+        mask = torch.ones(3, held + 3).tril(held).bool()
+        wanted = functional.scaled_dot_product_attention(
+            q[row], keys.repeat_interleave(2, 0), values.repeat_interleave(2, 0), mask, scale=0.3
+        )
+        torch.testing.assert_close(out[row], wanted)
+        torch.testing.assert_close(new_k[row, :, : held + 3], keys)
+        torch.testing.assert_close(new_v[row, :, held + 3 :], past_v[row, :, held + 3 :])
+
+
+def test_what_lies_beyond_the_cache_fill_has_no_influence() -> None:
+    q, k, v, past_k, past_v, start = _make_tensors("MetagenCachedAttention")
+    clean = ops.cached_attention(q, k, v, past_k, past_v, start, scale=0.3)[0]
+    for row, held in enumerate(start.tolist()):
+        past_k[row, :, held + 3 :] = 1e9
+        past_v[row, :, held + 3 :] = -1e9
+    torch.testing.assert_close(ops.cached_attention(q, k, v, past_k, past_v, start, scale=0.3)[0], clean)
+
+
+def test_a_missing_modality_has_no_influence() -> None:
+    features, query, presence = _make_tensors("MetagenModalityFusion")
+    fused, weights = ops.modality_fusion(features, query, presence, temperature=0.7)
+    features[1, 0] = 1e9
+    again, _ = ops.modality_fusion(features, query, presence, temperature=0.7)
+    torch.testing.assert_close(fused, again)
+    assert weights[1].tolist() == [0.0, 1.0]
+    assert fused[2].abs().max() == 0 and weights[2].sum() == 0, "nothing present: zeros, never NaN"
+
+
+def test_equal_nodes_share_a_body_and_different_ones_do_not() -> None:
+    class Two(nn.Module):
+        def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            once = ops.attention(q, k, v, scale=0.5)
+            twice = ops.attention(once, k, v, scale=0.5)
+            return ops.attention(twice, k, v, scale=0.5, causal=True)
+
+    from exporters.lower import lower
+    from specs.handlers import GraphModule
+    from specs.schema import TensorSpec
+
+    tensors = tuple(TensorSpec(name=n, dtype="float32", shape=(1, 2, 4, 8)) for n in "qkv")
+    out = (TensorSpec(name="out", dtype="float32", shape=(1, 2, 4, 8)),)
+    graph = GraphModule(name="g", component="g", file_stem="model", module=Two().eval(), inputs=tensors, outputs=out)
+    program = torch.export.export(graph.module, tuple(torch.randn(1, 2, 4, 8) for _ in "qkv"), strict=False)
+    assert sorted(key[2] for key in lower(program, graph).functions) == [
+        "scale0.5_causal0_window0_groups1",
+        "scale0.5_causal1_window0_groups1",
+    ]

@@ -1,0 +1,78 @@
+"""A bundle appears whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from exporters.staging import stage_bundle
+from specs.bundle import MANIFEST_NAME
+from specs.errors import OutputError
+
+
+def _write_bundle(folder: Path, text: str) -> None:
+    with stage_bundle(folder) as staged:
+        (staged / MANIFEST_NAME).write_text(text)
+
+
+def test_nothing_is_visible_before_the_end(tmp_path: Path) -> None:
+    output = tmp_path / "deep" / "x.bundle"
+    with stage_bundle(output) as staged:
+        (staged / MANIFEST_NAME).write_text("{}")
+        assert not output.exists()
+    assert [p.name for p in output.parent.iterdir()] == ["x.bundle"]
+    assert (output / MANIFEST_NAME).read_text() == "{}"
+
+
+@pytest.mark.parametrize("crash", [KeyboardInterrupt, ValueError, SystemExit])
+def test_a_crash_leaves_what_was_there(tmp_path: Path, crash: type[BaseException]) -> None:
+    output = tmp_path / "x.bundle"
+    _write_bundle(output, "old")
+    with pytest.raises(crash), stage_bundle(output) as staged:
+        (staged / MANIFEST_NAME).write_text("new")
+        raise crash
+    assert (output / MANIFEST_NAME).read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["x.bundle"]
+
+
+def test_a_bundle_is_replaced(tmp_path: Path) -> None:
+    output = tmp_path / "x.bundle"
+    _write_bundle(output, "old")
+    _write_bundle(output, "new")
+    assert (output / MANIFEST_NAME).read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["x.bundle"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "dangling link"])
+def test_other_things_are_never_replaced(tmp_path: Path, kind: str) -> None:
+    output = tmp_path / "precious"
+    if kind == "file":
+        output.write_text("mine")
+    elif kind == "folder":
+        output.mkdir()
+        (output / "thesis.txt").write_text("mine")
+    else:
+        output.symlink_to(tmp_path / "nowhere")
+    before = sorted(os.listdir(tmp_path))
+    with pytest.raises(OutputError, match="the output exists and is not a bundle"), stage_bundle(output):
+        raise AssertionError("not reached")
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(errno.ENOSPC, "the disk is full; nothing was left behind"), (errno.EACCES, "cannot be written")]
+)
+def test_refusals_of_the_system_are_worded(tmp_path: Path, number: int, words: str) -> None:
+    with pytest.raises(OutputError, match=words) as caught, stage_bundle(tmp_path / "x.bundle"):
+        raise OSError(number, os.strerror(number))
+    assert "fix:" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_parent_that_is_a_file_is_worded(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be written"), stage_bundle(tmp_path / "file" / "x.bundle"):
+        raise AssertionError("not reached")
