@@ -1,6 +1,6 @@
 """Any ONNX file -> the contents of a bundle. The file itself, run by ONNX Runtime without optimisation, is the oracle.
 
-    model.onnx --read--> name its dynamic dims --> <model>/model.onnx + golden data --> the same typed graphs as a spec
+model.onnx --read--> name its dynamic dims --> <model>/model.onnx + golden data --> the same typed graphs as a spec
 """
 
 from __future__ import annotations
@@ -78,8 +78,9 @@ def export_model(
         "model",
         [Variant(target=target, precision=precision) for target in targets for precision in precisions],
         pool,
-        samples=lambda: samples
-        or [make_random_inputs(inputs, sizes, seed=_SEED + 1 + index) for index in range(_RANDOM_SAMPLES)],
+        samples=lambda: (
+            samples or [make_random_inputs(inputs, sizes, seed=_SEED + 1 + index) for index in range(_RANDOM_SAMPLES)]
+        ),
         calibration_method="max",
         progress=progress,
     )

@@ -1,4 +1,4 @@
-"""ExportedProgram -> onnx_ir.Model with custom ops kept and their bodies attached. The only file that calls torch.onnx.
+"""ExportedProgram -> onnx_ir.Model, custom ops kept, bodies attached. The only file that calls torch.onnx.
 
     program --torch.onnx--> nodes of opset 18 and domain `metagen` --rename dims, tidy metadata, bodies--> portable model
 
@@ -96,7 +96,7 @@ def _quiet_exporter() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink):
+        with warnings.catch_warnings(), Path(os.devnull).open("w") as sink, contextlib.redirect_stdout(sink):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -51,7 +51,7 @@ class WeightPool:
             self._places[key] = (self._append(file, data), len(data))
         offset, length = self._places[key]
         return ir.ExternalTensor(
-            file, offset, length, tensor.dtype, shape=ir.Shape(tensor.shape), name=name, base_dir=self.folder
+            file, offset, length, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name, base_dir=self.folder
         )
 
     def _append(self, file: str, data: memoryview | bytes) -> int:
@@ -78,4 +78,4 @@ def _view_bytes(tensor: ir.TensorProtocol) -> memoryview | bytes:
     if tensor.dtype.bitwidth < 8:
         return tensor.tobytes()
     array = np.ascontiguousarray(tensor.numpy())
-    return memoryview(array.reshape(-1).view(np.uint8))
+    return array.reshape(-1).view(np.uint8).data

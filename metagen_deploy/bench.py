@@ -5,12 +5,13 @@ Every round times each contender once, so that a machine that drifts drifts for 
 
 from __future__ import annotations
 
+import functools
+import os
 import platform
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from engines.runtime import load
 from specs.bundle import Graph, Manifest, read_manifest
 from specs.errors import missing_dependency
 from specs.report import LatencyReport, LatencyRow
+
+if TYPE_CHECKING:
+    from exporters.baselines import Baseline
 
 Progress = Callable[[str, "float | None"], None]
 Runner = Callable[[], object]
@@ -34,15 +38,17 @@ def bench_bundle(folder: Path, *, against: str | None, progress: Progress) -> tu
     """
     manifest = read_manifest(folder)
     session = load(folder)
+    baseline = _make_baseline(folder, against) if against else None
     reports = []
-    with _prepare_baselines(folder, against, progress) as baselines:
-        for graph in manifest.graphs:
-            feed = read_single_sample(folder, manifest, graph)
-            runner = session.graphs[graph.name]
-            ours: dict[str, Runner] = {runner.label: lambda runner=runner, feed=feed: runner.run(feed)}  # type: ignore[misc]
-            contenders = ours | {name: make(graph, feed) for name, make in baselines.items()}
-            progress(f"timing {graph.name}", None)
-            reports.append(_time_in_turn(manifest, graph, contenders))
+    for graph in manifest.graphs:
+        feed = read_single_sample(folder, manifest, graph)
+        executable = session.graphs[graph.name]
+        contenders: dict[str, Runner] = {"this bundle": functools.partial(executable.run, feed)}
+        if baseline and against:
+            progress(f"preparing {against} for {graph.name}", None)
+            contenders[against] = baseline.make_runner(graph.name, feed)
+        progress(f"timing {graph.name}", None)
+        reports.append(_report_latency(manifest, graph, measure_in_turn(contenders)))
     return tuple(reports)
 
 
@@ -76,9 +82,9 @@ def measure_in_turn(contenders: Mapping[str, Runner]) -> dict[str, list[float]]:
     return times
 
 
-def _time_in_turn(manifest: Manifest, graph: Graph, contenders: Mapping[str, Runner]) -> LatencyReport:
+def _report_latency(manifest: Manifest, graph: Graph, times: Mapping[str, list[float]]) -> LatencyReport:
     rows = []
-    for name, milliseconds in measure_in_turn(contenders).items():
+    for name, milliseconds in times.items():
         p10, median, p90 = np.percentile(milliseconds, (10, 50, 90))
         rows.append(LatencyRow(name=name, median_ms=median, p10_ms=p10, p90_ms=p90, runs=len(milliseconds)))
     return LatencyReport(
@@ -91,50 +97,14 @@ def _time_in_turn(manifest: Manifest, graph: Graph, contenders: Mapping[str, Run
 
 
 def _count_cores() -> int:
-    import os
-
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@contextmanager
-def _prepare_baselines(
-    folder: Path, against: str | None, progress: Progress
-) -> Iterator[dict[str, Callable[[Graph, Mapping[str, np.ndarray]], Runner]]]:
-    """Baseline name -> how to make its runner for a graph."""
-    if against is None:
-        yield {}
-        return
+def _make_baseline(folder: Path, against: str) -> Baseline:
     try:
-        import torch
-    except ImportError:
-        raise missing_dependency("torch", extra="export", needed_for=f"bench --against {against}") from None
-    from exporters.lower import export_stock
-    from specs import ops
-    from specs.handlers import get_handler
-    from specs.load import load_spec
-
-    spec = load_spec(folder / "spec.yaml")
-    modules = {module.name: module for module in get_handler(spec).build(spec)}
-
-    def make_torch(graph: Graph, feed: Mapping[str, np.ndarray]) -> Runner:
-        module = modules[graph.name].module
-        arguments = tuple(torch.from_numpy(feed[tensor.name]) for tensor in graph.inputs)
-
-        def run() -> object:
-            with torch.inference_mode(), ops.plain_torch():
-                return module(*arguments)
-
-        return run
-
-    with tempfile.TemporaryDirectory() as scratch:
-
-        def make_stock(graph: Graph, feed: Mapping[str, np.ndarray]) -> Runner:
-            import onnxruntime
-
-            progress(f"stock export of {graph.name}", None)
-            path = Path(scratch) / f"{graph.name}.onnx"
-            export_stock(modules[graph.name], spec.dims, feed, path)
-            stock = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-            return lambda: stock.run(None, dict(feed))
-
-        yield {"torch eager": make_torch} if against == "torch" else {"stock torch.onnx": make_stock}
+        from exporters.baselines import Baseline
+    except ImportError as error:
+        raise missing_dependency(
+            error.name or "torch", extra="export", needed_for=f"bench --against {against}"
+        ) from error
+    return Baseline(against, folder / "spec.yaml")

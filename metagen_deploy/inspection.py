@@ -156,6 +156,10 @@ def _print_engine(path: Path) -> None:
     print_table("What the engine says", ("", ""), [(key, str(value)) for key, value in said.items()])
 
 
+def _spell_field(value: object) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else str(value or "-")
+
+
 def _find_record(path: Path) -> EngineFile | None:
     """The manifest's entry for an engine that lies in a bundle."""
     path = path.resolve()

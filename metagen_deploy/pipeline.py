@@ -44,7 +44,7 @@ def export(
             "checkpoint folders are not taken yet",
             where=source,
             allowed="a shipped spec (see `metagen-deploy specs`), a spec's YAML file, or an .onnx file",
-            fix="write a spec that names the .safetensors file as `weights: {source: ...}`, or export the model to ONNX",
+            fix="write a spec whose `weights: {source: ...}` names the .safetensors, or export the model to ONNX",
         )
     try:
         from exporters import export as exporter

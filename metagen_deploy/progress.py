@@ -75,7 +75,7 @@ def _show_live() -> Iterator[Progress]:
         TimeRemainingColumn(elapsed_when_finished=True),
     )
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None)
+        task = bar.add_task("starting", total=None)
         step = ""
 
         def report(text: str, fraction: float | None) -> None:

@@ -12,6 +12,7 @@ Not here: dropout and other training-only behaviour.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 from collections.abc import Iterator
 from typing import Literal
 
@@ -140,7 +141,7 @@ def _modality_fusion_fake(
     return features_BMC.new_empty((batch, channels)), features_BMC.new_empty((batch, modalities))
 
 
-_plain = False
+_plain: contextvars.ContextVar[bool] = contextvars.ContextVar("plain", default=False)
 
 
 @contextlib.contextmanager
@@ -148,14 +149,12 @@ def plain_torch() -> Iterator[None]:
     """Inside, the wrappers below call torch's own operators instead of custom ops.
 
     A model run or exported like this is what a user would have without this project: the baseline of benchmarks.
-    Not thread safe, like torch's own global switches.
     """
-    global _plain
-    before, _plain = _plain, True
+    token = _plain.set(True)
     try:
         yield
     finally:
-        _plain = before
+        _plain.reset(token)
 
 
 def attention(
@@ -179,7 +178,7 @@ def attention(
     Returns:
         [B, H, T, D].
     """
-    if _plain and not window:
+    if _plain.get() and not window:
         grouped = q_BHTD.shape[1] != k_BKSD.shape[1]
         return functional.scaled_dot_product_attention(
             q_BHTD, k_BKSD, v_BKSD, bias, is_causal=causal, scale=scale, enable_gqa=grouped
@@ -206,21 +205,21 @@ def cached_attention(
     Returns:
         attended [B, H, T, D], and the updated caches [B, K, S, D].
     """
-    run = _compute_cached_attention if _plain else torch.ops.metagen.cached_attention
+    run = _compute_cached_attention if _plain.get() else torch.ops.metagen.cached_attention
     out, k, v = run(q_BHTD, k_BKTD, v_BKTD, past_k_BKSD, past_v_BKSD, start_B, scale)
     return out, k, v
 
 
 def gated_linear(x: Tensor, gate_weight_FC: Tensor, up_weight_FC: Tensor, *, activation: GateActivation) -> Tensor:
     """act(x Wg^T) * (x Wu^T): SwiGLU with silu, GEGLU with gelu (Shazeer 2020). [..., C] -> [..., F]."""
-    run = _compute_gated_linear if _plain else torch.ops.metagen.gated_linear
+    run = _compute_gated_linear if _plain.get() else torch.ops.metagen.gated_linear
     result: Tensor = run(x, gate_weight_FC, up_weight_FC, activation)
     return result
 
 
 def gated_fusion(a: Tensor, b: Tensor, gate_weight_CG: Tensor, gate_bias_C: Tensor) -> Tensor:
     """g a + (1 - g) b with g = sigmoid([a; b] W^T + bias) (Arevalo et al. 2017). a, b [..., C]; G = 2C."""
-    run = _compute_gated_fusion if _plain else torch.ops.metagen.gated_fusion
+    run = _compute_gated_fusion if _plain.get() else torch.ops.metagen.gated_fusion
     result: Tensor = run(a, b, gate_weight_CG, gate_bias_C)
     return result
 
@@ -236,6 +235,6 @@ def modality_fusion(
     Returns:
         fused [B, C] and weights [B, M].
     """
-    run = _compute_modality_fusion if _plain else torch.ops.metagen.modality_fusion
+    run = _compute_modality_fusion if _plain.get() else torch.ops.metagen.modality_fusion
     fused, weights = run(features_BMC, query_C, presence_BM, temperature)
     return fused, weights

@@ -163,7 +163,12 @@ def _attention_function() -> onnx.FunctionProto:
         for name, value in writer.stored.items()
     ]
     return helper.make_function(
-        "metagen", "MetagenAttention", ["q", "k", "v"], ["y"], [*constants, *writer.nodes], [helper.make_opsetid("", 18)]
+        "metagen",
+        "MetagenAttention",
+        ["q", "k", "v"],
+        ["y"],
+        [*constants, *writer.nodes],
+        [helper.make_opsetid("", 18)],
     )
 
 
@@ -183,11 +188,15 @@ def make_model(
     x = writer.add("Cast", ["tokens"], "x", to=kind)
     for i in range(LAYERS):
         n = writer.norm(x, f"{i}.norm1")
-        q, k, v = (writer.heads(writer.product(n, f"{i}.{p}", f"{i}.{p}_flat", f"layers.{i}.{p}"), f"{i}.{p}s") for p in "qkv")
+        q, k, v = (
+            writer.heads(writer.product(n, f"{i}.{p}", f"{i}.{p}_flat", f"layers.{i}.{p}"), f"{i}.{p}s") for p in "qkv"
+        )
         if mutant.permute_heads:
             q = writer.add("Gather", [q, writer.constant("order", np.roll(np.arange(HEADS), 1))], f"{q}.rolled", axis=1)
         if portable:
-            node = helper.make_node("MetagenAttention", [q, k, v], [f"{i}.mixed"], name=f"{i}.attention", domain="metagen")
+            node = helper.make_node(
+                "MetagenAttention", [q, k, v], [f"{i}.mixed"], name=f"{i}.attention", domain="metagen"
+            )
             writer.nodes.append(node)
         else:
             _attention_nodes(writer, q, k, v, f"{i}.mixed")

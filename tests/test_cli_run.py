@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,3 +116,25 @@ def test_a_changed_byte_is_refused(classifier: Path, picture: Path, capsys: pyte
     model.write_bytes(data)
     assert run_command(["run", str(classifier), str(picture)]) == 1
     assert "error: a file of the bundle was changed" in capsys.readouterr().err
+
+
+def test_ctrl_c_in_the_middle_of_an_export_leaves_nothing(environment: dict[str, str], tmp_path: Path) -> None:
+    # Where pytest itself runs in the background, SIGINT is ignored and a child would inherit that.
+    start = "from signal import *; signal(SIGINT, default_int_handler); from metagen_deploy.cli import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", start, "export", "image_vit_digits", "-o", "digits.bundle"],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.iterdir()) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert error.splitlines()[-1] == "interrupted, nothing was left half-written"
+    assert out == ""
+    assert list(tmp_path.iterdir()) == []

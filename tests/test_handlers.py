@@ -130,14 +130,16 @@ HEAD = "classifier.head.weight"
             (
                 "the weights file lacks 1 of 56 tensors; the first is 'classifier.head.weight'\n"
                 "  where:   PATH\n"
-                "  got:     56 tensors; nearest to it: classifier.heads.weight (did you mean 'classifier.heads.weight'?)\n"
+                "  got:     56 tensors; nearest to it: classifier.heads.weight"
+                " (did you mean 'classifier.heads.weight'?)\n"
                 "  fix:     use weights of this spec's sizes, named <component>.<parameter>"
             ),
         ),
         (
             {"classifier.layers.4.mlp.up.bias": torch.zeros(3)},
             (
-                "the weights file has 1 tensors that the model does not; the first is 'classifier.layers.4.mlp.up.bias'\n"
+                "the weights file has 1 tensors that the model does not;"
+                " the first is 'classifier.layers.4.mlp.up.bias'\n"
                 "  where:   PATH\n"
                 "  got:     57 tensors\n"
                 "  allowed: 56 tensors\n"

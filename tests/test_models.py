@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -134,8 +135,7 @@ def test_vision_transformer_against_torchs_own_encoder() -> None:
         image_mean=(0.1, 0.2, 0.3),
         image_std=(0.5, 0.6, 0.7),
     )
-    model = fill(VisionTransformer(config))
-    assert isinstance(model, VisionTransformer)
+    model: Any = fill(VisionTransformer(config))
     image = torch.rand(2, 3, 8, 8)
     x = (image - torch.tensor(config.image_mean)[:, None, None]) / torch.tensor(config.image_std)[:, None, None]
     patches = functional.unfold(x, 4, stride=4).transpose(1, 2) @ model.patch_embedding.weight.flatten(1).T
@@ -143,11 +143,13 @@ def test_vision_transformer_against_torchs_own_encoder() -> None:
         torch.cat([model.class_token.expand(2, 1, -1), patches + model.patch_embedding.bias], 1)
         + model.position_embedding
     )
-    for layer in model.layers:
+    layers: Any = model.layers
+    for layer in layers:
         reference = nn.TransformerEncoderLayer(24, 3, 96, 0.0, "gelu", batch_first=True, norm_first=True)
         state = {
             "self_attn.in_proj_weight": layer.attention.qkv.weight, "self_attn.in_proj_bias": layer.attention.qkv.bias,
-            "self_attn.out_proj.weight": layer.attention.out.weight, "self_attn.out_proj.bias": layer.attention.out.bias,
+            "self_attn.out_proj.weight": layer.attention.out.weight,
+            "self_attn.out_proj.bias": layer.attention.out.bias,
             "linear1.weight": layer.mlp.up.weight, "linear1.bias": layer.mlp.up.bias,
             "linear2.weight": layer.mlp.down.weight, "linear2.bias": layer.mlp.down.bias,
             "norm1.weight": layer.attention_norm.weight, "norm1.bias": layer.attention_norm.bias,
@@ -258,7 +260,8 @@ def test_prefill_against_a_plain_formula(decoder: tuple[Spec, Decoder]) -> None:
 
     with torch.no_grad():
         x = model.token_embedding.weight[ids[0]]
-        for layer in model.layers:
+        layers: Any = model.layers
+        for layer in layers:
             h = norm(x, layer.attention_norm.weight)
             q = turn((h @ layer.attention.query.weight.T).view(6, heads, width).transpose(0, 1))
             k = turn((h @ layer.attention.key.weight.T).view(6, kv, width).transpose(0, 1))

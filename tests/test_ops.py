@@ -109,9 +109,7 @@ def test_body_comparison_kills_mutants(name: str, extra: tuple[object, ...], att
 
 
 @pytest.mark.parametrize(("name", "extra", "attributes"), _CASES)
-def test_fake_rule_agrees_with_the_real_op(
-    name: str, extra: tuple[object, ...], attributes: dict[str, object]
-) -> None:
+def test_fake_rule_agrees_with_the_real_op(name: str, extra: tuple[object, ...], attributes: dict[str, object]) -> None:
     tests = ("test_schema", "test_faketensor")
     torch.library.opcheck(CUSTOM_OPS[name].torch_op, (*_make_tensors(name), *extra), test_utils=tests)
 
@@ -125,7 +123,7 @@ def test_attention_body_takes_a_bias() -> None:
     assert _relative_error(_run_body("MetagenAttention", [q, k, v], attributes), wanted) > 1e-2
 
 
-@pytest.mark.parametrize(("heads", "causal"), itertools.product([1, 2, 4], [False, True]))
+@pytest.mark.parametrize(("heads", "causal"), list(itertools.product([1, 2, 4], [False, True])))
 def test_attention_equals_torch_sdpa(heads: int, causal: bool) -> None:
     generator = torch.Generator().manual_seed(heads)
     q, k, v = (torch.randn(2, h, 6, 8, generator=generator) for h in (4, heads, heads))

@@ -244,7 +244,7 @@ def test_the_typed_graph_of_the_cpu_comes_before_the_portable_one(bundle: Path) 
     assert get_bias(session) == 100
     assert session.describe() == (
         "classifier: part/model.cpu-int8.onnx on onnxruntime-cpu, int8 (also there: fp16, fp32)\n"
-        "  not onnxruntime-cuda: this ONNX Runtime has no CUDA (pip install onnxruntime-gpu)"
+        "  not any file on onnxruntime-cuda: this ONNX Runtime has no CUDA (pip install onnxruntime-gpu)"
     )
     assert get_bias(load(bundle, precision="fp16", machine=make_machine())) == 200
     assert get_bias(load(bundle, precision="fp32", machine=make_machine())) == 0
@@ -311,7 +311,7 @@ def test_an_engine_nobody_built_is_a_preflight_error(bundle: Path) -> None:
 
 def test_cuda_without_a_gpu_is_passed_over_and_said(bundle: Path) -> None:
     session = load(bundle, machine=make_machine(cuda=True))
-    assert "not onnxruntime-cuda: this machine has no NVIDIA GPU" in session.describe()
+    assert "not any file on onnxruntime-cuda: this machine has no NVIDIA GPU" in session.describe()
 
 
 def test_a_file_that_onnx_runtime_refuses_is_passed_over_and_said(bundle: Path) -> None:

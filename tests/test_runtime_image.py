@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -110,6 +111,15 @@ def test_a_png_that_is_not_decoded_says_why(options: dict[str, int], reason: str
     rows = np.zeros((4, 13 if options["colour"] == 2 else 5), np.uint8)
     with pytest.raises(ValueError, match=reason):
         decode_png(write_png(rows, **options))  # type: ignore[arg-type]
+
+
+def test_a_small_file_that_unpacks_to_much_is_not_unpacked() -> None:
+    bomb = write_png(np.zeros((1, 50_000_000), np.uint8), width=4, depth=8, colour=0)
+    tracemalloc.start()
+    assert decode_png(bomb).shape == (1, 4, 1)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 2_000_000
 
 
 @pytest.mark.parametrize(

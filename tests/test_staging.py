@@ -63,7 +63,8 @@ def test_other_things_are_never_replaced(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "words"), [(errno.ENOSPC, "the disk is full; nothing was left behind"), (errno.EACCES, "cannot be written")]
+    ("number", "words"),
+    [(errno.ENOSPC, "the disk is full; nothing was left behind"), (errno.EACCES, "cannot be written")],
 )
 def test_refusals_of_the_system_are_worded(tmp_path: Path, number: int, words: str) -> None:
     with pytest.raises(OutputError, match=words) as caught, stage_bundle(tmp_path / "x.bundle"):

@@ -63,7 +63,6 @@ def compile_graph(
     with tempfile.TemporaryDirectory(prefix="metagen-build-") as scratch:
         heard, status, tail = _run_worker(_to_json(request, module), Path(scratch), progress)
     if heard.done is None:
-        _remove(request.output)
         raise _translate(name, graph, heard, status, tail)
     done = heard.done
     shares = PrecisionShares(**done["shares"]) if done["shares"] else None
@@ -129,23 +128,16 @@ def _run_worker(request: dict[str, Any], scratch: Path, progress: Progress) -> t
             assert worker.stdout is not None
             worker.stdout.close()
             if heard.done is None:
-                _remove_partial(Path(request["output"]), worker.pid)
+                output = Path(request["output"])
+                output.with_name(f"{output.name}.{worker.pid}.tmp").unlink(missing_ok=True)
         stderr.seek(0)
-        tail = stderr.read().decode("utf-8", "replace").splitlines()[-_TAIL_LINES:]
+        lines = stderr.read().decode("utf-8", "replace").splitlines()
+        tail = [line for line in lines if line.strip() and not line.startswith("Extension modules")][-_TAIL_LINES:]
     return heard, status, tail
 
 
 def _make_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
-
-
-def _remove_partial(output: Path, worker: int) -> None:
-    for name in (f"{output.name}.{worker}.tmp",):
-        _remove(output.with_name(name))
-
-
-def _remove(path: Path) -> None:
-    path.unlink(missing_ok=True)
 
 
 def _listen(line: bytes, heard: _Heard, progress: Progress) -> None:

@@ -15,6 +15,7 @@ Imports the standard library and the compiler named in the request, nothing else
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import sys
@@ -53,6 +54,7 @@ class _Events:
 
 def main() -> None:
     """Read the request named on the command line and work it off; the exit status is 0 for done, 1 for failed."""
+    faulthandler.enable()  # a crash then says where, on standard error
     warnings.simplefilter("ignore")  # the bindings warn of their own deprecated names
     events = _Events(os.fdopen(os.dup(1), "w", encoding="utf-8"))
     os.dup2(2, 1)  # what the compiler prints must not end up among the events

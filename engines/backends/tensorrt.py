@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from specs.errors import BuildError, PreflightError, missing_dependency
 NAME = "tensorrt"
 #: Distributions that provide the module `tensorrt`; a Jetson's is the system package's own.
 DISTRIBUTIONS = ("tensorrt", "tensorrt_cu13", "tensorrt_cu12", "tensorrt_cu11")
-_INSTALL = "pip install 'metagen-deploy[tensorrt]' (a Jetson has it: sudo apt install nvidia-tensorrt)"
+_INSTALL = (
+    "sudo apt install nvidia-tensorrt" if platform.machine() == "aarch64" else "pip install 'metagen-deploy[tensorrt]'"
+)
 
 
 class TensorRtBackend:

@@ -48,7 +48,7 @@ class TensorRtRtxBackend:
         seen = f"{gpu.name} (SM {gpu.compute_capability})" if gpu else "none"
         return Availability(
             backend=NAME, version=version, can_compile=True, can_run=False,
-            reason=f"compiles here, but running needs a GPU of SM {', '.join(CAPABILITIES)}; GPU found: {seen}",
+            reason=f"running needs a GPU of SM {', '.join(CAPABILITIES)}; GPU found: {seen}",
             fix="copy the bundle to a machine with a GeForce or RTX GPU and run it there",
         )  # fmt: skip
 

@@ -52,8 +52,8 @@ class Candidate:
 
     def explain_obstacle(self) -> str:
         """A line that says why not: of an engine, or of all files of a backend at once."""
-        subject = f"{self.file} on {self.backend}" if self.backend in ENGINE_MODULES else self.backend
-        return f"{subject}: {self.obstacle}"
+        subject = self.file if self.backend in ENGINE_MODULES else "any file"
+        return f"{subject} on {self.backend}: {self.obstacle}"
 
 
 def probe_machine() -> Machine:

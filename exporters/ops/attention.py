@@ -11,15 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import onnx
 import onnx_ir as ir
 import torch
 
 from exporters.ops.base import MASKED, Attributes, Body, CustomOp
 from exporters.ops.opset import metagen_opset
 from specs import ops as _eager  # noqa: F401  registers torch.ops.metagen
-
-_Kind = onnx.defs.OpSchema.AttrType
 
 
 def _translate(q: Any, k: Any, v: Any, bias: Any, scale: float, causal: bool, window: int) -> Any:
@@ -80,7 +77,12 @@ ATTENTION = CustomOp(
     torch_op=torch.ops.metagen.attention.default,
     inputs={"q": "T", "k": "T", "v": "T", "bias?": "T"},
     outputs=("out",),
-    attributes={"scale": _Kind.FLOAT, "causal": _Kind.INT, "window": _Kind.INT, "groups": _Kind.INT},
+    attributes={
+        "scale": ir.AttributeType.FLOAT,
+        "causal": ir.AttributeType.INT,
+        "window": ir.AttributeType.INT,
+        "groups": ir.AttributeType.INT,
+    },
     translate=_translate,
     build_body=_build_body,
 )

@@ -1,6 +1,6 @@
 """What a custom op is on the ONNX side: a schema, a translation from torch, and a body in standard ops.
 
-    torch.ops.metagen.attention(...)  --translate-->  metagen::MetagenAttention[attributes]  --body-->  MatMul, Softmax, ...
+    torch.ops.metagen.attention(...) --translate--> metagen::MetagenAttention[attributes] --body--> MatMul, Softmax, ...
 
 Every distinct set of attributes gets its own body: a FunctionProto whose `overload` spells the attributes, so that a
 body holds constants instead of branching on attributes. Bodies use only ops whose schemas are the same from opset 13
@@ -71,7 +71,7 @@ class CustomOp:
     torch_op: Callable[..., Any]
     inputs: Mapping[str, str]
     outputs: tuple[str, ...]
-    attributes: Mapping[str, onnx.defs.OpSchema.AttrType]
+    attributes: Mapping[str, ir.AttributeType]
     translate: Callable[..., Any]
     build_body: Callable[[Body, list[ir.Value | None], Attributes], Sequence[ir.Value]]
 
@@ -91,7 +91,10 @@ def make_schema(op: CustomOp) -> onnx.defs.OpSchema:
         ],
         outputs=[schema.FormalParameter(name, "T") for name in op.outputs],
         type_constraints=[(kind, _TYPES[kind], "") for kind in sorted({*op.inputs.values(), "T"})],
-        attributes=[schema.Attribute(name, kind, "", required=True) for name, kind in op.attributes.items()],
+        attributes=[
+            schema.Attribute(name, getattr(schema.AttrType, kind.name), "", required=True)
+            for name, kind in op.attributes.items()
+        ],
     )
 
 
@@ -124,7 +127,7 @@ def build_function(op: CustomOp, node: ir.Node, *, opset: int) -> ir.Function:
         opset_imports={"": opset},
         name=op.name,
     )
-    attributes = [ir.Attr(name, ir.AttributeType(kind.value), None) for name, kind in op.attributes.items()]
+    attributes = [ir.Attr(name, kind, None) for name, kind in op.attributes.items()]
     return ir.Function(DOMAIN, op.name, spell_overload(op, node), graph=graph, attributes=attributes)
 
 

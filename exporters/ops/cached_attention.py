@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import onnx
 import onnx_ir as ir
 import torch
 
@@ -16,8 +15,6 @@ from exporters.ops.attention import attend, mask_unless, repeat_heads
 from exporters.ops.base import Attributes, Body, CustomOp
 from exporters.ops.opset import metagen_opset
 from specs import ops as _eager  # noqa: F401  registers torch.ops.metagen
-
-_Kind = onnx.defs.OpSchema.AttrType
 
 
 def _translate(q: Any, k: Any, v: Any, past_k: Any, past_v: Any, start: Any, scale: float) -> Any:
@@ -54,7 +51,7 @@ CACHED_ATTENTION = CustomOp(
     torch_op=torch.ops.metagen.cached_attention.default,
     inputs={"q": "T", "k": "T", "v": "T", "past_k": "T", "past_v": "T", "start": "I"},
     outputs=("out", "present_k", "present_v"),
-    attributes={"scale": _Kind.FLOAT, "groups": _Kind.INT},
+    attributes={"scale": ir.AttributeType.FLOAT, "groups": ir.AttributeType.INT},
     translate=_translate,
     build_body=_build_body,
 )

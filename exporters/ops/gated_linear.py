@@ -5,15 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import onnx
 import onnx_ir as ir
 import torch
 
 from exporters.ops.base import Attributes, Body, CustomOp
 from exporters.ops.opset import metagen_opset
 from specs import ops as _eager  # noqa: F401  registers torch.ops.metagen
-
-_Kind = onnx.defs.OpSchema.AttrType
 
 
 def _translate(x: Any, gate_weight: Any, up_weight: Any, activation: str) -> Any:
@@ -48,7 +45,7 @@ GATED_LINEAR = CustomOp(
     torch_op=torch.ops.metagen.gated_linear.default,
     inputs={"x": "T", "gate_weight": "T", "up_weight": "T"},
     outputs=("out",),
-    attributes={"activation": _Kind.STRING},
+    attributes={"activation": ir.AttributeType.STRING},
     translate=_translate,
     build_body=_build_body,
 )

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import onnx
 import onnx_ir as ir
 import torch
 
 from exporters.ops.base import MASKED, Attributes, Body, CustomOp
 from exporters.ops.opset import metagen_opset
 from specs import ops as _eager  # noqa: F401  registers torch.ops.metagen
-
-_Kind = onnx.defs.OpSchema.AttrType
 
 
 def _translate(features: Any, query: Any, presence: Any, temperature: float) -> Any:
@@ -44,7 +41,7 @@ MODALITY_FUSION = CustomOp(
     torch_op=torch.ops.metagen.modality_fusion.default,
     inputs={"features": "T", "query": "T", "presence": "B"},
     outputs=("fused", "weights"),
-    attributes={"scale": _Kind.FLOAT},
+    attributes={"scale": ir.AttributeType.FLOAT},
     translate=_translate,
     build_body=_build_body,
 )

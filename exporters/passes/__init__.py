@@ -7,7 +7,7 @@
 
     lowering       opset   attention                int8
     onnxruntime    7-26    ONNX Attention, 3-D      dynamic, contrib op; the rest float32
-    tensorrt-8     7-17    pattern                  Q/DQ with float32 scales; the rest float32 (+ the builder's FP16 flag)
+    tensorrt-8     7-17    pattern                  Q/DQ, float32 scales; the rest float32 (build with FP16)
     tensorrt-10    9-20    pattern                  Q/DQ, int8 weights; the rest float16
     tensorrt-11    9-24    ONNX Attention, 4-D      Q/DQ, int8 weights; the rest float16
 

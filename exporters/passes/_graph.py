@@ -6,7 +6,7 @@ fire. `run_pipeline` returns these notes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -92,24 +92,21 @@ class Builder:
         op_type: str,
         *inputs: ir.Value | None,
         domain: str = "",
-        outputs: int = 1,
         dtype: ir.DataType | None = None,
         shape: ir.Shape | None = None,
         name: str = "",
-        **attributes: int | float | str | Sequence[int] | ir.TensorProtocol,
+        attributes: Mapping[str, int | float | str] | None = None,
     ) -> ir.Value:
-        """Append a node (see `insert_before`) and return its first output."""
+        """Append a node (see `insert_before`) and return its output."""
         node = ir.node(
             op_type,
             inputs,
             attributes=attributes,
             domain=domain,
-            num_outputs=outputs,
             metadata_props=dict(self.origin.metadata_props),
         )
         node.name = self.namer(name or f"{self.origin.name or self.origin.op_type}/{op_type}")
-        for index, output in enumerate(node.outputs):
-            output.name = self.namer(f"{node.name}:{index}" if index else f"{node.name}:out")
+        node.outputs[0].name = self.namer(f"{node.name}/out")
         if dtype is not None:
             node.outputs[0].type = ir.TensorType(dtype)
         node.outputs[0].shape = shape.copy() if shape is not None else None

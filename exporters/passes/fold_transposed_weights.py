@@ -59,7 +59,7 @@ def transpose_lazily(tensor: ir.TensorProtocol, axes: tuple[int, ...]) -> ir.Laz
     def evaluate() -> ir.TensorProtocol:
         return ir.tensor(np.ascontiguousarray(tensor.numpy().transpose(axes)), dtype=tensor.dtype)
 
-    shape = ir.Shape([tensor.shape.numpy()[axis] for axis in axes])  # type: ignore[attr-defined]
+    shape = ir.Shape([tensor.shape.numpy()[axis] for axis in axes])
     return ir.LazyTensor(evaluate, dtype=tensor.dtype, shape=shape)
 
 

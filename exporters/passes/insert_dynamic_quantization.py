@@ -92,7 +92,7 @@ def _find_bias(weighted: WeightedNode) -> tuple[ir.Node | None, ir.Value | None]
     addition = users[0].node
     other = next((value for value in addition.inputs if value is not product), None)
     tensor = read_constant(other)
-    columns = weighted.tensor.shape.numpy()[1]  # type: ignore[attr-defined]
-    if tensor is None or list(tensor.shape.numpy()) != [columns]:  # type: ignore[attr-defined]
+    columns = weighted.tensor.shape.numpy()[1]
+    if tensor is None or list(tensor.shape.numpy()) != [columns]:
         return None, None
     return addition, other

@@ -106,6 +106,12 @@ class _Inserter:
             int8 = build.constant(quantized, f"{name}/int8")
         else:
             int8 = build(
-                "QuantizeLinear", weighted.weight, scale, zero, dtype=ir.DataType.INT8, shape=shape, **attributes
+                "QuantizeLinear",
+                weighted.weight,
+                scale,
+                zero,
+                dtype=ir.DataType.INT8,
+                shape=shape,
+                attributes=attributes,
             )
-        return build("DequantizeLinear", int8, scale, zero, dtype=ir.DataType.FLOAT, shape=shape, **attributes)
+        return build("DequantizeLinear", int8, scale, zero, dtype=ir.DataType.FLOAT, shape=shape, attributes=attributes)

@@ -17,8 +17,6 @@ Not here: whether an operator takes float16 at all (its schema says so, see `con
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import onnx_ir as ir
 
@@ -33,7 +31,7 @@ _DISCONTINUOUS = frozenset(
     " ThresholdedRelu TopK Unique".split()
 )
 _LEAVES_RANGE = frozenset(
-    "Cosh CumProd CumSum Det DFT Exp GlobalLpPool LRN Log LpNormalization LpPool MatMulInteger MeanVarianceNormalization"
+    "Cosh CumProd CumSum Det DFT Exp GlobalLpPool LRN Log LpNormalization LpPool MeanVarianceNormalization"
     " NegativeLogLikelihoodLoss Pow Reciprocal ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceProd ReduceSum"
     " ReduceSumSquare STFT Sinh SoftmaxCrossEntropyLoss Softplus Tan".split()
 )
@@ -80,31 +78,47 @@ def _find_reason(node: ir.Node, half: ir.DataType) -> str | None:
         return "discontinuous: trees, scalers and encoders compare and index"
     if not is_onnx(node, node.op_type):
         return None
-    op_type, first = node.op_type, node.inputs[0] if node.inputs else None
-    if op_type == "Cast" and first is not None:
-        if first.dtype in _INTEGERS and is_float(node.outputs[0]):
-            return "index arithmetic: integers above 2048 are not exact in half precision"
+    reason = _find_discontinuity(node) or _find_index_reason(node) or _find_range_reason(node)
+    if reason is None and node.op_type in _ANGLES:
+        reason = "angle: the error of a sine's argument is absolute"
+    return reason or (_find_constant_reason(node) if half == ir.DataType.FLOAT16 else None)
+
+
+def _find_discontinuity(node: ir.Node) -> str | None:
+    reads_float = any(is_float(value) for value in node.inputs)
+    if node.op_type == "Cast" and reads_float:
         to = ir.DataType(node.attributes["to"].as_int())
-        if is_float(first) and not to.is_floating_point():
-            return "discontinuous: a rounded input changes its integer or boolean result"
-    if op_type == "Range" and is_float(node.outputs[0]):
-        return "index arithmetic: its sums are not exact in half precision"
-    if op_type in _DISCONTINUOUS and any(is_float(value) for value in node.inputs):
-        if not (op_type == "QuantizeLinear" and _has_constant_scale(node)):
-            return "discontinuous: a rounded input changes its result by a whole step"
-    if op_type == "MaxPool" and len(node.outputs) > 1:
+        return (
+            None if to.is_floating_point() else "discontinuous: a rounded input changes its integer or boolean result"
+        )
+    if node.op_type == "MaxPool" and len(node.outputs) > 1:
         return "discontinuous: a rounded input changes the index of a maximum"
-    if op_type in ("ScatterElements", "ScatterND") and "reduction" in node.attributes:
+    if node.op_type not in _DISCONTINUOUS or not reads_float:
+        return None
+    if node.op_type == "QuantizeLinear" and _has_constant_scale(node):
+        return None
+    return "discontinuous: a rounded input changes its result by a whole step"
+
+
+def _find_index_reason(node: ir.Node) -> str | None:
+    first = node.inputs[0] if node.inputs else None
+    if node.op_type == "Cast" and first is not None and first.dtype in _INTEGERS and is_float(node.outputs[0]):
+        return "index arithmetic: integers above 2048 are not exact in half precision"
+    if node.op_type == "Range" and is_float(node.outputs[0]):
+        return "index arithmetic: its sums are not exact in half precision"
+    return None
+
+
+def _find_range_reason(node: ir.Node) -> str | None:
+    if node.op_type in ("ScatterElements", "ScatterND") and "reduction" in node.attributes:
         return "range: it accumulates, and ONNX Runtime has no half kernel for it"
-    if op_type == "Attention" and len(node.outputs) > 3:
+    if node.op_type == "Attention" and len(node.outputs) > 3:
         return "range: it returns its masked scores, which reach the lowest float32"
-    if op_type in _ANGLES:
-        return "angle: the error of a sine's argument is absolute"
-    if op_type in _LEAVES_RANGE:
+    if node.op_type in _LEAVES_RANGE:
         return "range: squares, exponentials, logarithms and long sums leave the range of half precision"
-    if op_type == "Mul" and len(node.inputs) == 2 and node.inputs[0] is node.inputs[1]:
+    if node.op_type == "Mul" and len(node.inputs) == 2 and node.inputs[0] is node.inputs[1]:
         return "range: a square overflows float16 from |x| = 256"
-    return _find_constant_reason(node) if half == ir.DataType.FLOAT16 else None
+    return None
 
 
 def _has_constant_scale(node: ir.Node) -> bool:
@@ -152,12 +166,11 @@ def _follow_forward(graph: ir.Graph, roots: Reasons, reasons: Reasons) -> None:
         if not derived or derived[0] is None:
             continue
         root, reason = origins[derived[0]]
-        follow: Callable[[], None] = lambda r=reason, n=root: reasons.setdefault(node, f"follows '{n.name}' ({r})")  # type: ignore[misc]
-        if len(derived) == len(variable):
-            follow()
+        whole = len(derived) == len(variable)
+        if whole:
             origins[node] = (root, reason)
-        elif node.op_type in _APPLIES:
-            follow()
+        if whole or node.op_type in _APPLIES:
+            reasons.setdefault(node, f"follows '{root.name}' ({reason})")
 
 
 def _follow_angles(graph: ir.Graph, reasons: Reasons) -> None:

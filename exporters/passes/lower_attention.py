@@ -85,7 +85,7 @@ class LowerAttention(ir.passes.InPlacePass):
             dtype=q.dtype,
             shape=target.outputs[0].shape,
             name=node.name or "",
-            **attributes,
+            attributes=attributes,
         )
         build.insert_before(node)
         graph = build.graph
@@ -107,7 +107,7 @@ def check_attention(node: ir.Node) -> str | None:
     q, k = node.inputs[0], node.inputs[1]
     assert q is not None and q.shape is not None and k is not None and k.shape is not None
     for name, got, wanted in (("T", bias.shape[-2], q.shape[2]), ("S", bias.shape[-1], k.shape[2])):
-        if got != wanted or got is None or (isinstance(got, ir.SymbolicDim) and got.value is None):
+        if got != wanted or (isinstance(got, ir.SymbolicDim) and got.value is None):
             return f"its bias has {got} in place of {name} = {wanted}"
     return None
 
@@ -120,7 +120,7 @@ def build_mask(build: Builder, visible: ir.Value, dtype: ir.DataType) -> ir.Valu
 
 def count_up(build: Builder, value: ir.Value, axis: int) -> ir.Value:
     """0 .. size of `axis` - 1, int64 [size]."""
-    shape = build("Shape", value, dtype=ir.DataType.INT64, start=axis, end=axis + 1)
+    shape = build("Shape", value, dtype=ir.DataType.INT64, attributes={"start": axis, "end": axis + 1})
     size = build("Squeeze", shape, build.constant(np.array([0])), dtype=ir.DataType.INT64)
     return build("Range", build.constant(np.array(0)), size, build.constant(np.array(1)), dtype=ir.DataType.INT64)
 
@@ -162,10 +162,12 @@ def _find_folded(node: ir.Node) -> tuple[list[ir.Value], ir.Node, tuple[int, int
     merge = _find_heads_merge(node.outputs[0])
     q, k = node.inputs[0], node.inputs[1]
     assert q is not None and q.shape is not None and k is not None and k.shape is not None
-    heads = (q.shape[1], k.shape[1])
-    if merge is None or any(source is None for source in sources) or not all(isinstance(h, int) for h in heads):
+    query_heads, key_heads = q.shape[1], k.shape[1]
+    if merge is None or any(source is None for source in sources):
         return None
-    return [source for source in sources if source is not None], merge, (int(heads[0]), int(heads[1]))  # type: ignore[arg-type]
+    if not isinstance(query_heads, int) or not isinstance(key_heads, int):
+        return None
+    return [source for source in sources if source is not None], merge, (query_heads, key_heads)
 
 
 def _find_heads_source(value: ir.Value | None) -> ir.Value | None:
@@ -178,7 +180,7 @@ def _find_heads_source(value: ir.Value | None) -> ir.Value | None:
     if source is None or source.shape is None or len(source.shape) != 3:
         return None
     heads, size, channels = value.shape[1], value.shape[3], source.shape[2]
-    whole = all(isinstance(dim, int) for dim in (heads, size, channels)) and heads * size == channels  # type: ignore[operator]
+    whole = isinstance(heads, int) and isinstance(size, int) and heads * size == channels
     # B and T must survive the Reshape unchanged: [B, T, H, D] of [B, T, H D]
     kept = whole and [str(d) for d in value.shape.dims[0::2]] == [str(d) for d in source.shape.dims[:2]]
     return source if kept else None

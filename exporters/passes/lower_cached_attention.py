@@ -44,12 +44,12 @@ def _rewrite(build: Builder, node: ir.Node, masks: dict[Hashable, ir.Value]) -> 
     q, k, v, past_k, past_v, start = node.inputs
     assert q is not None and past_k is not None and past_v is not None and start is not None
     updated = [
-        build("TensorScatter", past, new, start, dtype=past.dtype, shape=past.shape, axis=2, mode="linear")
+        build("TensorScatter", past, new, start, dtype=past.dtype, shape=past.shape, attributes={"axis": 2})
         for past, new in ((past_k, k), (past_v, v))
     ]
     mask = _share_mask(build, masks, q, past_k, start)
-    scale = node.attributes["scale"].as_float()
-    out = build("Attention", q, *updated, mask, dtype=q.dtype, shape=q.shape, name=node.name or "", scale=scale)
+    scale = {"scale": node.attributes["scale"].as_float()}
+    out = build("Attention", q, *updated, mask, dtype=q.dtype, shape=q.shape, name=node.name or "", attributes=scale)
     build.insert_before(node)
     for old, new in zip(node.outputs, (out, *updated), strict=True):
         replace_output(build.graph, old, new)

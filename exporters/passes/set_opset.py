@@ -14,6 +14,7 @@ Models must be inlined first. Not here: other domains.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -128,8 +129,7 @@ def _raise(model: ir.Model, version: int, target: int) -> None:
             raise refuse(node, "a Scan of opset 8 has a batch axis that later ones have not", fix="export it again")
     outputs = [value.name for value in model.graph.outputs]
     if version < 18 <= target and _needs_adapter(model, version, 18):
-        result = version_converter.ConvertVersionPass(18, fallback=True)(model)
-        if not result.modified or model.opset_imports[""] != 18:
+        if not _convert_with_onnx(model, 18):
             raise GraphError(
                 f"the model cannot be raised from opset {version} to {target}",
                 got="onnx's version converter failed",
@@ -142,6 +142,21 @@ def _raise(model: ir.Model, version: int, target: int) -> None:
         version_converter.ConvertVersionPass(target)(model)
         _set_version(model, target)
     assert [value.name for value in model.graph.outputs] == outputs
+
+
+def _convert_with_onnx(model: ir.Model, target: int) -> bool:
+    """onnx's converter, which keeps the names of nodes but not their metadata."""
+    metadata = {node.name: dict(node.metadata_props) for node in model.graph.all_nodes()}
+    logger = logging.getLogger(version_converter.__name__)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # it announces the fallback that is asked for
+    try:
+        converted = version_converter.ConvertVersionPass(target, fallback=True)(model).modified
+    finally:
+        logger.setLevel(level)
+    for node in model.graph.all_nodes():
+        node.metadata_props.update(metadata.get(node.name, {}))
+    return converted and model.opset_imports[""] == target
 
 
 def _needs_adapter(model: ir.Model, version: int, target: int) -> bool:
@@ -206,7 +221,7 @@ def _find_body(node: ir.Node, schema: Any, target: int) -> onnx.FunctionProto | 
         proto = ir.serde.serialize_node(node).SerializeToString()
         types = [b"" if v is None else ir.serde.serialize_value(v).type.SerializeToString() for v in node.inputs]
         serialized = schema.get_context_dependent_function_with_opset_version(opset, proto, types)
-    body = onnx.FunctionProto.FromString(serialized)
+    body: onnx.FunctionProto = onnx.FunctionProto.FromString(serialized)
     made = {*body.input, *(name for inner in body.node for name in inner.output)}
     used = [bool(value.name) for value in node.outputs]
     if not body.node or any(keep and name not in made for name, keep in zip(body.output, used, strict=False)):
@@ -294,12 +309,10 @@ def _require_fits(node: ir.Node, schema: onnx.defs.OpSchema, target: int) -> Non
     for name, attribute in list(node.attributes.items()):
         if name in schema.attributes:
             continue
-        if name in _DROPPABLE and attribute.value == _DROPPABLE[name]:
-            del node.attributes[name]
-        elif name == "dilations" and all(d == 1 for d in attribute.as_ints()):
-            del node.attributes[name]
-        else:
+        always_so = name in _DROPPABLE and attribute.value == _DROPPABLE[name]
+        if not always_so and not (name == "dilations" and all(d == 1 for d in attribute.as_ints())):
             raise refuse(node, f"opset {target} has no attribute '{name}' on it")
+        del node.attributes[name]
     given = len(node.inputs)
     while given and node.inputs[given - 1] is None:
         given -= 1

@@ -34,7 +34,7 @@ def run_rows(graph: GraphSession, feed: Mapping[str, Array]) -> dict[str, Array]
     for start in range(0, rows, step):
         block = {name: pad_rows(value[start : start + step], low) for name, value in feed.items()}
         results = graph.run(block, check_finite=True)
-        blocks.append({name: value for name, value in results.items()})
+        blocks.append({name: value[: min(step, rows - start)] for name, value in results.items()})
     if len(blocks) == 1:
         return blocks[0]
     return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}

@@ -1,0 +1,157 @@
+"""The range of every tensor that INT8 quantises, measured by running the float32 graph on calibration inputs.
+
+    samples --ONNX Runtime, the tensors made outputs--> arrays --collector--> Range(low, high)
+
+"minmax" keeps the extremes. "percentile" and "entropy" use ONNX Runtime's own histogram collectors: they give up
+outliers (99.99 % kept; the cut with the least Kullback-Leibler divergence). Only the tensors asked for are read, and a
+model with external data is run where it lies, so its size does not matter.
+
+Not here: which tensors (`passes.list_quantizable_tensors`), nor scales (`passes.insert_quantize_dequantize`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnxruntime.quantization.calibrate import HistogramCollector
+
+from exporters.passes._ranges import Range
+from specs.errors import CalibrationError
+
+Method = Literal["minmax", "percentile", "entropy"]
+Progress = Callable[[str, float | None], None]
+
+_BINS = {"percentile": 2048, "entropy": 128}
+_PERCENTILE = 99.99
+
+
+def measure_ranges(
+    model_path: Path,
+    tensors: Sequence[str],
+    samples: Iterable[Mapping[str, np.ndarray]],
+    method: Method = "minmax",
+    progress: Progress | None = None,
+) -> dict[str, Range]:
+    """Run every sample and return the range of each tensor.
+
+    Args:
+        model_path: a float32 graph that ONNX Runtime takes.
+        tensors: names of values of the main graph; float tensors.
+        samples: one dict of inputs a sample.
+
+    Raises:
+        CalibrationError: no samples, a sample the graph does not take, values that are not finite, an unknown tensor.
+    """
+    if method not in ("minmax", "percentile", "entropy"):
+        raise CalibrationError(f"unknown method '{method}'", allowed="entropy, minmax, percentile")
+    if not tensors:
+        return {}
+    inputs = [name for name in tensors if name in _list_inputs(model_path)]
+    computed = [name for name in tensors if name not in inputs]
+    session = _open_session(model_path, computed)
+    collector = _Extremes() if method == "minmax" else _Histograms(method)
+    count = 0
+    for sample in samples:
+        collector.add(_run(session, sample, computed, inputs, count))
+        count += 1
+        if progress is not None:
+            progress(f"calibrating: {count} samples", None)
+    if count == 0:
+        raise CalibrationError(
+            "there are no calibration samples", where=str(model_path), fix="give at least one; 64 to 512 are usual"
+        )
+    return collector.finish()
+
+
+def _list_inputs(model_path: Path) -> set[str]:
+    return {value.name for value in onnx.load(str(model_path), load_external_data=False).graph.input}
+
+
+def _open_session(model_path: Path, computed: Sequence[str]) -> onnxruntime.InferenceSession:
+    """The model with `computed` as further outputs; its weights are read from where they lie."""
+    proto = onnx.load(str(model_path), load_external_data=False)
+    known = {name for node in proto.graph.node for name in node.output}
+    outputs = {value.name for value in proto.graph.output}
+    for name in computed:
+        if name not in known:
+            raise CalibrationError(f"the graph has no tensor '{name}'", where=str(model_path))
+        if name not in outputs:
+            proto.graph.output.append(onnx.ValueInfoProto(name=name))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model_path.parent))
+    return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _run(
+    session: onnxruntime.InferenceSession,
+    sample: Mapping[str, np.ndarray],
+    computed: Sequence[str],
+    inputs: Sequence[str],
+    index: int,
+) -> dict[str, np.ndarray]:
+    wanted = {value.name for value in session.get_inputs()}
+    if set(sample) != wanted:
+        raise CalibrationError(
+            f"calibration sample {index} does not match the graph's inputs",
+            got=", ".join(sorted(sample)) or "nothing",
+            allowed=", ".join(sorted(wanted)),
+        )
+    try:
+        results = session.run(list(computed), dict(sample)) if computed else []
+    except (ValueError, RuntimeError, onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument) as error:
+        raise CalibrationError(
+            f"the graph does not take calibration sample {index}",
+            got=str(error).strip().splitlines()[0],
+            fix="check the shapes and types of the calibration data",
+        ) from None
+    arrays = dict(zip(computed, results, strict=True)) | {name: np.asarray(sample[name]) for name in inputs}
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise CalibrationError(
+                f"'{name}' is not finite on calibration sample {index}",
+                fix="check the calibration data and the weights",
+            )
+    return {name: array for name, array in arrays.items() if array.size}
+
+
+class _Extremes:
+    """The lowest and highest value seen."""
+
+    def __init__(self) -> None:
+        self.ranges: dict[str, Range] = {}
+
+    def add(self, arrays: Mapping[str, np.ndarray]) -> None:
+        for name, array in arrays.items():
+            low, high = float(array.min()), float(array.max())
+            old = self.ranges.get(name, Range(low, high))
+            self.ranges[name] = Range(min(low, old.low), max(high, old.high))
+
+    def finish(self) -> dict[str, Range]:
+        return self.ranges
+
+
+class _Histograms:
+    """ONNX Runtime's collector: symmetric histograms that grow with the data."""
+
+    def __init__(self, method: str) -> None:
+        self.collector = HistogramCollector(
+            method=method,
+            symmetric=True,
+            num_bins=_BINS[method],
+            num_quantized_bins=128,
+            percentile=_PERCENTILE,
+            scenario="same",
+        )
+
+    def add(self, arrays: Mapping[str, np.ndarray]) -> None:
+        self.collector.collect({name: [array] for name, array in arrays.items()})
+
+    def finish(self) -> dict[str, Range]:
+        result = self.collector.compute_collection_result()
+        return {name: Range(*(float(edge) for edge in data.range_value)) for name, data in result.data.items()}

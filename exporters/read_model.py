@@ -1,0 +1,195 @@
+"""Any .onnx file -> onnx_ir.Model, or a GraphError that says what is wrong with the file.
+
+Large weights stay where they are (external data is memory-mapped), so that reading costs nothing per gigabyte. What a
+later stage could trip over is found here: a truncated file, an opset nobody reads, names that are defined twice,
+missing or short external data, data outside the model's folder. Sparse initializers become dense ones.
+
+Not here: anything that changes the graph (`exporters/passes`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx.external_data_helper import uses_external_data
+
+from specs.errors import GraphError
+
+OLDEST_OPSET = 7
+_LARGEST_DENSE_BYTES = 1 << 30
+_SMALL_BYTES = 1 << 12  # weights up to this size go through onnx's checker
+
+
+def read_model(path: Path) -> ir.Model:
+    """Read and check one ONNX file.
+
+    Raises:
+        GraphError: not a file, not ONNX, truncated, of an unsupported opset, invalid, or with unusable external data.
+    """
+    proto = _parse(path)
+    _require_opset(path, proto)
+    for graph in _list_graphs(proto.graph):
+        _densify(path, graph)
+    _require_external_data(path, proto)
+    _require_valid(path, proto)
+    try:
+        model = ir.from_proto(proto)
+    except (ir.serde.SerdeError, ValueError, KeyError) as error:
+        raise _invalid(path, _root_cause(error)) from error
+    ir.external_data.set_base_dir(model.graph, path.parent)
+    return model
+
+
+def _parse(path: Path) -> onnx.ModelProto:
+    if not path.is_file():
+        raise GraphError("no such ONNX file" if not path.exists() else "this is not a file", where=str(path))
+    if path.stat().st_size == 0:
+        raise GraphError("the ONNX file is empty", where=str(path), fix="copy or export it again")
+    try:
+        proto = onnx.load(str(path), load_external_data=False)
+    except (DecodeError, ValueError, UnicodeDecodeError) as error:
+        raise GraphError(
+            "the file is not ONNX, or it was truncated", where=str(path), got=_first_line(error), fix="export it again"
+        ) from None
+    except OSError as error:
+        raise GraphError("the file cannot be read", where=str(path), got=str(error)) from None
+    if not proto.HasField("graph") or (not proto.graph.node and not proto.graph.output):
+        raise GraphError("the file holds no ONNX graph", where=str(path), fix="give an .onnx file, complete")
+    return proto
+
+
+def _require_opset(path: Path, proto: onnx.ModelProto) -> None:
+    newest = onnx.defs.onnx_opset_version()
+    versions = [entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")]
+    if not versions and not any(entry.domain for entry in proto.opset_import):
+        raise GraphError("the model imports no opset", where=str(path), fix="export it again")
+    for version in versions:
+        if not OLDEST_OPSET <= version <= newest:
+            raise GraphError(
+                f"opset {version} is not supported",
+                where=str(path),
+                allowed=f"opset {OLDEST_OPSET} to {newest}",
+                fix="export the model again, or convert it with onnx.version_converter",
+            )
+
+
+def _list_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _list_graphs(inner)
+
+
+def _densify(path: Path, graph: onnx.GraphProto) -> None:
+    """onnx_ir has no sparse initializers, and would drop them without a word."""
+    for sparse in graph.sparse_initializer:
+        name = sparse.values.name
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(sparse.values.data_type)
+        if math.prod(sparse.dims) * dtype.itemsize > _LARGEST_DENSE_BYTES:
+            raise GraphError(f"sparse initializer '{name}' is too large to store densely", where=str(path))
+        try:
+            dense = np.zeros(tuple(sparse.dims), dtype=dtype)
+            indices = onnx.numpy_helper.to_array(sparse.indices)
+            flat = np.ravel_multi_index(tuple(indices.T), dense.shape) if indices.ndim == 2 else indices
+            dense.reshape(-1)[flat] = onnx.numpy_helper.to_array(sparse.values)
+        except (ValueError, IndexError, TypeError) as error:
+            raise GraphError(f"sparse initializer '{name}' is malformed", where=str(path), got=str(error)) from None
+        graph.initializer.append(onnx.numpy_helper.from_array(dense, name))
+    del graph.sparse_initializer[:]
+
+
+def _require_external_data(path: Path, proto: onnx.ModelProto) -> None:
+    for graph in _list_graphs(proto.graph):
+        for tensor in graph.initializer:
+            if uses_external_data(tensor):
+                _require_data(path, tensor)
+
+
+def _require_data(path: Path, tensor: onnx.TensorProto) -> None:
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    target = path.parent / location
+    inside = location and not Path(location).is_absolute() and ".." not in Path(location).parts
+    if not inside or not target.resolve().is_relative_to(path.parent.resolve()):
+        raise GraphError(
+            f"the data of '{tensor.name}' lies outside the model's folder", where=str(path), got=repr(location)
+        )
+    if not target.is_file():
+        raise GraphError(
+            f"the file with the data of '{tensor.name}' is missing",
+            where=str(target),
+            fix="copy it beside the .onnx file",
+        )
+    try:
+        offset = int(entries.get("offset", "0"))
+        length = int(entries["length"]) if "length" in entries else _count_bytes(tensor)
+    except ValueError as error:
+        raise GraphError(
+            f"the place of the data of '{tensor.name}' is malformed", where=str(path), got=str(error)
+        ) from None
+    size = target.stat().st_size
+    if offset < 0 or length < _count_bytes(tensor) or offset + length > size:
+        raise GraphError(
+            f"the data of '{tensor.name}' is truncated",
+            where=str(target),
+            got=f"{size} bytes",
+            allowed=f"bytes {offset} to {offset + max(length, _count_bytes(tensor))}",
+            fix="copy the data file again",
+        )
+
+
+def _count_bytes(tensor: onnx.TensorProto) -> int:
+    bits: int = ir.DataType(tensor.data_type).bitwidth
+    return (math.prod(int(size) for size in tensor.dims) * bits + 7) // 8
+
+
+def _require_valid(path: Path, proto: onnx.ModelProto) -> None:
+    """onnx's checker on the graph alone: large weights are replaced by inputs, their sizes are checked here."""
+    for tensor in proto.graph.initializer:
+        if tensor.HasField("raw_data") and len(tensor.raw_data) != _count_bytes(tensor):
+            raise _invalid(
+                path, f"'{tensor.name}': {len(tensor.raw_data)} bytes, its shape has {_count_bytes(tensor)}"
+            )
+    try:
+        onnx.checker.check_model(_leave_out_weights(proto))
+    except (onnx.checker.ValidationError, ValueError) as error:
+        raise _invalid(path, _first_line(error)) from None
+
+
+def _leave_out_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
+    graph = proto.graph
+    light = onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import, functions=proto.functions)
+    light.graph.name = graph.name
+    light.graph.node.extend(graph.node)
+    light.graph.input.extend(graph.input)
+    light.graph.output.extend(graph.output)
+    light.graph.value_info.extend(graph.value_info)
+    inputs = {value.name for value in graph.input}
+    for tensor in graph.initializer:
+        if not uses_external_data(tensor) and tensor.ByteSize() <= _SMALL_BYTES:
+            light.graph.initializer.append(tensor)
+        elif tensor.name not in inputs:
+            kind = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+            light.graph.input.append(kind)
+    return light
+
+
+def _invalid(path: Path, got: str) -> GraphError:
+    return GraphError("the file is not a valid ONNX model", where=str(path), got=got, fix="export it again")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return _first_line(error)
