@@ -1,5 +1,5 @@
 # Three stages, one for each place where a bundle is worked on:
-#   docker build --target export -t metagen-deploy:export .    specs and checkpoints -> bundles; torch, no GPU needed
+#   docker build --target export -t metagen-deploy:export .    specs and ONNX files -> bundles; torch, no GPU needed
 #   docker build --target engine -t metagen-deploy:engine .    bundles -> engines, on a server GPU; no torch
 #   docker build --target edge   -t metagen-deploy:edge   .    runs and builds on a Jetson; numpy and TensorRT only
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm

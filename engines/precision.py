@@ -19,7 +19,7 @@ from pathlib import Path
 
 from engines.macs import MACS
 from engines.onnx_file import Node, OnnxFile, Shape, Value, parse_onnx, read_onnx
-from specs.errors import BuildError
+from specs.errors import BuildError, GraphError
 from specs.report import PrecisionShares
 
 _PRECISIONS = {
@@ -76,14 +76,22 @@ def _flatten(model: OnnxFile) -> OnnxFile:
         import onnx
         import onnx.inliner
         import onnx.shape_inference
+        from google.protobuf.message import DecodeError
     except ImportError:
         return model
-    proto = onnx.load(str(model.path), load_external_data=False)
     try:
+        proto = onnx.load(str(model.path), load_external_data=False)
         if proto.functions:
             proto = onnx.inliner.inline_local_functions(proto)
         proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
         return parse_onnx(proto.SerializeToString(), model.path)
+    except DecodeError as error:
+        raise GraphError(
+            "this is not an ONNX file, or it is damaged",
+            where=str(model.path),
+            got=str(error),
+            fix="export or copy the file again",
+        ) from None
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError):
         return model  # shapes from the file alone: unknown ones count as 1
 
@@ -104,7 +112,7 @@ class _Types:
             self._add_outputs(node)
 
     def _add_constant(self, node: Node) -> None:
-        if node.op_type == "Constant" and node.constants:
+        if node.op_type == "Constant" and node.constants and node.outputs:
             self.dtypes[node.outputs[0]] = node.constants[0].dtype
             self.shapes[node.outputs[0]] = node.constants[0].shape
 
@@ -153,7 +161,7 @@ def measure_graph(model: OnnxFile, sizes: Mapping[str, int]) -> tuple[PrecisionS
         if node.op_type not in _SILENT:
             nodes[precision] += 1
         counter = MACS.get(node.op_type)
-        if counter is not None:
+        if counter is not None and len(node.inputs) > 1 and node.outputs:
             compute[precision] += max(counter(node, lambda name: _resolve(types.shapes.get(name), sizes)), 1.0)
     shares = PrecisionShares(nodes=_normalise(nodes), weight_bytes=_normalise(weights), compute=_normalise(compute))
     return shares, sum(compute.values())

@@ -4,7 +4,7 @@
 
 scikit-learn's 1797 handwritten digits (8 by 8 pixels, Alpaydin and Kaynak 1998) are split once, stratified: 1437 to
 train on, 360 held out. Every image is moved, turned, scaled and made noisy anew in each epoch; weights are averaged
-over the last steps. Same seed, same machine: same weights. Takes about two minutes.
+over the last steps. Same seed, same machine: same weights. Takes minutes on one core.
 
 FOLDER is specs/zoo when absent; it gets weights/image_vit_digits.safetensors and data/digits_*.npz.
 """
@@ -33,7 +33,7 @@ from specs.ops import plain_torch
 from specs.schema import WeightsSpec
 
 SEED = 0
-EPOCHS = 100
+EPOCHS = 130
 BATCH = 128
 LEARNING_RATE = 2e-3
 CALIBRATION_SAMPLES = 256
@@ -50,24 +50,24 @@ def load_split() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Turn by up to 12 degrees, scale by 10 %, shear, move by up to 0.8 pixel, and add noise."""
+    """Turn by up to 10 degrees, scale by 10 %, shear, move by up to 0.6 pixel, and add noise."""
     count = len(images)
 
     def draw(limit: float) -> Tensor:
         return (torch.rand(count, generator=generator) * 2 - 1) * limit
 
-    angle, shear = draw(math.radians(12)), draw(0.15)
+    angle, shear = draw(math.radians(10)), draw(0.1)
     scale_x, scale_y = 1 + draw(0.1), 1 + draw(0.1)
     affine = torch.stack(
         [
-            torch.stack([scale_x * angle.cos(), -angle.sin() + shear, draw(0.2)], dim=1),
-            torch.stack([angle.sin(), scale_y * angle.cos(), draw(0.2)], dim=1),
+            torch.stack([scale_x * angle.cos(), -angle.sin() + shear, draw(0.15)], dim=1),
+            torch.stack([angle.sin(), scale_y * angle.cos(), draw(0.15)], dim=1),
         ],
         dim=1,
     )
     grid = functional.affine_grid(affine, list(images.shape), align_corners=False)
     moved = functional.grid_sample(images, grid, align_corners=False)
-    return (moved + 0.05 * torch.randn(images.shape, generator=generator)).clamp(0, 1)
+    return (moved + 0.03 * torch.randn(images.shape, generator=generator)).clamp(0, 1)
 
 
 def build_model() -> VisionTransformer:

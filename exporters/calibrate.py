@@ -2,7 +2,7 @@
 
     samples --ONNX Runtime, the tensors made outputs--> arrays --collector--> Range(low, high)
 
-"minmax" keeps the extremes. "percentile" and "entropy" use ONNX Runtime's own histogram collectors: they give up
+"max" keeps the extremes. "percentile" and "entropy" use ONNX Runtime's own histogram collectors: they give up
 outliers (99.99 % kept; the cut with the least Kullback-Leibler divergence). Only the tensors asked for are read, and a
 model with external data is run where it lies, so its size does not matter.
 
@@ -13,17 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import onnx
-import onnxruntime
-from onnxruntime.quantization.calibrate import HistogramCollector
 
 from exporters.passes._ranges import Range
 from specs.errors import CalibrationError
 
-Method = Literal["minmax", "percentile", "entropy"]
+if TYPE_CHECKING:
+    import onnxruntime  # at run time only where INT8 is asked for: an fp32 export need not carry it in memory
+
+Method = Literal["max", "percentile", "entropy"]
 Progress = Callable[[str, float | None], None]
 
 _BINS = {"percentile": 2048, "entropy": 128}
@@ -34,7 +35,7 @@ def measure_ranges(
     model_path: Path,
     tensors: Sequence[str],
     samples: Iterable[Mapping[str, np.ndarray]],
-    method: Method = "minmax",
+    method: Method = "max",
     progress: Progress | None = None,
 ) -> dict[str, Range]:
     """Run every sample and return the range of each tensor.
@@ -47,14 +48,14 @@ def measure_ranges(
     Raises:
         CalibrationError: no samples, a sample the graph does not take, values that are not finite, an unknown tensor.
     """
-    if method not in ("minmax", "percentile", "entropy"):
-        raise CalibrationError(f"unknown method '{method}'", allowed="entropy, minmax, percentile")
+    if method not in ("max", "percentile", "entropy"):
+        raise CalibrationError(f"unknown method '{method}'", allowed="entropy, max, percentile")
     if not tensors:
         return {}
     inputs = [name for name in tensors if name in _list_inputs(model_path)]
     computed = [name for name in tensors if name not in inputs]
     session = _open_session(model_path, computed)
-    collector = _Extremes() if method == "minmax" else _Histograms(method)
+    collector = _Extremes() if method == "max" else _Histograms(method)
     count = 0
     for sample in samples:
         collector.add(_run(session, sample, computed, inputs, count))
@@ -74,6 +75,8 @@ def _list_inputs(model_path: Path) -> set[str]:
 
 def _open_session(model_path: Path, computed: Sequence[str]) -> onnxruntime.InferenceSession:
     """The model with `computed` as further outputs; its weights are read from where they lie."""
+    import onnxruntime
+
     proto = onnx.load(str(model_path), load_external_data=False)
     known = {name for node in proto.graph.node for name in node.output}
     outputs = {value.name for value in proto.graph.output}
@@ -95,6 +98,8 @@ def _run(
     inputs: Sequence[str],
     index: int,
 ) -> dict[str, np.ndarray]:
+    from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
+
     wanted = {value.name for value in session.get_inputs()}
     if set(sample) != wanted:
         raise CalibrationError(
@@ -104,7 +109,7 @@ def _run(
         )
     try:
         results = session.run(list(computed), dict(sample)) if computed else []
-    except (ValueError, RuntimeError, onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument) as error:
+    except (ValueError, RuntimeError, InvalidArgument) as error:
         raise CalibrationError(
             f"the graph does not take calibration sample {index}",
             got=str(error).strip().splitlines()[0],
@@ -140,6 +145,8 @@ class _Histograms:
     """ONNX Runtime's collector: symmetric histograms that grow with the data."""
 
     def __init__(self, method: str) -> None:
+        from onnxruntime.quantization.calibrate import HistogramCollector
+
         self.collector = HistogramCollector(
             method=method,
             symmetric=True,

@@ -9,6 +9,9 @@ Nothing here judges numbers: `engines.parity` does, before the staged folder bec
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import importlib.metadata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +19,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+import torch
+from torch import nn
 
+from exporters.calibrate import Method as CalibrationMethod
 from exporters.calibrate import measure_ranges
 from exporters.golden import compute_outputs, measure_noise_floor, write_evaluation, write_golden
 from exporters.lower import PORTABLE_OPSET, lower
@@ -24,6 +30,7 @@ from exporters.passes import PipelineResult, Range, list_quantizable_tensors, ru
 from exporters.trace import choose_sizes, trace
 from exporters.weights import WeightPool
 from specs.bundle import Graph, IoTensor, Manifest, TypedGraph, digest_text, index_files, write_manifest
+from specs.graphs import GraphSpec
 from specs.handlers import GraphModule, Handler, get_handler
 from specs.load import dump_spec
 from specs.schema import Precision, Spec
@@ -37,6 +44,7 @@ _TOOLS = ("metagen-deploy", "torch", "onnx", "onnx-ir", "onnxscript", "onnxrunti
 #: Where the first dynamic dim aims while tracing and in the golden data. They differ, so that the golden data would
 #: show a size that tracing baked in.
 _TRACE_NEAR, _GOLDEN_NEAR = 2, 3
+_TRACE_SEED, _GOLDEN_SEED = 0, 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,17 +83,23 @@ def export_spec(
     """
     progress(f"building {spec.name}", None)
     handler = get_handler(spec)
-    modules = handler.build(spec)
+    modules = list(handler.build(spec))
     components: dict[str, _Component] = {}
-    for position, module in enumerate(modules):
-        component = _open_component(components, folder, module.component)
+    count = len(modules)
+    while modules:
+        name, start = modules[0].component, 1 - len(modules) / count
+        component = _open_component(components, folder, name)
         wanted = [
             Variant(target=target, precision=precision)
             for target in targets
-            for precision in (precisions or (spec.precision_of(module.component),))
+            for precision in (precisions or (spec.precision_of(name),))
         ]
-        start = position / len(modules)
-        component.graphs.append(_export_graph(spec, handler, module, component, wanted, _shift(progress, start)))
+        shared = any(other.component == name for other in modules[1:])
+        component.graphs.append(
+            _export_graph(
+                spec, handler, modules.pop(0), component, wanted, keep_weights=shared, progress=_shift(progress, start)
+            )
+        )
     (folder / "spec.yaml").write_text(dump_spec(spec), encoding="utf-8")
     return finish_bundle(
         folder,
@@ -100,6 +114,23 @@ def export_spec(
         ),
         components={name: component.pool for name, component in components.items()},
     )
+
+
+def release_weights(module: nn.Module) -> None:
+    """Free the parameters' memory: they are on disk now, and everything after works from there.
+
+    Dropping the module would not do: torch's exporter and onnxscript's rewriter keep references to the last model.
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = torch.empty(0)
+    gc.collect()
+    trim_heap()
+
+
+def trim_heap() -> None:
+    """Give freed memory back to the system where the C library can (glibc); elsewhere it stays with the process."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def finish_bundle(folder: Path, manifest: Manifest, *, components: Mapping[str, WeightPool]) -> Manifest:
@@ -125,12 +156,11 @@ def list_versions() -> dict[str, str]:
 
 def write_typed_graphs(
     portable: Path,
-    stem: str,
     wanted: Sequence[Variant],
     pool: WeightPool,
     *,
     samples: Samples,
-    calibration_method: str,
+    calibration_method: CalibrationMethod,
     progress: Progress,
 ) -> tuple[TypedGraph, ...]:
     """Lower and type the portable graph for every variant; targets that lower alike share the work.
@@ -138,6 +168,7 @@ def write_typed_graphs(
     Args:
         samples: called once, and only when something is INT8.
     """
+    stem, component = portable.stem, portable.parent.name
     typed: list[TypedGraph] = []
     done: dict[tuple[str, Precision], tuple[bytes, PipelineResult]] = {}
     ranges: Mapping[str, Range] | None = None
@@ -145,7 +176,7 @@ def write_typed_graphs(
         target, precision = variant.target, variant.precision
         key = (target.lowering, precision)
         if key not in done:
-            progress(f"{stem}: lowering to {precision} for {target.name}", None)
+            progress(f"{component}/{stem}: lowering to {precision} for {target.name}", None)
             if precision == "int8" and ranges is None:
                 tensors = list_quantizable_tensors(ir.load(portable))
                 ranges = measure_ranges(portable, tensors, samples(), method=calibration_method, progress=progress)
@@ -161,7 +192,7 @@ def write_typed_graphs(
                 precision=precision,
                 lowering=target.lowering,
                 opset=result.model.opset_imports[""],
-                file=f"{portable.parent.name}/{path.name}",
+                file=f"{component}/{path.name}",
                 keep_fp32=result.keep_fp32,
             )
         )
@@ -174,59 +205,65 @@ def _export_graph(
     module: GraphModule,
     component: _Component,
     wanted: Sequence[Variant],
+    *,
+    keep_weights: bool,
     progress: Progress,
 ) -> Graph:
-    def make_inputs(near: int, seed: int) -> dict[str, np.ndarray]:
-        return handler.make_inputs(spec, module, sizes=choose_sizes(spec.dims, near=near), seed=seed)
+    graph: GraphSpec = module
+    progress(f"{graph.name}: golden data from torch", None)
+    inputs = handler.make_inputs(spec, graph, sizes=choose_sizes(spec.dims, near=_GOLDEN_NEAR), seed=_GOLDEN_SEED)
+    outputs = compute_outputs(module, inputs)
+    write_golden(component.folder / f"{graph.file_stem}.golden.npz", inputs, outputs)
+    noise_floor = measure_noise_floor(module, inputs, outputs)
+    trim_heap()
 
-    progress(f"{module.name}: tracing", None)
-    program = trace(module, spec.dims, make_inputs(_TRACE_NEAR, spec.weights.seed))
-    progress(f"{module.name}: lowering to ONNX opset {PORTABLE_OPSET}", None)
-    model = lower(program, module)
-    del program
+    model = _trace_and_lower(spec, handler, module, progress)
+    progress(f"{graph.name}: writing weights", None)
     custom_ops = tuple(sorted({name for _, name, _ in model.functions}))
-    progress(f"{module.name}: writing weights", None)
     component.pool.store(model)
-    portable = component.folder / f"{module.file_stem}.onnx"
+    portable = component.folder / f"{graph.file_stem}.onnx"
     ir.save(model, portable)
     del model
-
-    progress(f"{module.name}: golden data from torch", None)
-    golden_inputs = make_inputs(_GOLDEN_NEAR, spec.weights.seed + 1)
-    golden_outputs = compute_outputs(module, golden_inputs)
-    golden = component.folder / f"{module.file_stem}.golden.npz"
-    write_golden(golden, golden_inputs, golden_outputs)
-    noise_floor = measure_noise_floor(module, golden_inputs, golden_outputs)
-    evaluation = _write_evaluation(spec, handler, module, component.folder)
+    if not keep_weights and all(variant.precision != "int8" for variant in wanted):
+        release_weights(module.module)
 
     typed = write_typed_graphs(
         portable,
-        module.file_stem,
         wanted,
         component.pool,
         samples=lambda: handler.load_calibration(spec, module),
         calibration_method=spec.calibration.method,
         progress=progress,
     )
+    if not keep_weights:
+        release_weights(module.module)  # int8 calibration may have needed the module
     return Graph(
-        name=module.name,
-        component=module.component,
-        file=f"{module.component}/{portable.name}",
-        golden=f"{module.component}/{golden.name}",
-        inputs=tuple(IoTensor(name=t.name, dtype=t.dtype, shape=t.shape) for t in module.inputs),
-        outputs=tuple(IoTensor(name=t.name, dtype=t.dtype, shape=t.shape) for t in module.outputs),
+        name=graph.name,
+        component=graph.component,
+        file=f"{graph.component}/{portable.name}",
+        golden=f"{graph.component}/{graph.file_stem}.golden.npz",
+        inputs=tuple(IoTensor(name=t.name, dtype=t.dtype, shape=t.shape) for t in graph.inputs),
+        outputs=tuple(IoTensor(name=t.name, dtype=t.dtype, shape=t.shape) for t in graph.outputs),
         custom_ops=custom_ops,
         noise_floor=noise_floor,
-        evaluation=evaluation,
+        evaluation=_write_evaluation(spec, handler, graph, component.folder),
         typed=typed,
     )
 
 
-def _write_evaluation(spec: Spec, handler: Handler, module: GraphModule, folder: Path) -> str | None:
-    held_out = handler.load_evaluation(spec, module)
+def _trace_and_lower(spec: Spec, handler: Handler, module: GraphModule, progress: Progress) -> ir.Model:
+    progress(f"{module.name}: tracing", None)
+    sizes = choose_sizes(spec.dims, near=_TRACE_NEAR)
+    program = trace(module, spec.dims, handler.make_inputs(spec, module, sizes=sizes, seed=_TRACE_SEED))
+    progress(f"{module.name}: lowering to ONNX opset {PORTABLE_OPSET}", None)
+    return lower(program, module)
+
+
+def _write_evaluation(spec: Spec, handler: Handler, graph: GraphSpec, folder: Path) -> str | None:
+    held_out = handler.load_evaluation(spec, graph)
     if held_out is None:
         return None
-    path = folder / f"{module.file_stem}.evaluation.npz"
+    path = folder / f"{graph.file_stem}.evaluation.npz"
     write_evaluation(path, *held_out)
     return f"{folder.name}/{path.name}"
 

@@ -75,7 +75,6 @@ def export_model(
 
     typed = write_typed_graphs(
         portable,
-        "model",
         [Variant(target=target, precision=precision) for target in targets for precision in precisions],
         pool,
         samples=lambda: (

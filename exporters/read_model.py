@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError
 from onnx.external_data_helper import uses_external_data
 
 from specs.errors import GraphError
@@ -154,9 +154,7 @@ def _require_valid(path: Path, proto: onnx.ModelProto) -> None:
     """onnx's checker on the graph alone: large weights are replaced by inputs, their sizes are checked here."""
     for tensor in proto.graph.initializer:
         if tensor.HasField("raw_data") and len(tensor.raw_data) != _count_bytes(tensor):
-            raise _invalid(
-                path, f"'{tensor.name}': {len(tensor.raw_data)} bytes, its shape has {_count_bytes(tensor)}"
-            )
+            raise _invalid(path, f"'{tensor.name}': {len(tensor.raw_data)} bytes, its shape has {_count_bytes(tensor)}")
     try:
         onnx.checker.check_model(_leave_out_weights(proto))
     except (onnx.checker.ValidationError, ValueError) as error:

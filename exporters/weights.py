@@ -36,6 +36,8 @@ class WeightPool:
         for value in _list_initializers(model):
             tensor = value.const_value
             assert tensor is not None
+            if isinstance(tensor, ir.ExternalTensor) and Path(tensor.path).parent == self.folder:
+                continue  # already in a pool of ours: a graph that was read back
             if tensor.nbytes >= INLINE_BYTES and tensor.dtype != ir.DataType.STRING:
                 value.const_value = self._place(tensor, value.name or "")
 

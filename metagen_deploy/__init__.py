@@ -1,4 +1,4 @@
-"""metagen-deploy: from a YAML spec, a checkpoint or any ONNX file to a verified bundle, and to answers.
+"""metagen-deploy: from a YAML spec or any ONNX file to a verified bundle, and to answers.
 
 Embedding needs two lines, numpy and one backend (ONNX Runtime or TensorRT), nothing else:
 

@@ -42,7 +42,7 @@ class _InOrder(click.Group):
 @click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, "--version", message="%(prog)s %(version)s")
 def cli() -> None:
-    """From a YAML spec, a checkpoint or any ONNX file to a verified bundle, engines and answers.
+    """From a YAML spec or any ONNX file to a verified bundle, engines and answers.
 
     A SPEC is a shipped name (see `specs`), `name:variant`, or a YAML file of yours.
     """
@@ -101,7 +101,7 @@ def doctor() -> None:
 
 
 @cli.command()
-@click.argument("source", metavar="SPEC|CHECKPOINT|MODEL.onnx")
+@click.argument("source", metavar="SPEC|MODEL.onnx")
 @click.option(
     "-o",
     "--output",
@@ -142,10 +142,13 @@ def export(
     calibration: Path | None,
     max_host_ram: int | None,
 ) -> None:
-    """Make a verified bundle of a spec, checkpoint or ONNX file."""
+    """Make a verified bundle of a spec or an ONNX file."""
     from metagen_deploy import pipeline, render
+    from metagen_deploy.memory import require_host_memory
     from metagen_deploy.progress import show_progress
 
+    if max_host_ram is not None:
+        require_host_memory(source, max_host_ram)
     with show_progress() as progress:
         manifest, report = pipeline.export(
             source,
@@ -155,7 +158,6 @@ def export(
             dims=dims,
             weights=weights,
             calibration=calibration,
-            max_host_ram_bytes=max_host_ram,
             progress=progress,
         )
     render.print_parity(report)

@@ -55,7 +55,7 @@ def examine_machine() -> Examination:
         ("GPU", _describe_gpus()),
     )
     abilities = (
-        _judge_packages("export", "specs, checkpoints and ONNX files", _EXPORT_MODULES, extra="export"),
+        _judge_packages("export", "specs and ONNX files", _EXPORT_MODULES, extra="export"),
         _judge_packages("check", "against golden data", _CHECK_MODULES, extra="export"),
         *(ability for found in probe_backends() for ability in _judge_backend(found)),
     )

@@ -51,7 +51,8 @@ def export(
         from exporters.staging import stage_bundle
     except ImportError as error:
         raise missing_dependency(error.name or "torch", extra="export", needed_for="export") from error
-    from engines.parity import check_bundle, write_report
+    from engines.parity import write_report
+    from engines.parity_apart import check_bundle_apart
 
     with stage_bundle(output) as folder:
         if source.endswith(".onnx"):
@@ -71,7 +72,7 @@ def export(
             manifest = exporter.export_spec(
                 spec, folder, targets=admit_targets(spec, precisions), precisions=precisions, progress=progress
             )
-        report = check_bundle(folder, progress=progress)
+        report = check_bundle_apart(folder, progress=progress)
         write_report(folder, report)
         if not report.passed:
             raise_first_failure(report)

@@ -38,7 +38,8 @@ class Document:
         """`file:line` of `path`, or of the nearest thing around it that exists."""
         while path not in self.lines:
             path = path[:-1]
-        return f"{self.source}:{self.lines[path]}"
+        line = self.lines[path]  # 0: the data was not read from text
+        return f"{self.source}:{line}" if line else self.source
 
 
 def read_text(path: Path) -> str:

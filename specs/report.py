@@ -21,6 +21,11 @@ def _to_plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _to_infinite(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The other way round, for records whose only non-finite numbers are infinities."""
+    return {key: math.inf if value is None else value for key, value in record.items()}
+
+
 @dataclass(frozen=True, kw_only=True)
 class TensorDifference:
     """How far one tensor is from its reference. Absolute figures are in the tensor's own units."""
@@ -93,6 +98,18 @@ class ParityReport:
 
     def to_json(self) -> str:
         return json.dumps(_to_plain({**asdict(self), "passed": self.passed}), indent=1, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> ParityReport:
+        """The report that `to_json` wrote."""
+        data = json.loads(text)
+        del data["passed"]
+        for row in (*data["rows"], *data["divergences"].values()):
+            row["difference"] = TensorDifference(**_to_infinite(row["difference"]))
+        data["rows"] = tuple(ParityRow(**_to_infinite(row)) for row in data["rows"])
+        data["metrics"] = tuple(MetricRow(**row) for row in data["metrics"])
+        data["divergences"] = {stage: Divergence(**row) for stage, row in data["divergences"].items()}
+        return cls(**data)
 
     def summarise(self) -> str:
         failed = sum(not r.passed for r in self.rows) + sum(not m.passed for m in self.metrics)

@@ -26,7 +26,7 @@ FROZEN = {
     "targets": (),
     "doctor": (),
     "export": (
-        "SPEC|CHECKPOINT|MODEL.onnx",
+        "SPEC|MODEL.onnx",
         "-o/--output!",
         "--target...",
         "--precision...=fp32|fp16|bf16|int8|fp8|int4|auto",
@@ -202,3 +202,18 @@ def test_doctor_says_what_can_be_done_here(metagen: Run) -> None:
     assert done.returncode == 0, done.stderr
     for word in ("export", "onnxruntime", "tensorrt-rtx", "tensorrt"):
         assert word in done.stdout
+
+
+def test_an_export_that_would_take_too_much_memory_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["export", "image_vit_base", "-o", str(tmp_path / "x.bundle"), "--max-host-ram", "1G"]
+    assert cli.run_command(arguments) == 1
+    assert capsys.readouterr().err == (
+        "error: this export would take more host memory than allowed\n"
+        "  where:   image_vit_base\n"
+        "  got:     about 1.71 GB, for 0.35 GB of fp32 weights\n"
+        "  allowed: 1.07 GB (--max-host-ram)\n"
+        "  fix:     raise --max-host-ram, or export on a machine with more memory\n"
+    )
+    assert list(tmp_path.iterdir()) == []

@@ -39,7 +39,7 @@ def test_shipped_weights_read_held_out_digits() -> None:
     assert np.bincount(labels).min() >= 34, "every digit is held out"
     with torch.no_grad():
         top1 = (graph.module(torch.from_numpy(inputs["image"])).argmax(1).numpy() == labels).mean()
-    assert top1 >= 0.985
+    assert top1 >= 0.99
     assert WEIGHTS.stat().st_size < 2_000_000
 
 

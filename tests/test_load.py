@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from specs.document import dump_document, parse_document
 from specs.errors import CalibrationError, MetagenError, SpecError, TargetError, WeightsError
 from specs.graphs import list_graphs
-from specs.load import dump_spec, list_zoo, load_spec, make_json_schema, parse_spec
+from specs.load import dump_spec, list_zoo, load_spec, make_json_schema, override_spec, parse_spec
 from specs.schema import Dim, Spec
 
 GOOD = """\
@@ -554,6 +554,29 @@ def test_paths_are_relative_to_the_spec(tmp_path: Path) -> None:
         load_spec(path)
 
 
+def test_command_line_overrides_are_checked_too(tmp_path: Path) -> None:
+    spec = load_spec("text_llm_tiny:tiny")
+    dims = {"batch": Dim(min=1, opt=2, max=3)}
+    changed = override_spec(spec, targets=("h200",), dims=dims)
+    assert (changed.targets, changed.dims) == (("h200",), {**spec.dims, **dims})
+    with pytest.raises(SpecError) as caught:
+        override_spec(spec, dims={"tokens": Dim(min=1, opt=2, max=128)})
+    assert str(caught.value) == (
+        "dims.cache.max 64 is smaller than dims.tokens.max 128\n"
+        "  where:   the command line\n"
+        "  allowed: a cache that holds at least the longest prompt\n"
+        "  fix:     raise dims.cache.max, or lower dims.tokens.max"
+    )
+    with pytest.raises(SpecError, match="has no dim 'tokns'"):
+        override_spec(spec, dims={"tokns": Dim(min=1, opt=1, max=1)})
+    with pytest.raises(TargetError, match="unknown target 'h20'"):
+        override_spec(spec, targets=("h20",))
+    with pytest.raises(WeightsError, match="are pickles"):
+        override_spec(spec, weights=tmp_path / "model.bin")
+    with pytest.raises(WeightsError, match="does not exist"):
+        override_spec(spec, weights=tmp_path / "model.safetensors")
+
+
 def test_objective_that_the_field_does_not_recommend_is_accepted() -> None:
     spec = parse_spec(GOOD.replace("objective: classification", "objective: diffusion"), source="my.yaml")
     assert spec.list_objective_advice() == ("classification",)
@@ -596,7 +619,7 @@ LEAF = (
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.dictionaries(
         TEXT,
@@ -640,7 +663,7 @@ def test_spec_survives_a_round_trip(
     assert parse_spec(dump_spec(spec), source="x") == spec
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_damaged_spec_never_fails_in_another_way(data: st.DataObject) -> None:
     """Delete, repeat or replace pieces of a good spec: the result loads, or is refused by a MetagenError."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -18,11 +17,11 @@ from typing import Any
 
 from engines.backends import _trt_versions
 from engines.backends.base import CompileRequest, CompileResult, Progress
+from engines.backends.worker import ROOT, make_environment
 from engines.onnx_file import Node, OnnxFile, read_onnx
 from specs.errors import BuildError, GraphError, MetagenError, OutputError
 from specs.report import PrecisionShares
 
-_ROOT = Path(__file__).resolve().parents[2]  # the folder of the packages: the worker starts there
 _TAIL_LINES = 12
 _MAX_NODES_NAMED = 8
 
@@ -33,6 +32,7 @@ _REMEDIES: tuple[tuple[str, str], ...] = (
     ("zero point", "quantise symmetrically: zero point 0, int8"),
     ("Failed to open file", "copy the external data beside the ONNX file"),
     ("must be conformable", "check the shapes of the node's inputs"),
+    ("static sequence length", "give the cache one fixed size: the same min, opt and max for its dim"),
     ("memory", "free memory, lower --workspace or the largest dims, or build on a bigger machine"),
 )
 _NOISE = ("catchCudaError", "ModelImporter.cpp:14", "--- Begin node", "--- End node")
@@ -114,7 +114,7 @@ def _run_worker(request: dict[str, Any], scratch: Path, progress: Progress) -> t
     with (scratch / "stderr").open("w+b") as stderr:
         worker = subprocess.Popen(
             [sys.executable, "-m", "engines.backends._trt_worker", str(path)],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, cwd=_ROOT, env=_make_environment(),
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, cwd=ROOT, env=make_environment(),
         )  # fmt: skip
         try:
             assert worker.stdout is not None
@@ -134,10 +134,6 @@ def _run_worker(request: dict[str, Any], scratch: Path, progress: Progress) -> t
         lines = stderr.read().decode("utf-8", "replace").splitlines()
         tail = [line for line in lines if line.strip() and not line.startswith("Extension modules")][-_TAIL_LINES:]
     return heard, status, tail
-
-
-def _make_environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
 def _listen(line: bytes, heard: _Heard, progress: Progress) -> None:
@@ -198,6 +194,7 @@ def _find_remedy(words: str) -> str:
 
 
 def _shorten(text: str) -> str:
+    text = text.split("[checkMacros.cpp", maxsplit=1)[0]  # from there on: that this machine has no CUDA driver
     flat = " ".join(text.replace("creator && ", "").split())
     return flat if len(flat) <= 600 else flat[:597] + "..."
 

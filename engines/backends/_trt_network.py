@@ -88,12 +88,11 @@ def _count_macs(trt: Any, layer: Any, kind: str, unknown_size: int) -> float:
         if not shape:
             return 0.0
         reduced = shape[-2] if layer.op0 == trt.MatrixOperation.TRANSPOSE and len(shape) > 1 else shape[-1]
-        products: float = _volume(layer.get_output(0).shape, unknown_size) * _volume((reduced,), unknown_size)
-        return products
+        return _volume(layer.get_output(0).shape, unknown_size) * _volume((reduced,), unknown_size)
     if kind in ("CONVOLUTION", "DECONVOLUTION"):
         layer.__class__ = trt.IConvolutionLayer if kind == "CONVOLUTION" else trt.IDeconvolutionLayer
         data = layer.get_input(0) if kind == "CONVOLUTION" else layer.get_output(0)
-        channels = _volume((tuple(data.shape)[1],), unknown_size) / max(layer.num_groups, 1)
+        channels = _volume((tuple(data.shape)[1],), unknown_size) / max(int(layer.num_groups), 1)
         pixels = layer.get_output(0) if kind == "CONVOLUTION" else layer.get_input(0)
         return _volume(pixels.shape, unknown_size) * channels * _volume(layer.kernel_size_nd, unknown_size)
     if kind == "ATTENTION_INPUT":

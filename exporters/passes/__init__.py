@@ -9,7 +9,7 @@
     onnxruntime    7-26    ONNX Attention, 3-D      dynamic, contrib op; the rest float32
     tensorrt-8     7-17    pattern                  Q/DQ, float32 scales; the rest float32 (build with FP16)
     tensorrt-10    9-20    pattern                  Q/DQ, int8 weights; the rest float16
-    tensorrt-11    9-24    ONNX Attention, 4-D      Q/DQ, int8 weights; the rest float16
+    tensorrt-11    9-24    ONNX Attention, 4-D; fp32: pattern    Q/DQ, int8 weights; the rest float16
 
 There is no bf16 for onnxruntime (its CPU kernels take none) nor for tensorrt-8 (it has none).
 """
@@ -37,20 +37,27 @@ from exporters.passes.lower_cached_attention import LowerCachedAttention
 from exporters.passes.set_opset import SetOpset
 from specs.errors import MetagenError, TargetError, name_nearest
 
-__all__ = ["PIPELINES", "PipelineResult", "Range", "list_quantizable_tensors", "run_pipeline"]
+__all__ = ["PIPELINES", "PipelineResult", "Range", "list_quantizable_tensors", "needs_ranges", "run_pipeline"]
 
 Pipeline = tuple[ir.passes.PassBase, ...]
 
 _BF16 = ir.DataType.BFLOAT16
 _BODY: Pipeline = (InlineFunctions(), FoldTransposedWeights(), common.RemoveUnusedNodesPass(), InferTypes())
 _END: Pipeline = (common.RemoveUnusedNodesPass(), CheckGraph())
-_ATTENTION_3D: Pipeline = (LowerAttention(fold_heads=True), LowerCachedAttention())
-_ATTENTION_4D: Pipeline = (LowerAttention(fold_heads=False), LowerCachedAttention())
+# TensorRT 11 has Attention kernels in half precision only, and none for heads of 8 or of 320 channels (tried on RTX 1.7)
+_TRT_HEADS = range(16, 257)
+
+_ATTENTION_3D: Pipeline = (LowerAttention(fold_heads=True), LowerCachedAttention(scatter_elements=False))
+_ATTENTION_4D: Pipeline = (
+    LowerAttention(fold_heads=False, head_dims=_TRT_HEADS),
+    LowerCachedAttention(scatter_elements=True, head_dims=_TRT_HEADS),
+)
 
 _ORT: Pipeline = (*_ATTENTION_3D, *_BODY, SetOpset(minimum=7, maximum=26), InferTypes())
 _TRT8: Pipeline = (*_BODY, SetOpset(minimum=7, maximum=17), InferTypes())
 _TRT10: Pipeline = (*_BODY, SetOpset(minimum=9, maximum=20), InferTypes())
-_TRT11: Pipeline = (*_ATTENTION_4D, *_BODY, SetOpset(minimum=9, maximum=24), InferTypes())
+_TRT11: Pipeline = (*_BODY, SetOpset(minimum=9, maximum=24), InferTypes())
+_TRT11_HALF: Pipeline = (*_ATTENTION_4D, *_TRT11)
 # float16 scales exist from opset 19
 _TRT10_INT8: Pipeline = (*_BODY, SetOpset(minimum=19, maximum=20), InferTypes())
 _TRT11_INT8: Pipeline = (*_ATTENTION_4D, *_BODY, SetOpset(minimum=19, maximum=24), InferTypes())
@@ -67,8 +74,8 @@ PIPELINES: dict[tuple[str, str], Pipeline] = {
     ("tensorrt-10", "bf16"): (*_TRT10, ConvertToFloat16(_BF16), *_END),
     ("tensorrt-10", "int8"): (*_TRT10_INT8, InsertQuantizeDequantize(fold_weights=True), ConvertToFloat16(), *_END),
     ("tensorrt-11", "fp32"): (*_TRT11, *_END),
-    ("tensorrt-11", "fp16"): (*_TRT11, ConvertToFloat16(), *_END),
-    ("tensorrt-11", "bf16"): (*_TRT11, ConvertToFloat16(_BF16), *_END),
+    ("tensorrt-11", "fp16"): (*_TRT11_HALF, ConvertToFloat16(), *_END),
+    ("tensorrt-11", "bf16"): (*_TRT11_HALF, ConvertToFloat16(_BF16), *_END),
     ("tensorrt-11", "int8"): (*_TRT11_INT8, InsertQuantizeDequantize(fold_weights=True), ConvertToFloat16(), *_END),
 }
 
@@ -110,6 +117,11 @@ def run_pipeline(
     notes = notes_of(model)
     kept = tuple(f"{name}: {reason}" for name, reason in notes.keep_fp32.items())
     return PipelineResult(model=model, keep_fp32=kept, log=tuple(notes.log))
+
+
+def needs_ranges(lowering: str, precision: str) -> bool:
+    """Whether this pipeline quantises by calibrated ranges: int8 for ONNX Runtime does not."""
+    return any(isinstance(step, InsertQuantizeDequantize) for step in _find_pipeline(lowering, precision))
 
 
 def list_quantizable_tensors(model: ir.Model) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from specs.errors import GraphError
 
 _NOTES_KEY = "metagen.notes"
+_SMALL_BYTES = 1000
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,23 @@ def replace_output(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
             if output is old:
                 graph.outputs[index] = new
     old.replace_all_uses_with(new)
+
+
+def copy_without_weights(model: ir.Model) -> ir.Model:
+    """For onnx's own checker and inference: large weights become inputs, small ones (shapes, axes) are kept inside."""
+    light = model.clone()
+    for value in list(light.graph.initializers.values()):
+        tensor = value.const_value
+        assert value.name is not None
+        if tensor is not None and tensor.nbytes <= _SMALL_BYTES:
+            if isinstance(tensor, ir.ExternalTensor):
+                value.const_value = ir.tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=value.name)
+            continue
+        del light.graph.initializers[value.name]
+        value.const_value = None
+        if not value.is_graph_input():
+            light.graph.inputs.append(value)
+    return light
 
 
 def refuse(node: ir.Node, reason: str, *, fix: str | None = None) -> GraphError:

@@ -19,6 +19,7 @@ from exporters.passes._graph import is_onnx, read_constant
 
 #: An output layer above this share of all weights is worth quantising: a language model's head is a third of it.
 _SMALL_SHARE = 0.1
+_NORMALISES = ("Add", "Sub", "Mul", "Div", "Cast", "Identity", "BatchNormalization", "Clip", "Transpose")
 _PASSES_ON = ("Add", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Softmax", "Cast")
 
 
@@ -81,11 +82,22 @@ def _read_int(node: ir.Node, name: str, default: int = 0) -> int:
 def _find_exclusion(graph: ir.Graph, weighted: WeightedNode, total_bytes: int) -> str:
     if weighted.tensor.nbytes > _SMALL_SHARE * total_bytes and total_bytes != weighted.tensor.nbytes:
         return ""
-    if "Conv" in weighted.node.op_type and weighted.activation in graph.inputs:
+    if "Conv" in weighted.node.op_type and _reads_input(graph, weighted.activation):
         return "the first convolution reads the raw input and is a small share of the work"
     if total_bytes != weighted.tensor.nbytes and _reaches_output(weighted.node):
         return "the last layer's rounding is the output's, and it is a small share of the work"
     return ""
+
+
+def _reads_input(graph: ir.Graph, value: ir.Value | None) -> bool:
+    """Whether only normalisation lies between this value and a graph input."""
+    while value is not None and value not in graph.inputs:
+        producer = value.producer()
+        if producer is None or not is_onnx(producer, *_NORMALISES):
+            return False
+        variable = [v for v in producer.inputs if v is not None and read_constant(v) is None]
+        value = variable[0] if len(variable) == 1 else None
+    return value is not None
 
 
 def _reaches_output(node: ir.Node) -> bool:

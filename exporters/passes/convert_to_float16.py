@@ -40,6 +40,8 @@ _FLOAT = spell_dtype(ir.DataType.FLOAT)
 _ATTRIBUTE_TYPED = ("Cast", "ConstantOfShape")
 _LIMITING = frozenset({"Clip", "Min", "Max"})
 _MASK_LIMIT = LARGEST_FLOAT16 / 2
+#: Weights near zero that vanish are harmless; from this share of a tensor on they are worth a line in the log.
+_NOTABLE_SHARE = 1e-3
 
 
 class ConvertToFloat16(ir.passes.InPlacePass):
@@ -235,7 +237,7 @@ class _Rewriter:
         vanished = int(((magnitude > 0) & (magnitude < 2.0**-25)).sum())
         if saturated:
             self.log.append(f"ConvertToFloat16: {saturated} values of '{value.name}' saturate")
-        if vanished:
+        if vanished > _NOTABLE_SHARE * array.size:
             self.log.append(f"ConvertToFloat16: {vanished} of {array.size} values of '{value.name}' become zero")
 
     def _restore_output(self, graph: ir.Graph, value: ir.Value) -> ir.Value:

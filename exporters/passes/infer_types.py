@@ -12,7 +12,7 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 
-from exporters.passes._graph import is_onnx, list_graphs, list_subgraphs, notes_of, read_constant
+from exporters.passes._graph import copy_without_weights, is_onnx, list_graphs, list_subgraphs, notes_of, read_constant
 from exporters.passes._types import find_schema, list_ports, spell_type
 
 #: Operators whose output type an attribute names: op -> (attribute, type when it is absent).
@@ -30,8 +30,6 @@ _TYPE_ATTRIBUTES: dict[str, tuple[str, ir.DataType | None]] = {
     "BlackmanWindow": ("output_datatype", ir.DataType.FLOAT),
     "MelWeightMatrix": ("output_datatype", ir.DataType.FLOAT),
 }
-#: Weights above this are not serialised for onnx's inference; below, they may be shapes that it needs.
-_LARGE_BYTES = 1000
 _SAME_AS_INPUT = ("EyeLike", "RandomNormalLike", "RandomUniformLike", "Bernoulli")
 
 
@@ -45,17 +43,9 @@ class InferTypes(ir.passes.InPlacePass):
 
 
 def _infer(model: ir.Model) -> ir.Model | None:
-    """onnx's own inference on a copy whose large weights are replaced by inputs of the same type and shape."""
-    light = model.clone()
-    for value in list(light.graph.initializers.values()):
-        assert value.name is not None
-        if value.const_value is not None and value.const_value.nbytes > _LARGE_BYTES:
-            del light.graph.initializers[value.name]
-            value.const_value = None
-            if not value.is_graph_input():
-                light.graph.inputs.append(value)
+    """onnx's own inference, on a copy without the large weights."""
     try:
-        proto = onnx.shape_inference.infer_shapes(ir.to_proto(light), data_prop=True)
+        proto = onnx.shape_inference.infer_shapes(ir.to_proto(copy_without_weights(model)), data_prop=True)
     except onnx.shape_inference.InferenceError as error:
         notes_of(model).log.append(f"InferTypes: onnx's inference gave up: {str(error).strip().splitlines()[0]}")
         return None

@@ -29,6 +29,8 @@ from exporters.passes._graph import (
     replace_output,
 )
 
+#: No limit.
+ANY_HEAD_DIM = range(1, 1 << 30)
 _MASKED = np.float32(np.finfo(np.float32).min)
 _HEADS_FIRST = (0, 2, 1, 3)  # [B, T, H, D] <-> [B, H, T, D]
 
@@ -38,10 +40,11 @@ class LowerAttention(ir.passes.InPlacePass):
 
     Args:
         fold_heads: use the 3-D form where q, k, v and the result only pass through head transposes.
+        head_dims: the sizes of a head that the target has a kernel for.
     """
 
-    def __init__(self, *, fold_heads: bool) -> None:
-        self.fold_heads = fold_heads
+    def __init__(self, *, fold_heads: bool, head_dims: range = ANY_HEAD_DIM) -> None:
+        self.fold_heads, self.head_dims = fold_heads, head_dims
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         namer, notes = Namer(model), notes_of(model)
@@ -51,7 +54,7 @@ class LowerAttention(ir.passes.InPlacePass):
             for node in list(graph):
                 if (node.domain, node.op_type) != ("metagen", "MetagenAttention"):
                     continue
-                reason = check_attention(node)
+                reason = check_head_dim(node, self.head_dims) or check_attention(node)
                 if reason:
                     notes.log.append(f"LowerAttention: {describe_node(node)} keeps its body: {reason}")
                     continue
@@ -91,6 +94,15 @@ class LowerAttention(ir.passes.InPlacePass):
         graph = build.graph
         replace_output(graph, target.outputs[0], out)
         remove_dead(graph, [target, node])
+
+
+def check_head_dim(node: ir.Node, head_dims: range) -> str | None:
+    """Why the target has no kernel for this node's heads, or None."""
+    q = node.inputs[0]
+    size = q.shape[3] if q is not None and q.shape is not None and len(q.shape) == 4 else None
+    if head_dims is ANY_HEAD_DIM or (isinstance(size, int) and size in head_dims):
+        return None
+    return f"the target's Attention takes heads of {head_dims.start} to {head_dims.stop - 1} channels, not {size}"
 
 
 def check_attention(node: ir.Node) -> str | None:

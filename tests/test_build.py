@@ -1,0 +1,214 @@
+"""Building bundles for real: ONNX Runtime and TensorRT-RTX, reuse by key, refusals, and nothing half-written."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engines.backends.base import InputProfile
+from engines.build import REPORT_NAME, build_bundle, read_build_report
+from engines.inspect import inspect_engine
+from engines.onnx_file import Value
+from engines.profiles import list_dynamic_dims, make_profiles
+from engines.timing_cache import KeyInputs, make_key, name_timing_cache
+from specs.bundle import IoTensor, index_files, read_manifest, verify_files, write_manifest
+from specs.errors import BuildError, BundleError
+from tests.bundles import TOKENS, WIDTH, make_model, make_weights, measure_magnitudes, write_bundle
+
+PLAN = "block/model.rtx-4090-fp16.tensorrt-rtx.plan"
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, np.ndarray]:
+    return make_weights()
+
+
+@pytest.fixture
+def bundle(weights: dict[str, np.ndarray], tmp_path: Path) -> Path:
+    """A bundle for a CPU in fp32 and a GeForce in fp16."""
+    typed = {("cpu", "fp32"): make_model(weights), ("rtx-4090", "fp16"): make_model(weights, precision="fp16")}
+    write_bundle(tmp_path / "b", typed)
+    return tmp_path / "b"
+
+
+def test_every_typed_graph_is_compiled_and_recorded(bundle: Path) -> None:
+    report = build_bundle(bundle)
+    assert [(r.target, r.backend, r.precision, r.reused) for r in report.rows] == [
+        ("cpu", "onnxruntime", "fp32", False),
+        ("rtx-4090", "tensorrt-rtx", "fp16", False),
+    ]
+    cpu, rtx = report.rows
+    assert cpu.file == "block/model.cpu-fp32.onnx"
+    assert rtx.file == PLAN and rtx.bytes == (bundle / PLAN).stat().st_size
+    assert rtx.shares is not None and rtx.shares.compute == {"fp16": 1.0}
+    manifest = read_manifest(bundle)
+    verify_files(bundle, manifest)
+    assert set(manifest.files) == set(index_files(bundle))
+    (engine,) = manifest.graphs[0].engines
+    assert (engine.file, engine.compute_capability, engine.gpu) == (PLAN, "8.9", "")
+    assert read_build_report(bundle) == report.rows
+    found = inspect_engine(bundle / PLAN)
+    assert found.intact and found.engine == engine and found.build == rtx
+
+
+def test_an_engine_is_reused_until_something_changes(bundle: Path, weights: dict[str, np.ndarray]) -> None:
+    first = build_bundle(bundle, target="rtx-4090").rows[0]
+    again = build_bundle(bundle, target="rtx-4090").rows[0]
+    assert not first.reused and again == replace(first, reused=True)
+    manifest = read_manifest(bundle)
+    write_manifest(bundle, replace(manifest, dims={"batch": (1, 4, 8)}))
+    assert not build_bundle(bundle, target="rtx-4090").rows[0].reused
+    (bundle / PLAN).write_bytes(b"damaged")
+    assert not build_bundle(bundle, target="rtx-4090").rows[0].reused
+    verify_files(bundle, read_manifest(bundle))
+
+
+PROFILE = InputProfile(name="x", minimum=(1, 4), optimum=(2, 4), maximum=(8, 4))
+KEY = KeyInputs(
+    model_sha256="a",
+    external_sha256={"w.data": "b"},
+    profile=(PROFILE,),
+    precision="fp16",
+    keep_fp32=("node",),
+    backend="tensorrt",
+    backend_version="10.3.0",
+    compute_capabilities=("9.0",),
+    gpu="H200",
+    workspace_bytes=1 << 30,
+    optimization_level=3,
+)
+CHANGED: dict[str, object] = {
+    "model_sha256": "c",
+    "external_sha256": {"w.data": "c"},
+    "profile": (replace(PROFILE, optimum=(4, 4)),),
+    "precision": "int8",
+    "keep_fp32": (),
+    "backend": "tensorrt-rtx",
+    "backend_version": "10.3.1",
+    "compute_capabilities": ("9.0", "8.9"),
+    "gpu": "H100",
+    "workspace_bytes": 1 << 31,
+    "optimization_level": None,
+}
+
+
+def test_the_key_digests_every_input() -> None:
+    assert set(CHANGED) == {field.name for field in fields(KeyInputs)}
+    keys = {make_key(replace(KEY, **{name: value})) for name, value in CHANGED.items()}  # type: ignore[arg-type]
+    assert len(keys | {make_key(KEY)}) == len(CHANGED) + 1
+    assert make_key(replace(KEY)) == make_key(KEY)
+
+
+def test_a_timing_cache_is_named_by_compiler_version_and_gpu(tmp_path: Path) -> None:
+    path = name_timing_cache(tmp_path, backend="tensorrt", version="10.3.0", compute_capability="8.7")
+    assert path == tmp_path / "tensorrt-10.3.0-sm87.cache"
+
+
+def test_a_timing_cache_that_cannot_be_used_is_said(bundle: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "t.cache"
+    row = build_bundle(bundle, target="rtx-4090", timing_cache=cache).rows[0]
+    assert f"tensorrt-rtx has no timing cache: {cache} is neither read nor written" in row.notes
+    assert not cache.exists()
+
+
+def test_a_precision_that_the_graph_does_not_have(weights: dict[str, np.ndarray], tmp_path: Path) -> None:
+    write_bundle(tmp_path / "b", {("rtx-4090", "fp16"): make_model(weights, precision="fp32")})
+    with pytest.raises(BuildError, match="fp16 was asked for, and the graph does not compute in it"):
+        build_bundle(tmp_path / "b")
+    assert not list((tmp_path / "b").rglob("*.plan"))
+
+
+def test_int8_is_what_the_compiler_sees(weights: dict[str, np.ndarray], tmp_path: Path) -> None:
+    tokens = np.random.default_rng(1).standard_normal((4, TOKENS, WIDTH)).astype(np.float32)
+    model = make_model(weights, precision="int8", ranges=measure_magnitudes(weights, tokens))
+    write_bundle(tmp_path / "b", {("rtx-4090", "int8"): model})
+    row = build_bundle(tmp_path / "b").rows[0]
+    assert row.shares is not None and row.shares.compute["int8"] > 0.9 and row.shares.weight_bytes["int8"] > 0.8
+
+
+def test_a_graph_for_another_machine_is_listed_with_the_reason(weights: dict[str, np.ndarray], tmp_path: Path) -> None:
+    jetson = "jetson-agx-orin-64gb"
+    half = make_model(weights, precision="fp16")
+    write_bundle(tmp_path / "b", {("cpu", "fp32"): make_model(weights), (jetson, "fp16"): half})
+    report = build_bundle(tmp_path / "b")
+    assert [row.target for row in report.rows] == ["cpu"]
+    assert list(report.not_built) == [f"block/model.{jetson}-fp16.onnx"]
+    assert "1 not built here" in report.summarise()
+    with pytest.raises(BuildError, match="nothing of this bundle can be compiled on this machine"):
+        build_bundle(tmp_path / "b", target=jetson)
+
+
+def test_unknown_target_and_wrong_backend(bundle: Path) -> None:
+    with pytest.raises(BuildError) as caught:
+        build_bundle(bundle, target="rtx-4080")
+    assert str(caught.value) == (
+        "this bundle has no graph for the target 'rtx-4080'\n"
+        "  allowed: cpu, rtx-4090 (did you mean 'rtx-4090'?)\n"
+        "  fix:     export it for that target too: --target rtx-4080"
+    )
+    with pytest.raises(BuildError, match="target 'cpu' is served by onnxruntime, not by tensorrt-rtx"):
+        build_bundle(bundle, target="cpu", backend="tensorrt-rtx")
+
+
+def test_a_changed_byte_is_found_before_compiling(bundle: Path) -> None:
+    path = bundle / "block/model.rtx-4090-fp16.data"
+    content = bytearray(path.read_bytes())
+    content[7] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(BundleError, match="a file of the bundle was changed"):
+        build_bundle(bundle)
+    assert not list(bundle.rglob("*.plan"))
+
+
+def test_an_interrupted_build_keeps_what_was_finished(bundle: Path) -> None:
+    def interrupt(message: str, fraction: float | None) -> None:
+        if "rtx-4090" in message and "building" in message:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_bundle(bundle, progress=interrupt)
+    manifest = read_manifest(bundle)
+    verify_files(bundle, manifest)
+    assert set(manifest.files) == set(index_files(bundle))
+    assert [row.target for row in read_build_report(bundle)] == ["cpu"]
+    assert not list(bundle.rglob("*.plan")) and not list(bundle.rglob("*.tmp"))
+
+
+def test_a_damaged_build_report_is_started_anew(bundle: Path) -> None:
+    (bundle / "reports").mkdir()
+    (bundle / REPORT_NAME).write_text('{"rows": [{"nonsense": 1}]}')
+    assert read_build_report(bundle) == ()
+    assert build_bundle(bundle, target="cpu").rows
+
+
+def test_profiles_follow_the_dims() -> None:
+    inputs = (
+        IoTensor(name="ids", dtype="int64", shape=("batch", "tokens")),
+        IoTensor(name="table", dtype="float32", shape=(4, 8)),
+        IoTensor(name="cache", dtype="float32", shape=("batch", 2, "cache", 16)),
+    )
+    dims = {"batch": (1, 1, 4), "tokens": (1, 64, 512), "cache": (16, 128, 2048)}
+    assert make_profiles(inputs, dims, where="g") == (
+        InputProfile(name="ids", minimum=(1, 1), optimum=(1, 64), maximum=(4, 512)),
+        InputProfile(name="cache", minimum=(1, 2, 16, 16), optimum=(1, 2, 128, 16), maximum=(4, 2, 2048, 16)),
+    )
+
+
+def test_a_dim_without_a_range_is_asked_for() -> None:
+    unnamed = Value(name="x", dtype="float32", shape=(None, 3))
+    assert list_dynamic_dims([unnamed]) == ("x.0",)
+    with pytest.raises(BuildError) as caught:
+        make_profiles([unnamed], {"batch": (1, 2, 4)}, where="m.onnx")
+    assert str(caught.value) == (
+        "the graph has a dynamic dimension without a range: 'x.0'\n"
+        "  where:   m.onnx: input 'x', axis 0\n"
+        "  allowed: ranges were given for: batch\n"
+        "  fix:     give its smallest, usual and largest size: --dim x.0=1,8,32"
+    )
+    with pytest.raises(BuildError, match="not 1 <= min <= opt <= max"):
+        make_profiles([unnamed], {"x.0": (4, 2, 8)}, where="m.onnx")
+    with pytest.raises(BuildError, match="does not say how many dimensions"):
+        make_profiles([Value(name="x", dtype="float32", shape=None)], {}, where="m.onnx")
