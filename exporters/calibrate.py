@@ -11,6 +11,8 @@ Not here: which tensors (`passes.list_quantizable_tensors`), nor scales (`passes
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
 Method = Literal["max", "percentile", "entropy"]
 Progress = Callable[[str, float | None], None]
 
-_BINS = {"percentile": 2048, "entropy": 128}
+#: Histogram bins; entropy merges them into 128 steps, so it needs many more to have a choice.
+_BINS = 2048
 _PERCENTILE = 99.99
 
 
@@ -150,15 +153,17 @@ class _Histograms:
         self.collector = HistogramCollector(
             method=method,
             symmetric=True,
-            num_bins=_BINS[method],
+            num_bins=_BINS,
             num_quantized_bins=128,
             percentile=_PERCENTILE,
             scenario="same",
         )
 
     def add(self, arrays: Mapping[str, np.ndarray]) -> None:
-        self.collector.collect({name: [array] for name, array in arrays.items()})
+        with contextlib.redirect_stdout(io.StringIO()):  # the collector prints
+            self.collector.collect({name: [array] for name, array in arrays.items()})
 
     def finish(self) -> dict[str, Range]:
-        result = self.collector.compute_collection_result()
-        return {name: Range(*(float(edge) for edge in data.range_value)) for name, data in result.data.items()}
+        with contextlib.redirect_stdout(io.StringIO()):
+            result = self.collector.compute_collection_result()
+        return {name: Range(float(edges[0]), float(edges[1])) for name, edges in result.items()}

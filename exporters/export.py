@@ -9,8 +9,7 @@ Nothing here judges numbers: `engines.parity` does, before the staged folder bec
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
+import functools
 import gc
 import importlib.metadata
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,13 +18,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import torch
-from torch import nn
 
 from exporters.calibrate import Method as CalibrationMethod
 from exporters.calibrate import measure_ranges
 from exporters.golden import compute_outputs, measure_noise_floor, write_evaluation, write_golden
 from exporters.lower import PORTABLE_OPSET, lower
+from exporters.memory import page_out, release
 from exporters.passes import PipelineResult, Range, list_quantizable_tensors, run_pipeline
 from exporters.trace import choose_sizes, trace
 from exporters.weights import WeightPool
@@ -83,7 +81,7 @@ def export_spec(
     """
     progress(f"building {spec.name}", None)
     handler = get_handler(spec)
-    modules = list(handler.build(spec))
+    modules = list(handler.build(spec, scratch=folder))
     components: dict[str, _Component] = {}
     count = len(modules)
     while modules:
@@ -114,23 +112,6 @@ def export_spec(
         ),
         components={name: component.pool for name, component in components.items()},
     )
-
-
-def release_weights(module: nn.Module) -> None:
-    """Free the parameters' memory: they are on disk now, and everything after works from there.
-
-    Dropping the module would not do: torch's exporter and onnxscript's rewriter keep references to the last model.
-    """
-    for tensor in (*module.parameters(), *module.buffers()):
-        tensor.data = torch.empty(0)
-    gc.collect()
-    trim_heap()
-
-
-def trim_heap() -> None:
-    """Give freed memory back to the system where the C library can (glibc); elsewhere it stays with the process."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def finish_bundle(folder: Path, manifest: Manifest, *, components: Mapping[str, WeightPool]) -> Manifest:
@@ -210,22 +191,25 @@ def _export_graph(
     progress: Progress,
 ) -> Graph:
     graph: GraphSpec = module
+    page_out(module.module)
     progress(f"{graph.name}: golden data from torch", None)
     inputs = handler.make_inputs(spec, graph, sizes=choose_sizes(spec.dims, near=_GOLDEN_NEAR), seed=_GOLDEN_SEED)
     outputs = compute_outputs(module, inputs)
     write_golden(component.folder / f"{graph.file_stem}.golden.npz", inputs, outputs)
     noise_floor = measure_noise_floor(module, inputs, outputs)
-    trim_heap()
+    page_out(module.module)
 
     model = _trace_and_lower(spec, handler, module, progress)
+    gc.collect()  # the traced program is made of cycles
+    page_out(module.module)
     progress(f"{graph.name}: writing weights", None)
     custom_ops = tuple(sorted({name for _, name, _ in model.functions}))
-    component.pool.store(model)
+    component.pool.store(model, after_write=functools.partial(page_out, module.module))
     portable = component.folder / f"{graph.file_stem}.onnx"
     ir.save(model, portable)
     del model
     if not keep_weights and all(variant.precision != "int8" for variant in wanted):
-        release_weights(module.module)
+        release(module.module)
 
     typed = write_typed_graphs(
         portable,
@@ -236,7 +220,7 @@ def _export_graph(
         progress=progress,
     )
     if not keep_weights:
-        release_weights(module.module)  # int8 calibration may have needed the module
+        release(module.module)  # int8 calibration may have needed the module
     return Graph(
         name=graph.name,
         component=graph.component,

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from exporters.memory import paged
 from specs.errors import ExportError
 from specs.handlers import GraphModule
 
@@ -29,7 +30,8 @@ def compute_outputs(graph: GraphModule, inputs: Mapping[str, np.ndarray]) -> dic
     Raises:
         ExportError: an output holds NaN or infinity: a reference like that would let every engine pass or fail.
     """
-    outputs = _run(graph.module, graph, inputs)
+    with paged(graph.module):
+        outputs = _run(graph.module, graph, inputs)
     for name, array in outputs.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise ExportError(

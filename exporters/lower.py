@@ -1,6 +1,6 @@
 """ExportedProgram -> onnx_ir.Model, custom ops kept, bodies attached. The only file that calls torch.onnx.
 
-    program --torch.onnx--> nodes of opset 18 and domain `metagen` --rename dims, tidy metadata, bodies--> portable model
+    program --torch.onnx--> nodes of opset 18 and domain `metagen` --name dims, tidy, add bodies--> portable model
 
 Every node carries `metagen.module`, the dotted path of the torch module it came from: parity reports and error
 messages name it. Weights stay lazy torch tensors until `weights.py` writes them.

@@ -2,31 +2,53 @@
 
 Large weights stay where they are (external data is memory-mapped), so that reading costs nothing per gigabyte. What a
 later stage could trip over is found here: a truncated file, an opset nobody reads, names that are defined twice,
-missing or short external data, data outside the model's folder. Sparse initializers become dense ones.
+missing or short external data, data outside the model's folder, operators that nothing defines.
 
-Not here: anything that changes the graph (`exporters/passes`).
+Not here: what is merely said in an unusual way (`normalize_model`), and what a target cannot do (`passes`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 from onnx.external_data_helper import uses_external_data
 
+from exporters.normalize_model import list_inner_tensors, list_nodes, normalize
 from specs.errors import GraphError
 
 OLDEST_OPSET = 7
-_LARGEST_DENSE_BYTES = 1 << 30
+_MOST_NAMED = 5
 _SMALL_BYTES = 1 << 12  # weights up to this size go through onnx's checker
+
+#: Domains whose operators a runtime may know without a body in the file; their operators are not listed here.
+_RUNTIME_DOMAINS = (
+    "", "ai.onnx", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview", "ai.onnx.preview.training", "com.microsoft",
+    "com.microsoft.experimental", "com.microsoft.nchwc", "com.ms.internal.nhwc",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A file that was read: `runnable` is the file itself, or its repaired bytes where no runtime takes it as it is."""
+
+    path: Path
+    model: ir.Model
+    runnable: Path | bytes
+    notes: tuple[str, ...]
 
 
 def read_model(path: Path) -> ir.Model:
+    """The model of `read_source`."""
+    return read_source(path).model
+
+
+def read_source(path: Path) -> Source:
     """Read and check one ONNX file.
 
     Raises:
@@ -34,16 +56,22 @@ def read_model(path: Path) -> ir.Model:
     """
     proto = _parse(path)
     _require_opset(path, proto)
-    for graph in _list_graphs(proto.graph):
-        _densify(path, graph)
-    _require_external_data(path, proto)
+    for tensor in (*proto.graph.initializer, *list_inner_tensors(proto)):
+        if uses_external_data(tensor):
+            _require_data(path, tensor)
+    names = [node.name for node in list_nodes(proto)]
+    notes = normalize(path, proto)
+    repaired = max(Counter(filter(None, names)).values(), default=1) > 1
+    _require_interface(path, proto)
+    _require_operators(path, proto)
     _require_valid(path, proto)
     try:
         model = ir.from_proto(proto)
     except (ir.serde.SerdeError, ValueError, KeyError) as error:
         raise _invalid(path, _root_cause(error)) from error
     ir.external_data.set_base_dir(model.graph, path.parent)
-    return model
+    runnable = proto.SerializeToString() if repaired else path
+    return Source(path=path, model=model, runnable=runnable, notes=tuple(notes))
 
 
 def _parse(path: Path) -> onnx.ModelProto:
@@ -79,37 +107,46 @@ def _require_opset(path: Path, proto: onnx.ModelProto) -> None:
             )
 
 
-def _list_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _list_graphs(inner)
+def _require_interface(path: Path, proto: onnx.ModelProto) -> None:
+    """Inputs of a known rank, and outputs that can be told apart."""
+    for value in proto.graph.input:
+        kind = value.type
+        if kind.HasField("tensor_type") and not kind.tensor_type.HasField("shape"):
+            raise GraphError(
+                f"input '{value.name}' does not say how many dimensions it has",
+                where=str(path),
+                allowed="a shape for every input; its sizes may be unknown",
+                fix="export it again with shapes, or write one into graph.input[i].type.tensor_type.shape",
+            )
+    for name, count in Counter(value.name for value in proto.graph.output).items():
+        if count > 1:
+            raise GraphError(
+                f"{count} outputs are called '{name}'",
+                where=str(path),
+                allowed="every output once",
+                fix="remove the repetition, or give it a name of its own with an Identity node",
+            )
 
 
-def _densify(path: Path, graph: onnx.GraphProto) -> None:
-    """onnx_ir has no sparse initializers, and would drop them without a word."""
-    for sparse in graph.sparse_initializer:
-        name = sparse.values.name
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(sparse.values.data_type)
-        if math.prod(sparse.dims) * dtype.itemsize > _LARGEST_DENSE_BYTES:
-            raise GraphError(f"sparse initializer '{name}' is too large to store densely", where=str(path))
-        try:
-            dense = np.zeros(tuple(sparse.dims), dtype=dtype)
-            indices = onnx.numpy_helper.to_array(sparse.indices)
-            flat = np.ravel_multi_index(tuple(indices.T), dense.shape) if indices.ndim == 2 else indices
-            dense.reshape(-1)[flat] = onnx.numpy_helper.to_array(sparse.values)
-        except (ValueError, IndexError, TypeError) as error:
-            raise GraphError(f"sparse initializer '{name}' is malformed", where=str(path), got=str(error)) from None
-        graph.initializer.append(onnx.numpy_helper.from_array(dense, name))
-    del graph.sparse_initializer[:]
-
-
-def _require_external_data(path: Path, proto: onnx.ModelProto) -> None:
-    for graph in _list_graphs(proto.graph):
-        for tensor in graph.initializer:
-            if uses_external_data(tensor):
-                _require_data(path, tensor)
+def _require_operators(path: Path, proto: onnx.ModelProto) -> None:
+    """Operators of a domain that no runtime here knows need a function body in the file."""
+    bodies = {(function.domain, function.name) for function in proto.functions}
+    unknown = [
+        f"{node.domain}::{node.op_type} '{node.name or (node.output[0] if node.output else '')}'"
+        for node in list_nodes(proto)
+        if node.domain not in _RUNTIME_DOMAINS and (node.domain, node.op_type) not in bodies
+    ]
+    if unknown:
+        more = f" and {len(unknown) - _MOST_NAMED} more" if len(unknown) > _MOST_NAMED else ""
+        raise GraphError(
+            f"{len(unknown)} nodes are of operators that nothing defines"
+            if len(unknown) > 1
+            else "a node is of an operator that nothing defines",
+            where=str(path),
+            got=", ".join(unknown[:_MOST_NAMED]) + more,
+            allowed="standard ONNX, ONNX Runtime's contrib operators, and functions with a body in the file",
+            fix="export the model with standard operators, or add the operator's body as a local function",
+        )
 
 
 def _require_data(path: Path, tensor: onnx.TensorProto) -> None:
@@ -158,7 +195,7 @@ def _require_valid(path: Path, proto: onnx.ModelProto) -> None:
     try:
         onnx.checker.check_model(_leave_out_weights(proto))
     except (onnx.checker.ValidationError, ValueError) as error:
-        raise _invalid(path, _first_line(error)) from None
+        raise _invalid(path, _join_context(error)) from None
 
 
 def _leave_out_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -185,6 +222,13 @@ def _invalid(path: Path, got: str) -> GraphError:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _join_context(error: BaseException) -> str:
+    """What onnx's checker found, and of which node: that stands on another line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    context = next((line.removeprefix("==> Context: ") for line in lines if line.startswith("==> Context: ")), "")
+    return "; ".join(filter(None, [_first_line(error), context]))
 
 
 def _root_cause(error: BaseException) -> str:

@@ -8,7 +8,7 @@ needs only the fp16 graph needs only the fp16 pool.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from specs.bundle import FileEntry
 #: Below this a tensor stays inside the .onnx file, where compilers can fold it without opening another file.
 INLINE_BYTES = 1024
 _ALIGNMENT_BYTES = 64
+_BREATH_BYTES = 64 << 20
 _PAGE_BYTES = 4096  # large tensors start on a page, so that a runtime can map them
 
 
@@ -31,8 +32,13 @@ class WeightPool:
         self._sizes: dict[str, int] = {}
         self._digests: dict[str, hashlib._Hash] = {}
 
-    def store(self, model: ir.Model) -> None:
-        """Move the model's initializers of INLINE_BYTES and more into the pools, one tensor in memory at a time."""
+    def store(self, model: ir.Model, *, after_write: Callable[[], None] = lambda: None) -> None:
+        """Move the model's initializers of INLINE_BYTES and more into the pools, one tensor in memory at a time.
+
+        Args:
+            after_write: called after every _BREATH_BYTES, so that the caller can give memory back.
+        """
+        written = 0
         for value in _list_initializers(model):
             tensor = value.const_value
             assert tensor is not None
@@ -40,6 +46,10 @@ class WeightPool:
                 continue  # already in a pool of ours: a graph that was read back
             if tensor.nbytes >= INLINE_BYTES and tensor.dtype != ir.DataType.STRING:
                 value.const_value = self._place(tensor, value.name or "")
+                written += tensor.nbytes
+                if written > _BREATH_BYTES:
+                    written = 0
+                    after_write()
 
     def list_entries(self) -> dict[str, FileEntry]:
         """Digest and size of every pool, by file name; nothing is read again."""

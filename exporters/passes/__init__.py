@@ -28,6 +28,7 @@ from exporters.passes._weighted import find_weighted, list_activations
 from exporters.passes.check_graph import CheckGraph
 from exporters.passes.convert_to_float16 import ConvertToFloat16
 from exporters.passes.fold_transposed_weights import FoldTransposedWeights
+from exporters.passes.fuse_gelu import FuseGelu
 from exporters.passes.infer_types import InferTypes
 from exporters.passes.inline_functions import InlineFunctions
 from exporters.passes.insert_dynamic_quantization import InsertDynamicQuantization
@@ -44,23 +45,24 @@ Pipeline = tuple[ir.passes.PassBase, ...]
 _BF16 = ir.DataType.BFLOAT16
 _BODY: Pipeline = (InlineFunctions(), FoldTransposedWeights(), common.RemoveUnusedNodesPass(), InferTypes())
 _END: Pipeline = (common.RemoveUnusedNodesPass(), CheckGraph())
-# TensorRT 11 has Attention kernels in half precision only, and none for heads of 8 or of 320 channels (tried on RTX 1.7)
+# TensorRT 11 has Attention kernels in half precision only; heads of 8 and of 320 channels failed on RTX 1.7
 _TRT_HEADS = range(16, 257)
 
-_ATTENTION_3D: Pipeline = (LowerAttention(fold_heads=True), LowerCachedAttention(scatter_elements=False))
+_ATTENTION_3D: Pipeline = (InferTypes(), LowerAttention(fold_heads=True), LowerCachedAttention(scatter_elements=False))
 _ATTENTION_4D: Pipeline = (
+    InferTypes(),
     LowerAttention(fold_heads=False, head_dims=_TRT_HEADS),
     LowerCachedAttention(scatter_elements=True, head_dims=_TRT_HEADS),
 )
 
-_ORT: Pipeline = (*_ATTENTION_3D, *_BODY, SetOpset(minimum=7, maximum=26), InferTypes())
+_ORT: Pipeline = (*_ATTENTION_3D, *_BODY, FuseGelu(), SetOpset(minimum=7, maximum=26), InferTypes())
 _TRT8: Pipeline = (*_BODY, SetOpset(minimum=7, maximum=17), InferTypes())
 _TRT10: Pipeline = (*_BODY, SetOpset(minimum=9, maximum=20), InferTypes())
-_TRT11: Pipeline = (*_BODY, SetOpset(minimum=9, maximum=24), InferTypes())
+_TRT11: Pipeline = (*_BODY, FuseGelu(), SetOpset(minimum=9, maximum=24), InferTypes())
 _TRT11_HALF: Pipeline = (*_ATTENTION_4D, *_TRT11)
 # float16 scales exist from opset 19
 _TRT10_INT8: Pipeline = (*_BODY, SetOpset(minimum=19, maximum=20), InferTypes())
-_TRT11_INT8: Pipeline = (*_ATTENTION_4D, *_BODY, SetOpset(minimum=19, maximum=24), InferTypes())
+_TRT11_INT8: Pipeline = (*_ATTENTION_4D, *_BODY, FuseGelu(), SetOpset(minimum=19, maximum=24), InferTypes())
 
 PIPELINES: dict[tuple[str, str], Pipeline] = {
     ("onnxruntime", "fp32"): (*_ORT, *_END),

@@ -147,16 +147,26 @@ def read_constant(value: ir.Value | None) -> ir.TensorProtocol | None:
 
 
 def replace_output(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
-    """Let `new` stand wherever `old` did, with the name of `old` where the graph returns it."""
-    if old.is_graph_output():
-        name = old.name
-        old.name = f"{name}/replaced"
-        new.name = name
-        new.shape = new.shape or old.shape
-        for index, output in enumerate(graph.outputs):
-            if output is old:
-                graph.outputs[index] = new
+    """Let `new` stand wherever `old` did, under its name: the interface and every report keep it."""
+    name = old.name
+    old.name = f"{name}/replaced"
+    new.name = name
+    new.shape = new.shape or old.shape
+    for index, output in enumerate(graph.outputs):
+        if output is old:
+            graph.outputs[index] = new
     old.replace_all_uses_with(new)
+
+
+def take_over(graph: ir.Graph, dead: Iterable[ir.Node], named: ir.Node, new: ir.Value) -> None:
+    """Put `new` in place of the output of the first of `dead`, remove them all, give its node the name of `named`."""
+    nodes = list(dead)
+    replace_output(graph, nodes[0].outputs[0], new)
+    remove_dead(graph, nodes)
+    producer = new.producer()
+    assert producer is not None
+    if named.graph is None:
+        producer.name = named.name
 
 
 def copy_without_weights(model: ir.Model) -> ir.Model:

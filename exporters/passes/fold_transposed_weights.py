@@ -19,7 +19,6 @@ from exporters.passes._graph import (
     list_graphs,
     read_constant,
     remove_dead,
-    replace_output,
 )
 
 
@@ -46,7 +45,7 @@ class FoldTransposedWeights(ir.passes.InPlacePass):
                     made[key] = add_initializer(
                         owner, transpose_lazily(tensor, key[1]), namer(f"{source.name}/transposed")
                     )
-                replace_output(graph, node.outputs[0], made[key])
+                node.outputs[0].replace_all_uses_with(made[key])
                 remove_dead(graph, [node])
                 _drop_unused(source)
                 modified = True

@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from exporters.passes._graph import Builder, Namer, is_onnx, notes_of, read_constant, remove_dead, replace_output
+from exporters.passes._graph import Builder, Namer, is_onnx, notes_of, read_constant, take_over
 from exporters.passes._weighted import WeightedNode, find_weighted, quantize_weight
 
 _DOMAIN = "com.microsoft"
@@ -76,11 +76,9 @@ def _rewrite(build: Builder, weighted: WeightedNode, weights: Weights) -> None:
         domain=_DOMAIN,
         dtype=ir.DataType.FLOAT,
         shape=target.outputs[0].shape,
-        name=node.name or "",
     )
     build.insert_before(target)
-    replace_output(build.graph, target.outputs[0], out)
-    remove_dead(build.graph, [target, node])
+    take_over(build.graph, [target, node], node, out)
     if weight.is_initializer() and not weight.uses() and not weight.is_graph_output():
         assert weight.name is not None
         del build.graph.initializers[weight.name]

@@ -25,8 +25,7 @@ from exporters.passes._graph import (
     is_onnx,
     list_graphs,
     notes_of,
-    remove_dead,
-    replace_output,
+    take_over,
 )
 
 #: No limit.
@@ -87,13 +86,10 @@ class LowerAttention(ir.passes.InPlacePass):
             *operands,
             dtype=q.dtype,
             shape=target.outputs[0].shape,
-            name=node.name or "",
             attributes=attributes,
         )
         build.insert_before(node)
-        graph = build.graph
-        replace_output(graph, target.outputs[0], out)
-        remove_dead(graph, [target, node])
+        take_over(build.graph, [target, node], node, out)
 
 
 def check_head_dim(node: ir.Node, head_dims: range) -> str | None:

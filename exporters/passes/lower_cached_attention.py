@@ -75,6 +75,9 @@ class LowerCachedAttention(ir.passes.InPlacePass):
         for old, new in zip(node.outputs, (out, *updated), strict=True):
             replace_output(build.graph, old, new)
         build.graph.remove(node, safe=True)
+        attention = out.producer()
+        assert attention is not None
+        attention.name = node.name
 
 
 def _check(node: ir.Node) -> str | None:

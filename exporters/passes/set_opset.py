@@ -21,11 +21,14 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
-from onnxscript import version_converter
+from onnxscript import optimizer, version_converter
 
 from exporters.passes._graph import is_onnx, list_graphs, notes_of, read_constant, refuse
 from exporters.passes._types import find_schema, list_ports, spell_type
 from specs.errors import GraphError
+
+#: Elements: what a body computes about shapes, never a weight.
+_SHAPE_SIZED = 64
 
 #: Reductions whose `axes` became an input at opset 18 (ReduceSum, Squeeze and Unsqueeze did so at 13).
 _AXES_INPUT_18 = tuple(
@@ -182,14 +185,22 @@ def _require_known_groups(model: ir.Model, target: int) -> None:
 
 
 def _lower(model: ir.Model, version: int, target: int) -> None:
-    while missing := [node for node in _list_nodes(model) if find_schema(node, {"": target}) is None]:
+    while missing := [node for node in _list_nodes(model) if _needs_body(node, version, target)]:
         for node in missing:  # a body may call further functions, hence the loop
             _attach_body(model, node, version, target)
         common.InlinePass()(model)
         common.NameFixPass()(model)
+        # bodies compute their axes, which older reductions take as attributes
+        optimizer.fold_constants(model, input_size_limit=_SHAPE_SIZED, output_size_limit=_SHAPE_SIZED)
     for node in _list_nodes(model):
         _lower_node(node, version, target)
     _set_version(model, target)
+
+
+def _needs_body(node: ir.Node, version: int, target: int) -> bool:
+    if node.op_type == "GroupNormalization" and version >= 21 > target:
+        return True  # 18 scales groups where 21 scales channels
+    return find_schema(node, {"": target}) is None
 
 
 def _attach_body(model: ir.Model, node: ir.Node, version: int, target: int) -> None:
@@ -200,6 +211,9 @@ def _attach_body(model: ir.Model, node: ir.Node, version: int, target: int) -> N
     body = _find_body(node, schema, target)
     if body is None:
         raise refuse(node, f"opset {target} has no such operator, and it has no body in older ones")
+    for name, attribute in schema.attributes.items():  # a body refers to attributes that a node may leave out
+        if name not in node.attributes and attribute.default_value.name:
+            node.attributes[name] = ir.serde.deserialize_attribute(attribute.default_value)
     function = ir.serde.deserialize_function(body)
     node.domain, node.overload = "metagen.expanded", node.name or node.outputs[0].name or ""
     function.domain, function.name, function.overload = node.domain, node.op_type, node.overload
@@ -239,8 +253,6 @@ def _lower_node(node: ir.Node, version: int, target: int) -> None:
         raise refuse(node, f"opset {version if old is None else target} of onnx has no operator of this name")
     if old.since_version == new.since_version:
         return
-    if node.op_type == "GroupNormalization" and new.since_version < 21:
-        raise refuse(node, f"opset {target} scales groups where opset {version} scales channels")
     if node.op_type in _AXES_INPUT_18 and new.since_version < 18:
         _turn_axes_into_attribute(node)
     if node.op_type == "Split" and new.since_version < 18 and "num_outputs" in node.attributes:

@@ -54,17 +54,20 @@ class Handler(ABC):
         return component
 
     @final
-    def build(self, spec: Spec, *, dtype: torch.dtype = torch.float32) -> tuple[GraphModule, ...]:
+    def build(
+        self, spec: Spec, *, dtype: torch.dtype = torch.float32, scratch: Path | None = None
+    ) -> tuple[GraphModule, ...]:
         """Every graph's module, with the spec's weights. Graphs of one component share its parameters.
 
-        Modules are created without storage and filled in place, so that memory never holds a model twice.
+        Modules are created without storage and filled in place, so that memory never holds a model twice; with a
+        `scratch` folder their parameters lie in a mapped file there, and need not be in memory at all.
 
         Raises:
             WeightsError: the file is damaged, or does not hold exactly these tensors in these shapes.
         """
         with torch.device("meta"):
             components = self.make_components(spec)
-        fill_parameters(components, spec.weights, dtype=dtype)
+        fill_parameters(components, spec.weights, dtype=dtype, scratch=scratch)
         return tuple(
             GraphModule(
                 **{key: getattr(graph, key) for key in GraphSpec.__dataclass_fields__},

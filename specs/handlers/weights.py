@@ -10,7 +10,7 @@ Norm scales and biases are drawn too, around 1 and 0, so that a graph that lost 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -20,11 +20,18 @@ from torch import Tensor, nn
 from specs.errors import WeightsError, name_nearest
 from specs.schema import WeightsSpec
 
+_MAPPED_ALIGNMENT = 64  # elements
 _FLOATS = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
-def fill_parameters(components: Mapping[str, nn.Module], weights: WeightsSpec, *, dtype: torch.dtype) -> None:
+def fill_parameters(
+    components: Mapping[str, nn.Module], weights: WeightsSpec, *, dtype: torch.dtype, scratch: Path | None = None
+) -> None:
     """Give every parameter of `components`, built on the meta device, storage and values; one tensor at a time.
+
+    Args:
+        scratch: a folder; the parameters then lie in a mapped file there instead of in private memory, so that the
+            system can take their pages back. The file has no name any more when this returns.
 
     Raises:
         WeightsError: see `load_parameters`.
@@ -36,10 +43,27 @@ def fill_parameters(components: Mapping[str, nn.Module], weights: WeightsSpec, *
         values = ((name, make_parameter(name, like, generator)) for name, like in expected.items())
     else:
         values = load_parameters(Path(weights.source), expected)
+    place = _map_storage(expected, dtype, scratch) if scratch else lambda name, value: value.to(dtype)
     for name, value in values:
         part, _, inside = name.partition(".")
         owner, _, leaf = inside.rpartition(".")
-        setattr(components[part].get_submodule(owner), leaf, nn.Parameter(value.to(dtype), requires_grad=False))
+        setattr(components[part].get_submodule(owner), leaf, nn.Parameter(place(name, value), requires_grad=False))
+
+
+def _map_storage(expected: Mapping[str, Tensor], dtype: torch.dtype, folder: Path) -> Callable[[str, Tensor], Tensor]:
+    """A function that puts a named tensor into its place of one mapped file."""
+    offsets, total = {}, 0
+    for name, like in expected.items():
+        offsets[name] = total
+        total += -(-like.numel() // _MAPPED_ALIGNMENT) * _MAPPED_ALIGNMENT
+    path = folder / ".parameters"
+    flat = torch.from_file(str(path), shared=True, size=total, dtype=dtype)
+    path.unlink()
+
+    def place(name: str, value: Tensor) -> Tensor:
+        return flat[offsets[name] : offsets[name] + value.numel()].view(value.shape).copy_(value)
+
+    return place
 
 
 def make_parameter(name: str, like: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,0 +1,107 @@
+"""FuseGelu: the five nodes of the exact GELU -> Gelu (opset 20).
+
+    x / sqrt(2) -> Erf -> + 1 -> * 0.5 -> * x        0.5 x (1 + erf(x / sqrt 2)); the factors in any order
+
+torch writes the five nodes at opset 18, in an order that ONNX Runtime's own fusion does not know. Measured on ViT-B,
+CPU: the chain costs 3 % of a float32 and 10 % of an int8 inference, Gelu a third of that.
+
+Not here: the tanh approximation, which is another function (they differ by up to 4.7e-4).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx_ir as ir
+
+from exporters.passes._graph import Builder, Namer, is_onnx, list_graphs, notes_of, read_constant, take_over
+
+_OLDEST_OPSET = 18
+
+
+class FuseGelu(ir.passes.InPlacePass):
+    """Fires on the pattern around an Erf; older files than opset 18 are left alone, raising them costs more."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        if model.opset_imports.get("", 0) < _OLDEST_OPSET:
+            return ir.passes.PassResult(model, modified=False)
+        namer, fired = Namer(model), 0
+        for graph in list_graphs(model):
+            for node in list(graph):
+                if is_onnx(node, "Erf") and (match := match_gelu(node)) is not None:
+                    x, last = match
+                    build = Builder(graph, last, namer)
+                    out = build("Gelu", x, dtype=x.dtype, shape=x.shape)
+                    build.insert_before(last)
+                    take_over(graph, [last], last, out)
+                    fired += 1
+        if fired:
+            notes_of(model).log.append(f"FuseGelu: {fired} chains became Gelu")
+        return ir.passes.PassResult(model, modified=bool(fired))
+
+
+def match_gelu(erf: ir.Node) -> tuple[ir.Value, ir.Node] | None:
+    """x and the node that gives GELU(x), or None."""
+    x = _match_scaled(erf.inputs[0])
+    one = _follow(erf.outputs[0], "Add", 1.0)
+    if x is None or one is None:
+        return None
+    halved = _follow(one, "Mul", 0.5)
+    if halved is not None:  # x * (0.5 * (1 + erf))
+        last = _only_user(halved)
+        return (x, last) if last is not None and is_onnx(last, "Mul") and _pair(last, halved) is x else None
+    product = _only_user(one)
+    if product is None or not is_onnx(product, "Mul"):
+        return None
+    other = _pair(product, one)
+    if other is x:  # (x * (1 + erf)) * 0.5
+        last_value = _follow(product.outputs[0], "Mul", 0.5)
+        return None if last_value is None else (x, _require_producer(last_value))
+    half = other.producer() if other is not None else None  # (0.5 * x) * (1 + erf)
+    if half is not None and is_onnx(half, "Mul") and x in half.inputs and _is_scalar(_pair(half, x), 0.5):
+        return x, product
+    return None
+
+
+def _match_scaled(value: ir.Value | None) -> ir.Value | None:
+    """x of x / sqrt(2) or x * sqrt(1 / 2)."""
+    node = value.producer() if value is not None else None
+    if node is None or value is None or len(value.uses()) != 1:
+        return None
+    if is_onnx(node, "Div") and _is_scalar(node.inputs[1], math.sqrt(2)):
+        return node.inputs[0]
+    if is_onnx(node, "Mul"):
+        for x, factor in (node.inputs, node.inputs[::-1]):
+            if _is_scalar(factor, math.sqrt(0.5)):
+                return x
+    return None
+
+
+def _follow(value: ir.Value, op_type: str, constant: float) -> ir.Value | None:
+    """The result of the only user of `value` when it is `op_type` with this scalar."""
+    user = _only_user(value)
+    if user is None or not is_onnx(user, op_type) or not _is_scalar(_pair(user, value), constant):
+        return None
+    return user.outputs[0]
+
+
+def _only_user(value: ir.Value) -> ir.Node | None:
+    users = value.uses()
+    return None if value.is_graph_output() or len(users) != 1 else next(iter(users)).node
+
+
+def _pair(node: ir.Node, value: ir.Value) -> ir.Value | None:
+    """The other input of a node with two."""
+    return node.inputs[1] if node.inputs[0] is value else node.inputs[0]
+
+
+def _is_scalar(value: ir.Value | None, wanted: float) -> bool:
+    tensor = read_constant(value)
+    return tensor is not None and tensor.size == 1 and bool(np.isclose(float(tensor.numpy().item()), wanted, rtol=1e-6))
+
+
+def _require_producer(value: ir.Value) -> ir.Node:
+    producer = value.producer()
+    assert producer is not None
+    return producer

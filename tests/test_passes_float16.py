@@ -1,0 +1,157 @@
+"""ConvertToFloat16: what is half, what stays float32 and why, and that no node mixes types."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from exporters.passes import run_pipeline
+from exporters.passes._types import find_schema, find_type_errors
+from specs.errors import GraphError
+from tests.passes_support import count_ops, differ, parse, random, run
+
+HEADER = '<ir_version: 10, opset_import: ["": 18]>'
+
+
+def convert(text: str, weights: dict[str, np.ndarray] | None = None) -> tuple[ir.Model, ir.Model, dict[str, str]]:
+    """The model, its float16 form and the reasons by node."""
+    model = parse(text, weights)
+    result = run_pipeline(model, lowering="tensorrt-10", precision="fp16")
+    for node in result.model.graph.all_nodes():
+        schema = find_schema(node, result.model.opset_imports)
+        assert schema is not None
+        assert find_type_errors(node, schema) == []
+    return model, result.model, dict(row.split(": ", 1) for row in result.keep_fp32)
+
+
+def test_a_layer_becomes_half_and_its_interface_does_not() -> None:
+    text = f"{HEADER} g (float[B,8] x) => (float[B,4] y) {{ p = MatMul (x, W) [add] s = Add (p, b) y = Relu (s) }}"
+    model, half, kept = convert(text, {"W": random(8, 4), "b": random(4, seed=1)})
+    feed = {"x": random(3, 8, seed=2)}
+    assert differ(run(model, feed), run(half, feed)) < 3e-3
+    assert [value.dtype for value in (*half.graph.inputs, *half.graph.outputs)] == [ir.DataType.FLOAT] * 2
+    assert {value.dtype for value in half.graph.initializers.values()} == {ir.DataType.FLOAT16}
+    assert count_ops(half) == {"Cast": 2, "MatMul": 1, "Add": 1, "Relu": 1}
+    assert kept == {}
+
+
+def test_the_input_model_is_not_changed() -> None:
+    model = parse(f"{HEADER} g (float[B,8] x) => (float[B,4] y) {{ y = MatMul (x, W) }}", {"W": random(8, 4)})
+    run_pipeline(model, lowering="tensorrt-10", precision="fp16")
+    assert model.graph.initializers["W"].dtype == ir.DataType.FLOAT
+    assert count_ops(model) == {"MatMul": 1}
+
+
+def test_rms_norm_keeps_its_statistics_in_float32() -> None:
+    text = f"""{HEADER} g (float[B,8] x) => (float[B,8] y) {{
+        two = Constant <value = float {{2.0}}> ()
+        eps = Constant <value = float {{0.000001}}> ()
+        axes = Constant <value = int64[1] {{-1}}> ()
+        h = Relu (x)
+        [square] s = Pow (h, two)
+        [mean] m = ReduceMean (s, axes)
+        [epsilon] e = Add (m, eps)
+        [root] r = Sqrt (e)
+        [apply] n = Div (h, r)
+        [scale] y = Mul (n, w)
+    }}"""
+    model, half, kept = convert(text, {"w": random(8)})
+    feed = {"x": random(3, 8, scale=2000.0)}  # squares of 4e6: infinite in float16
+    assert differ(run(model, feed), run(half, feed)) < 3e-3
+    assert set(kept) == {"square", "mean", "epsilon", "root", "apply"}
+    assert kept["square"].startswith("range: squares, exponentials")
+    assert kept["mean"].startswith("follows 'square' (range")
+    assert half.graph.node("scale").inputs[1].dtype == ir.DataType.FLOAT16  # type: ignore[union-attr]
+
+
+def test_angles_are_computed_in_float32() -> None:
+    text = f"""{HEADER} g (int64[T] position, float[T,4] x) => (float[T,4] y) {{
+        axes = Constant <value = int64[1] {{1}}> ()
+        [cast] p = Cast <to: int = 1> (position)
+        [column] c = Unsqueeze (p, axes)
+        [angle] a = Mul (c, frequency)
+        [cosine] k = Cos (a)
+        [rotate] y = Mul (k, x)
+    }}"""
+    model, half, kept = convert(text, {"frequency": np.array([1.0, 0.1, 0.01, 0.001], np.float32)})
+    feed = {"position": np.array([0, 1, 2049, 30001]), "x": random(4, 4)}
+    assert differ(run(model, feed), run(half, feed)) < 3e-3
+    assert set(kept) == {"cast", "column", "angle", "cosine"}
+    assert "integers above 2048 are not exact" in kept["cast"]
+
+
+@pytest.mark.parametrize("masked", [-3.4028234663852886e38, -1e9])
+def test_a_mask_saturates_and_gives_no_nan(masked: float) -> None:
+    """A row that sees nothing is uniform before and after; -inf would make it NaN."""
+    text = f"""{HEADER} g (float[2,4] scores, bool[2,4] visible) => (float[2,4] y) {{
+        m = Where (visible, zero, masked)
+        s = Add (scores, m)
+        y = Softmax (s)
+    }}"""
+    model, half, _ = convert(text, {"zero": np.float32(0), "masked": np.float32(masked)})
+    feed = {"scores": random(2, 4, scale=30), "visible": np.array([[True, False, True, False], [False] * 4])}
+    after = run(half, feed)[0]
+    assert np.isfinite(after).all()
+    assert np.abs(run(model, feed)[0][0] - after[0]).max() < 2e-2
+    assert after[1].sum() == pytest.approx(1, abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("body", "weights", "reason"),
+    [
+        ("[n] y = Add (x, c)", {"c": np.float32(1e-12)}, "constant 'c' holds 1e-12, float16 is exact from 6.1e-5"),
+        ("[n] y = Div (x, c)", {"c": np.float32(1e6)}, "constant 'c' holds 1e+06, float16 ends at 65504"),
+        ("[n] y = MatMul (x, c)", {"c": np.full((4, 4), 7e4, np.float32)}, "holds 7e+04, float16 ends at 65504"),
+        ("[n] y = Exp (x)", {}, "range: squares, exponentials, logarithms and long sums"),
+        ("[n] y = Mul (x, x)", {}, "range: a square overflows float16 from |x| = 256"),
+        ("[n] y = Floor (x)", {}, "discontinuous: a rounded input changes its result by a whole step"),
+        ("[n] y = Det (x)", {}, "range"),
+    ],
+)
+def test_reasons(body: str, weights: dict[str, np.ndarray], reason: str) -> None:
+    model, half, kept = convert(f"{HEADER} g (float[4,4] x) => (float y) {{ {body} }}", weights)
+    feed = {"x": np.abs(random(4, 4))}
+    assert reason in kept["n"]
+    assert differ(run(model, feed), run(half, feed)) == 0
+
+
+def test_subgraphs_are_converted_inside() -> None:
+    text = f"""{HEADER} g (bool c, float[2,8] x) => (float[2,4] y) {{
+        h = Relu (x)
+        [branch] y = If (c) <
+            then_branch = t () => (float[2,4] a) {{ a = MatMul (h, W) }},
+            else_branch = e () => (float[2,4] b) {{ p = MatMul (h, W) b = Neg (p) }}
+        >
+    }}"""
+    model, half, kept = convert(text, {"W": random(8, 4)})
+    for condition in (True, False):
+        feed = {"c": np.array(condition), "x": random(2, 8, seed=1)}
+        assert differ(run(model, feed), run(half, feed)) < 3e-3
+    assert kept == {"branch": "control flow: its inputs and outputs stay float32, its body is converted"}
+    products = [node for node in half.graph.all_nodes() if node.op_type == "MatMul"]
+    assert {node.outputs[0].dtype for node in products} == {ir.DataType.FLOAT16}
+    assert sum(node.op_type == "Cast" for node in half.graph) == 1  # x; both branches read the half h
+
+
+def test_casts_are_shared() -> None:
+    body = "a = MatMul (x, W) b = Relu (x) c = Tanh (x) d = Add (b, c) s = Concat <axis: int = 1> (a, d) y = Relu (s)"
+    _, half, _ = convert(f"{HEADER} g (float[2,4] x) => (float y) {{ {body} }}", {"W": random(4, 4)})
+    assert count_ops(half)["Cast"] == 2
+
+
+def test_a_model_that_mixes_types_itself_is_refused() -> None:
+    text = f"{HEADER} g (float[4] x, float16[4] h) => (float[4] y) {{ [sum] y = Add (x, h) }}"
+    with pytest.raises(GraphError, match=r"Add 'sum' mixes types"):
+        run_pipeline(parse(text), lowering="tensorrt-10", precision="fp32")
+
+
+def test_bfloat16_needs_no_range_reasons() -> None:
+    text = f"{HEADER} g (float[4,4] x) => (float[4,4] y) {{ y = MatMul (x, c) }}"
+    result = run_pipeline(
+        parse(text, {"c": np.full((4, 4), 7e4, np.float32)}), lowering="tensorrt-11", precision="bf16"
+    )
+    assert result.keep_fp32 == ()
+    (weight,) = result.model.graph.initializers.values()
+    assert weight.dtype == ir.DataType.BFLOAT16
+    assert float(weight.const_value.numpy().astype(np.float32)[0, 0]) == pytest.approx(7e4, rel=4e-3)  # type: ignore[union-attr]

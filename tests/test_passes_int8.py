@@ -1,0 +1,195 @@
+"""INT8: where Q/DQ stands, what is left out, and that a wrong scale or zero point would be seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from exporters.calibrate import measure_ranges
+from exporters.passes import Range, list_quantizable_tensors, needs_ranges, run_pipeline
+from exporters.passes._weighted import quantize_weight, round_scale
+from specs.errors import CalibrationError
+from tests.passes_support import count_ops, differ, parse, random, run
+
+TWO_LAYERS = """<ir_version: 10, opset_import: ["": 18]>
+g (float[B,16,64] x) => (float[B,16,8] y) {
+    [first] p = MatMul (x, W1)
+    s = Add (p, b1)
+    h = Relu (s)
+    [second] r = MatMul (h, W2)
+    t = Add (r, x)
+    [head] y = MatMul (t, W3)
+}
+"""
+WEIGHTS = {
+    "W1": random(64, 96, seed=1, scale=0.1),
+    "b1": random(96, seed=2),
+    "W2": random(96, 64, seed=3, scale=0.1),
+    "W3": random(64, 8, seed=4, scale=0.1),
+}
+FEED = {"x": random(4, 16, 64, seed=5)}
+RANGES = {"x": Range(-4.2, 4.1), "h": Range(0.0, 5.5), "t": Range(-7.0, 7.0)}
+TENSORRT = ["tensorrt-8", "tensorrt-10", "tensorrt-11"]
+
+
+def quantize(lowering: str) -> tuple[ir.Model, ir.Model, tuple[str, ...]]:
+    model = parse(TWO_LAYERS, WEIGHTS)
+    ranges = RANGES if needs_ranges(lowering, "int8") else None
+    result = run_pipeline(model, lowering=lowering, precision="int8", ranges=ranges)
+    return model, result.model, result.log
+
+
+def test_tensors_to_calibrate() -> None:
+    assert list_quantizable_tensors(parse(TWO_LAYERS, WEIGHTS)) == ("x", "h")
+
+
+@pytest.mark.parametrize("lowering", [*TENSORRT, "onnxruntime"])
+def test_numbers_are_near(lowering: str) -> None:
+    model, quantized, log = quantize(lowering)
+    # 8 bits on two layers of random weights: a step is 1/127 of the range, and 96 of them average out
+    assert differ(run(model, FEED), run(quantized, FEED)) < 0.12
+    assert any("2 nodes take int8" in line for line in log)
+    assert any("'head' is not int8: the last layer's rounding is the output's" in line for line in log)
+
+
+@pytest.mark.parametrize("lowering", TENSORRT)
+def test_only_the_inputs_of_products_are_quantized(lowering: str) -> None:
+    _, quantized, _ = quantize(lowering)
+    for node in quantized.graph:
+        if node.op_type == "DequantizeLinear":
+            assert {use.node.op_type for use in node.outputs[0].uses()} == {"MatMul"}
+            zero = node.inputs[2]
+            assert zero is not None
+            assert zero.const_value is not None
+            assert not zero.const_value.numpy().any()
+    assert count_ops(quantized)["DequantizeLinear"] == 4
+
+
+def test_tensorrt_8_stores_float_weights_and_float32_scales() -> None:
+    _, quantized, _ = quantize("tensorrt-8")
+    assert quantized.opset_imports[""] == 17
+    assert count_ops(quantized)["QuantizeLinear"] == 4
+    assert {v.dtype for n, v in quantized.graph.initializers.items() if n.endswith("scale")} == {ir.DataType.FLOAT}
+    assert quantized.graph.initializers["W1"].dtype == ir.DataType.FLOAT
+
+
+@pytest.mark.parametrize("lowering", ["tensorrt-10", "tensorrt-11"])
+def test_newer_ones_store_int8_weights_and_half_scales(lowering: str) -> None:
+    _, quantized, _ = quantize(lowering)
+    assert quantized.opset_imports[""] >= 19
+    assert count_ops(quantized)["QuantizeLinear"] == 2
+    assert quantized.graph.initializers["W1/int8"].dtype == ir.DataType.INT8
+    dtypes = {n.outputs[0].dtype for n in quantized.graph if n.op_type in ("MatMul", "DequantizeLinear", "Relu")}
+    assert dtypes == {ir.DataType.FLOAT16}
+
+
+def test_onnxruntime_takes_the_bias_into_the_product() -> None:
+    _, quantized, _ = quantize("onnxruntime")
+    assert count_ops(quantized) == {"DynamicQuantizeMatMul": 2, "Relu": 1, "Add": 1, "MatMul": 1}
+    assert quantized.graph.node("first").op_type == "DynamicQuantizeMatMul"
+
+
+@pytest.mark.parametrize(
+    ("lowering", "op_type"),
+    [("tensorrt-8", "MatMul"), ("tensorrt-10", "MatMul"), ("tensorrt-11", "MatMul"), ("onnxruntime", None)],
+)
+def test_a_wrong_scale_would_be_seen(lowering: str, op_type: str | None) -> None:
+    """Once for the activation and once for the weight, at the dequantizing end only."""
+    for port in (0, 1) if op_type else (1,):
+        model, quantized, _ = quantize(lowering)
+        node = quantized.graph.node("first")
+        if op_type:
+            source = node.inputs[port]
+            assert source is not None
+            dequantize = source.producer()
+            assert dequantize is not None
+            scaled = dequantize, 1
+        else:
+            scaled = node, 2
+        _scale(quantized, *scaled, 2**0.5)
+        assert differ(run(model, FEED), run(quantized, FEED)) > 0.25
+
+
+def _scale(model: ir.Model, node: ir.Node, index: int, factor: float) -> None:
+    value = node.inputs[index]
+    assert value is not None
+    assert value.const_value is not None
+    dtype = value.const_value.dtype
+    wrong = ir.tensor((value.const_value.numpy() * factor).astype(dtype.numpy()), dtype=dtype, name="wrong")
+    other = ir.Value(name="wrong", const_value=wrong, type=value.type, shape=value.shape)
+    model.graph.register_initializer(other)
+    node.replace_input_with(index, other)
+
+
+@pytest.mark.parametrize("ranges", [None, {}])
+def test_without_ranges_nothing_is_guessed(ranges: dict[str, Range] | None) -> None:
+    with pytest.raises(CalibrationError, match="int8 for TensorRT needs calibrated ranges, and there are none"):
+        run_pipeline(parse(TWO_LAYERS, WEIGHTS), lowering="tensorrt-10", precision="int8", ranges=ranges)
+
+
+def test_a_tensor_without_a_range_stays_in_high_precision() -> None:
+    result = run_pipeline(
+        parse(TWO_LAYERS, WEIGHTS), lowering="tensorrt-10", precision="int8", ranges={"x": RANGES["x"]}
+    )
+    assert any("'second' is not int8: its input 'h' has no calibrated range" in line for line in result.log)
+
+
+def test_an_infinite_range_is_refused() -> None:
+    with pytest.raises(CalibrationError, match="the range of 'x' is not usable"):
+        run_pipeline(
+            parse(TWO_LAYERS, WEIGHTS), lowering="tensorrt-10", precision="int8", ranges={"x": Range(0, float("inf"))}
+        )
+
+
+@pytest.mark.parametrize("axis", [0, 1, None])
+def test_weights_are_within_half_a_step(axis: int | None) -> None:
+    array = random(5, 7, scale=3)
+    array[:, 2] = 0
+    quantized, scale = quantize_weight(array, axis)
+    shaped = scale if axis is None else np.expand_dims(scale, 1 - axis)
+    assert np.abs(array - quantized * shaped).max() <= scale.max() / 2 * 1.01
+    assert (scale.astype(np.float16).astype(np.float32) == scale).all()
+
+
+def test_scales_never_round_down() -> None:
+    exact = np.abs(random(1000, scale=0.01))
+    assert (round_scale(exact) >= exact).all()
+
+
+CONVOLUTIONS = """<ir_version: 10, opset_import: ["": 18]>
+g (float[B,3,8,8] image) => (float[B,4] y) {
+    n = Mul (image, half)
+    [patch] p = Conv (n, K1)
+    [middle] q = Conv (p, K2)
+    [up] u = ConvTranspose (q, K3)
+    f = Flatten (u)
+    [head] y = Gemm <transB: int = 1> (f, W)
+}
+"""
+
+
+def test_convolutions_by_channel_and_the_first_left_out(tmp_path: Path) -> None:
+    weights = {
+        "half": np.float32(0.5),
+        "K1": random(8, 3, 1, 1),
+        "K2": random(32, 8, 3, 3, seed=1, scale=0.2),
+        "K3": random(32, 6, 3, 3, seed=2, scale=0.2),
+        "W": random(4, 384, seed=3, scale=0.1),
+    }
+    model = parse(CONVOLUTIONS, weights)
+    feed = {"image": random(2, 3, 8, 8)}
+    ir.save(model, tmp_path / "model.onnx")
+    ranges = measure_ranges(tmp_path / "model.onnx", list_quantizable_tensors(model), [feed])
+    assert set(ranges) == {"p", "q", "f"}
+    result = run_pipeline(model, lowering="tensorrt-10", precision="int8", ranges=ranges)
+    axes = {
+        node.inputs[0].name: node.attributes["axis"].as_int()
+        for node in result.model.graph
+        if node.op_type == "DequantizeLinear" and "axis" in node.attributes and node.inputs[0] is not None
+    }
+    assert axes == {"K2/int8": 0, "K3/int8": 1, "W/int8": 0}
+    assert any("'patch' is not int8: the first convolution reads the raw input" in line for line in result.log)
+    assert differ(run(model, feed), run(result.model, feed)) < 0.1
