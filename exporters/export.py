@@ -193,7 +193,8 @@ def _export_graph(
     graph: GraphSpec = module
     page_out(module.module)
     progress(f"{graph.name}: golden data from torch", None)
-    inputs = handler.make_inputs(spec, graph, sizes=choose_sizes(spec.dims, near=_GOLDEN_NEAR), seed=_GOLDEN_SEED)
+    sizes = choose_sizes(spec.dims, near=_GOLDEN_NEAR)
+    inputs = handler.make_realistic_inputs(spec, module, sizes=sizes, seed=_GOLDEN_SEED)
     outputs = compute_outputs(module, inputs)
     write_golden(component.folder / f"{graph.file_stem}.golden.npz", inputs, outputs)
     noise_floor = measure_noise_floor(module, inputs, outputs)

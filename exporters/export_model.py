@@ -1,6 +1,8 @@
 """Any ONNX file -> the contents of a bundle. The file itself, run by ONNX Runtime without optimisation, is the oracle.
 
-model.onnx --read--> name its dynamic dims --> <model>/model.onnx + golden data --> the same typed graphs as a spec
+model.onnx --read, normalise--> name its dynamic dims, fix those of one size --> <model>/model.onnx
+           --ONNX Runtime-----> golden data
+<model>/model.onnx -----------> the same typed graphs as a spec
 """
 
 from __future__ import annotations
@@ -11,17 +13,18 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
+from onnx_ir.passes import common
 
 from exporters.export import Variant, finish_bundle, list_versions, write_typed_graphs
 from exporters.golden import write_golden
-from exporters.read_model import read_model
+from exporters.read_model import read_source
+from exporters.reference import Reference, find_reference
+from exporters.samples import Feed, make_random_inputs, read_samples
 from exporters.trace import choose_sizes
-from exporters.weights import WeightPool
+from exporters.weights import INLINE_BYTES, WeightPool
 from specs.bundle import Graph, IoTensor, Manifest, digest_file
-from specs.errors import CalibrationError, GraphError, SpecError, name_nearest
-from specs.handlers.data import load_arrays, take_batch
-from specs.schema import Dim, Precision, TensorSpec
+from specs.errors import GraphError, SpecError, name_nearest
+from specs.schema import Dim, Precision
 from specs.targets import Target
 
 Progress = Callable[[str, "float | None"], None]
@@ -29,9 +32,11 @@ Progress = Callable[[str, "float | None"], None]
 COMPONENT = "model"
 #: What a dynamic dim may be when the user did not say.
 DEFAULT_DIM = Dim(min=1, opt=1, max=16)
-_GOLDEN_NEAR = 3
 _RANDOM_SAMPLES = 16
-_SEED = 0
+_SEED = 1  # of made-up calibration data; the golden data has another
+_GOLDEN_NEAR = 3
+_NOT_NUMPY = (None, ir.DataType.UNDEFINED, ir.DataType.STRING)
+_NUMBERS = "fiub"  # numpy's kinds of floats, integers and bools
 
 
 def export_model(
@@ -56,30 +61,35 @@ def export_model(
         CalibrationError: the calibration data does not fit the inputs.
     """
     progress(f"reading {source.name}", None)
-    model = read_model(source)
-    name_dynamic_dims(model)
-    ranges = _choose_dims(model, dims, source)
-    inputs = tuple(_describe(value, source) for value in model.graph.inputs)
+    read = read_source(source)
+    model = read.model
+    for note in read.notes:
+        progress(f"{source.name}: {note}", None)
+    interface = tuple(_describe(value, source) for value in name_dynamic_dims(model))
+    ranges = _choose_dims(interface, dims, source)
+    inputs = _fix_single_sizes(model, interface, ranges)
+    ranges = {name: dim for name, dim in ranges.items() if dim.min < dim.max}
+    common.LiftConstantsToInitializersPass(size_limit=INLINE_BYTES)(model)
+    common.LiftSubgraphInitializersToMainGraphPass()(model)
+
+    progress("golden data from ONNX Runtime", None)
+    near = choose_sizes(ranges, near=_GOLDEN_NEAR)
+    samples = read_samples(calibration, inputs, ranges, near) if calibration else []
+    reference = find_reference(read, inputs, ranges, samples)
+    outputs = tuple(_describe_output(value, reference, inputs) for value in model.graph.outputs)
+
     (folder / COMPONENT).mkdir()
     pool = WeightPool(folder / COMPONENT)
     pool.store(model)
     portable = folder / COMPONENT / "model.onnx"
     ir.save(model, portable)
-
-    progress("golden data from ONNX Runtime", None)
-    samples = _read_samples(calibration, inputs, ranges) if calibration else None
-    sizes = choose_sizes(ranges, near=_GOLDEN_NEAR)
-    feed = next(iter(samples)) if samples else make_random_inputs(inputs, sizes, seed=_SEED)
-    outputs = _run_reference(portable, feed, source)
-    write_golden(folder / COMPONENT / "model.golden.npz", feed, outputs)
-
+    del read, model
+    write_golden(folder / COMPONENT / "model.golden.npz", reference.feed, reference.outputs)
     typed = write_typed_graphs(
         portable,
         [Variant(target=target, precision=precision) for target in targets for precision in precisions],
         pool,
-        samples=lambda: (
-            samples or [make_random_inputs(inputs, sizes, seed=_SEED + 1 + index) for index in range(_RANDOM_SAMPLES)]
-        ),
+        samples=lambda: samples or list(_make_samples(inputs, reference)),
         calibration_method="max",
         progress=progress,
     )
@@ -89,10 +99,7 @@ def export_model(
         file=f"{COMPONENT}/model.onnx",
         golden=f"{COMPONENT}/model.golden.npz",
         inputs=inputs,
-        outputs=tuple(
-            IoTensor(name=name, dtype=array.dtype.name, shape=_output_shape(value, array))
-            for (name, array), value in zip(outputs.items(), model.graph.outputs, strict=True)
-        ),
+        outputs=outputs,
         typed=typed,
     )
     manifest = Manifest(
@@ -106,129 +113,93 @@ def export_model(
     return finish_bundle(folder, manifest, components={COMPONENT: pool})
 
 
-def name_dynamic_dims(model: ir.Model) -> None:
-    """Give every unnamed dynamic dim of an input a name, so that ranges can refer to it."""
+def name_dynamic_dims(model: ir.Model) -> Sequence[ir.Value]:
+    """Give every unnamed dynamic dim of an input a name of its own, so that ranges can refer to it."""
+    used = {str(size) for value in model.graph.inputs for size in value.shape or ()}
     for value in model.graph.inputs:
-        if value.shape is None:
-            continue
-        value.shape = ir.Shape(
-            [
-                f"{value.name}_{axis}" if isinstance(size, ir.SymbolicDim) and not size.value else size
-                for axis, size in enumerate(value.shape)
-            ]
-        )
+        if value.shape is not None:
+            value.shape = ir.Shape([_name_dim(value, axis, size, used) for axis, size in enumerate(value.shape)])
+    return model.graph.inputs
 
 
-def make_random_inputs(inputs: Sequence[IoTensor], sizes: Mapping[str, int], *, seed: int) -> dict[str, np.ndarray]:
-    """Seeded values: floats in [-1, 1), integers 0 or 1 (legal as ids, masks, lengths and indices alike)."""
-    rng = np.random.default_rng(seed)
-    arrays = {}
-    for tensor in inputs:
-        shape = [sizes[size] if isinstance(size, str) else size for size in tensor.shape]
-        floating = np.dtype(tensor.dtype).kind == "f"
-        drawn = rng.uniform(-1, 1, shape) if floating else rng.integers(0, 2, shape)
-        arrays[tensor.name] = np.asarray(drawn).astype(tensor.dtype)
-    return arrays
+def _name_dim(value: ir.Value, axis: int, size: int | ir.SymbolicDim, used: set[str]) -> int | str:
+    if not isinstance(size, ir.SymbolicDim):
+        return int(size)
+    if size.value:
+        return size.value
+    name, suffix = f"{value.name}_{axis}", 1
+    while name in used:
+        suffix += 1
+        name = f"{value.name}_{axis}_{suffix}"
+    used.add(name)
+    return name
 
 
-def _choose_dims(model: ir.Model, given: Mapping[str, Dim], source: Path) -> dict[str, Dim]:
-    names = [
-        size.value
-        for value in model.graph.inputs
-        for size in value.shape or ()
-        if isinstance(size, ir.SymbolicDim) and size.value
-    ]
+def _choose_dims(inputs: Sequence[IoTensor], given: Mapping[str, Dim], source: Path) -> dict[str, Dim]:
+    names = [size for tensor in inputs for size in tensor.shape if isinstance(size, str)]
     for name in given:
         if name not in names:
             raise SpecError(
                 f"the model has no dynamic dim '{name}'",
                 where=str(source),
                 allowed=name_nearest(name, set(names)),
-                fix="name one of these in --dim",
+                fix="name one of these in --dim" if names else "leave --dim away: every size of this model is fixed",
             )
     return {name: given.get(name, DEFAULT_DIM) for name in names}
 
 
+def _fix_single_sizes(model: ir.Model, inputs: Sequence[IoTensor], ranges: Mapping[str, Dim]) -> tuple[IoTensor, ...]:
+    """Write dims that have one size only into the graph as that size: compilers know best what never changes."""
+    fixed = {name: dim.min for name, dim in ranges.items() if dim.min == dim.max}
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if value.shape is not None:
+            sizes = [size.value if isinstance(size, ir.SymbolicDim) else size for size in value.shape]
+            value.shape = ir.Shape([fixed.get(size, size) if isinstance(size, str) else size for size in sizes])
+    return tuple(
+        IoTensor(
+            name=tensor.name,
+            dtype=tensor.dtype,
+            shape=tuple(fixed.get(size, size) if isinstance(size, str) else size for size in tensor.shape),
+        )
+        for tensor in inputs
+    )
+
+
+def _make_samples(inputs: Sequence[IoTensor], reference: Reference) -> Iterator[Feed]:
+    for index in range(_RANDOM_SAMPLES):
+        yield make_random_inputs(inputs, reference.sizes, reference.draw, seed=_SEED + index)
+
+
 def _describe(value: ir.Value, source: Path) -> IoTensor:
     dtype, shape = value.dtype, value.shape
-    try:
-        if dtype is None or shape is None or dtype == ir.DataType.STRING:
-            raise TypeError
-        numpy_name = np.dtype(dtype.numpy()).name
-        np.dtype(numpy_name)  # bfloat16 and the 8- and 4-bit types exist only in ml_dtypes
-    except TypeError:
+    kind = dtype.numpy() if isinstance(value.type, ir.TensorType) and dtype not in _NOT_NUMPY else None
+    if shape is None or kind is None or np.dtype(kind).kind not in _NUMBERS:
         raise GraphError(
             f"input '{value.name}' cannot be fed with arrays",
             where=str(source),
             got=f"type {value.type}, shape {shape}",
             allowed="a tensor of a numpy type with a known rank",
             fix="cut the graph so that its inputs are plain tensors",
-        ) from None
-    sizes = tuple(size.value or "" if isinstance(size, ir.SymbolicDim) else int(size) for size in shape)
-    return IoTensor(name=value.name or "", dtype=numpy_name, shape=sizes)
-
-
-def _output_shape(value: ir.Value, array: np.ndarray) -> tuple[int | str, ...]:
-    """The declared shape where there is one; dims it leaves open are called `<output>_<axis>`."""
-    if value.shape is None or len(value.shape) != array.ndim:
-        return tuple(f"{value.name}_{axis}" for axis in range(array.ndim))
-    return tuple(
-        (size.value or f"{value.name}_{axis}") if isinstance(size, ir.SymbolicDim) else int(size)
-        for axis, size in enumerate(value.shape)
-    )
-
-
-def _run_reference(model: Path, feed: Mapping[str, np.ndarray], source: Path) -> dict[str, np.ndarray]:
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
-    try:
-        session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-        results = session.run(None, dict(feed))
-    except (*_ORT_ERRORS,) as error:
-        raise GraphError(
-            "ONNX Runtime cannot run this model, so there is no reference to compare engines with",
-            where=str(source),
-            got=str(error).strip().splitlines()[0],
-            allowed="a model that runs on inputs of its declared shapes",
-            fix="give realistic inputs with --calibration, ranges with --dim, or repair the model",
-        ) from None
-    names = [output.name for output in session.get_outputs()]
-    outputs = {name: np.asarray(result) for name, result in zip(names, results, strict=True)}
-    for name, result in zip(names, results, strict=True):
-        if not isinstance(result, np.ndarray) or result.dtype.kind not in "fiub":
-            raise GraphError(
-                f"output '{name}' is not a numeric tensor",
-                where=str(source),
-                got=type(result).__name__,
-                fix="cut the graph so that its outputs are plain tensors",
-            )
-    return outputs
-
-
-def _list_ort_errors() -> Iterator[type[Exception]]:
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    for value in vars(state).values():
-        if isinstance(value, type) and issubclass(value, Exception):
-            yield value
-
-
-_ORT_ERRORS: tuple[type[Exception], ...] = (*_list_ort_errors(), RuntimeError, ValueError)
-
-
-def _read_samples(path: Path, inputs: Sequence[IoTensor], dims: Mapping[str, Dim]) -> list[dict[str, np.ndarray]]:
-    """Feeds of one sample each, or of as many as a static first axis asks for."""
-    expected = [TensorSpec(name=tensor.name, dtype=tensor.dtype, shape=tensor.shape) for tensor in inputs]
-    arrays = load_arrays(path, expected, dims, bounded=False)
-    total = len(next(iter(arrays.values())))
-    count = next((tensor.shape[0] for tensor in inputs if isinstance(tensor.shape[0], int)), 1)
-    if total < count:
-        raise CalibrationError(
-            "the calibration data has fewer samples than the model's fixed batch",
-            where=str(path),
-            got=f"{total} samples",
-            allowed=f"{count} or more",
-            fix="give more samples",
         )
-    return [take_batch(arrays, start, count, total) for start in range(0, total - count + 1, count)]
+    sizes = tuple(size.value or "" if isinstance(size, ir.SymbolicDim) else int(size) for size in shape)
+    return IoTensor(name=value.name or "", dtype=np.dtype(kind).name, shape=sizes)
+
+
+def _describe_output(value: ir.Value, reference: Reference, inputs: Sequence[IoTensor]) -> IoTensor:
+    """The declared shape, and `<output>_<axis>` for dims that it leaves open or that the reference contradicts."""
+    array = reference.outputs[value.name or ""]
+    known = {
+        size: length
+        for tensor in inputs
+        for size, length in zip(tensor.shape, reference.feed[tensor.name].shape, strict=True)
+        if isinstance(size, str)
+    }
+    declared = list(value.shape) if value.shape is not None and len(value.shape) == array.ndim else [None] * array.ndim
+    sizes: list[int | str] = []
+    for axis, (size, length) in enumerate(zip(declared, array.shape, strict=True)):
+        name = size.value if isinstance(size, ir.SymbolicDim) else size
+        right = known.get(name, length) == length if isinstance(name, str) else name == length
+        sizes.append(name if name is not None and right else f"{value.name}_{axis}")
+    if not value.is_graph_input():
+        value.shape = ir.Shape(sizes)
+    return IoTensor(name=value.name or "", dtype=array.dtype.name, shape=tuple(sizes))

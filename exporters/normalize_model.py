@@ -49,31 +49,33 @@ def normalize(path: Path, proto: onnx.ModelProto) -> list[str]:
 def list_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     """A graph and the bodies inside it, outermost first."""
     yield graph
-    for attribute in _list_attributes(graph.node):
-        for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-            yield from list_graphs(inner)
+    for node in graph.node:
+        for body in _list_bodies(node):
+            yield from list_graphs(body)
 
 
 def list_nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
     """Every node: of the graph, of the bodies inside it, and of the functions."""
-    for graph in (proto.graph, *(onnx.GraphProto(node=function.node) for function in proto.functions)):
-        for inner in list_graphs(graph):
-            yield from inner.node
+    for nodes in (proto.graph.node, *(function.node for function in proto.functions)):
+        for node in nodes:
+            yield node
+            for body in _list_bodies(node):
+                for graph in list_graphs(body):
+                    yield from graph.node
 
 
 def list_inner_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor but the main graph's initializers: of nodes (also those of functions), and of the bodies inside."""
-    bodies = [graph for graph in list_graphs(proto.graph) if graph is not proto.graph]
-    for body in bodies:
-        yield from body.initializer
-    for nodes in (proto.graph.node, *(body.node for body in bodies), *(f.node for f in proto.functions)):
-        for attribute in _list_attributes(nodes):
+    """Every tensor but the main graph's initializers: of nodes, and of the bodies inside them."""
+    for node in list_nodes(proto):
+        for body in _list_bodies(node):
+            yield from body.initializer
+        for attribute in node.attribute:
             yield from (*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors)
 
 
-def _list_attributes(nodes: object) -> Iterator[onnx.AttributeProto]:
-    for node in nodes:  # type: ignore[attr-defined]  # a repeated field
-        yield from node.attribute
+def _list_bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        yield from (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs)
 
 
 def _densify(path: Path, graph: onnx.GraphProto) -> None:

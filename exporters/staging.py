@@ -8,12 +8,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from specs.bundle import MANIFEST_NAME
+from specs.disk import translate_os_errors
 from specs.errors import OutputError
 
 
@@ -21,47 +22,34 @@ from specs.errors import OutputError
 def stage_bundle(output: Path) -> Iterator[Path]:
     """Yield an empty folder on the same file system; when the block ends without an error, it becomes `output`.
 
-    An existing bundle at `output` is replaced; anything else there is refused.
+    An existing bundle at `output` is replaced; anything else there is refused. Two exports to the same place each make
+    their own folder, and the one that ends last stays.
 
     Raises:
         OutputError: `output` is something that is not a bundle, cannot be written, or the disk is full.
     """
     output = output.absolute()
-    _refuse_other_things(output)
-    with translate_write_errors(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        staged = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
-    try:
-        staged.chmod(0o755)
-        with translate_write_errors(output):
-            yield staged
-            _swap(staged, output)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
+    with contextlib.ExitStack() as undo, translate_os_errors(output):
+        _refuse_other_things(output)
+        for folder in reversed([parent for parent in output.parents if not parent.exists()]):
+            folder.mkdir(exist_ok=True)
+            undo.callback(_remove_empty, folder)
+        staged = _make_sibling(output, "partial")
+        undo.callback(shutil.rmtree, staged, ignore_errors=True)
+        yield staged
+        _swap(staged, output)
 
 
-@contextlib.contextmanager
-def translate_write_errors(output: Path) -> Iterator[None]:
-    """Word the operating system's refusals to write as OutputError."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = _measure_free_bytes(output)
-            raise OutputError(
-                "the disk is full; nothing was left behind",
-                where=str(output),
-                got=f"{free / 1e6:.0f} MB free",
-                fix="free some space, or choose another folder with -o",
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            raise OutputError(
-                "the folder cannot be written",
-                where=str(output),
-                got=os.strerror(error.errno),
-                fix="choose another folder with -o",
-            ) from error
-        raise
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # the bundle is in it, or something else by now
+        folder.rmdir()
+
+
+def _make_sibling(output: Path, kind: str) -> Path:
+    """A new folder beside `output`, with the permissions that any new folder gets (`tempfile` would make it private)."""
+    folder = output.with_name(f".{output.name[:100]}.{secrets.token_hex(4)}.{kind}")
+    folder.mkdir()
+    return folder
 
 
 def _refuse_other_things(output: Path) -> None:
@@ -77,21 +65,28 @@ def _refuse_other_things(output: Path) -> None:
 
 
 def _swap(staged: Path, output: Path) -> None:
-    if not output.exists():
-        staged.rename(output)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".old", dir=output.parent))
-    output.rename(old / "bundle")
+    """Put `staged` in the place of what is at `output`, which comes back when that fails."""
+    old = _make_sibling(output, "old")
+    taken = old / "bundle"
     try:
-        staged.rename(output)
+        while not _try_swap(staged, output, taken):
+            shutil.rmtree(taken, ignore_errors=True)
     except BaseException:
-        (old / "bundle").rename(output)
+        if taken.exists() and not output.exists():
+            taken.rename(output)
         raise
     finally:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _measure_free_bytes(path: Path) -> int:
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free
+def _try_swap(staged: Path, output: Path, taken: Path) -> bool:
+    """False when another export put a bundle there between the two steps."""
+    with contextlib.suppress(FileNotFoundError):
+        output.rename(taken)
+    try:
+        staged.rename(output)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    return True

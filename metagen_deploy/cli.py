@@ -7,18 +7,20 @@ keeps its traceback. Answers go to stdout, progress and errors to stderr. Heavy 
 
 from __future__ import annotations
 
-import errno
 import io
 import os
+import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from metagen_deploy import __version__
 from metagen_deploy.options import ByteSize, NamedDim, NamedFile, collect_named
-from specs.errors import MetagenError, OutputError
+from specs.disk import word_os_error
+from specs.errors import MetagenError
 
 if TYPE_CHECKING:
     from specs.schema import Dim, Precision
@@ -27,9 +29,8 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "int4", "auto")
 BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
 BASELINES = ("torch", "stock-onnx")
 
-PATH = click.Path(path_type=Path)
-_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
+PATH = click.Path(path_type=Path, readable=False)  # what cannot be read is told by the verb, and exits 1
+_ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class _InOrder(click.Group):
@@ -144,11 +145,8 @@ def export(
 ) -> None:
     """Make a verified bundle of a spec or an ONNX file."""
     from metagen_deploy import pipeline, render
-    from metagen_deploy.memory import require_host_memory
     from metagen_deploy.progress import show_progress
 
-    if max_host_ram is not None:
-        require_host_memory(source, max_host_ram)
     with show_progress() as progress:
         manifest, report = pipeline.export(
             source,
@@ -158,6 +156,7 @@ def export(
             dims=dims,
             weights=weights,
             calibration=calibration,
+            max_host_ram_bytes=max_host_ram,
             progress=progress,
         )
     render.print_parity(report)
@@ -244,57 +243,75 @@ def inspect(path: Path) -> None:
     print_inspection(path)
 
 
+class _Ended(KeyboardInterrupt):
+    """A signal that ends the command: everything on the way out is cleaned up, as after Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
 def main() -> None:
     """The console script."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by who started us (`>&-`)
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))
+        elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that lacks a character shows `?`, and the command goes on
+    for number in _ENDING_SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:  # `nohup` and background jobs mean it
+            signal.signal(number, _end)
     sys.exit(run_command(sys.argv[1:]))
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    for other in _ENDING_SIGNALS:
+        signal.signal(other, signal.SIG_IGN)  # a second Ctrl-C must not interrupt the cleaning up
+    raise _Ended(number)
 
 
 def run_command(arguments: list[str]) -> int:
     """Run one command line and return its exit status; only a bug of ours raises."""
     try:
-        result = cli.main(args=arguments, prog_name="metagen-deploy", standalone_mode=False)
+        status = _invoke(arguments)
         sys.stdout.flush()
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted, nothing was left half-written", err=True)
-        return 130
+    except KeyboardInterrupt as error:
+        click.echo("\ninterrupted, nothing was left half-written", err=True)
+        return 128 + (error.number if isinstance(error, _Ended) else signal.SIGINT)
     except MetagenError as error:
         _print_error(error)
         return 1
     except BrokenPipeError:
-        # The reader (`| head`) has seen enough. Whatever is still buffered must not fail again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()  # the reader (`| head`) has seen enough
         return 0
     except OSError as error:
-        translated = _translate_os_error(error)
-        if translated is None:
+        worded = word_os_error(error)
+        if worded is None:
             raise
-        _print_error(translated)
+        _discard_output()
+        _print_error(worded)
         return 1
+    return status
+
+
+def _invoke(arguments: list[str]) -> int:
+    """Parse and call the verb. Not `cli.main()`, which has its own mind of closed pipes and interrupts."""
+    try:
+        with cli.make_context("metagen-deploy", list(arguments)) as context:
+            result = cli.invoke(context)
+    except click.exceptions.Exit as ended:  # --help, --version
+        return ended.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
     return result if isinstance(result, int) else 0
+
+
+def _discard_output() -> None:
+    """Whatever is still buffered for stdout must not fail again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)
 
 
 def _print_error(error: MetagenError) -> None:
     click.echo(click.style("error: ", fg="red", bold=True) + str(error), err=True)
-
-
-def _translate_os_error(error: OSError) -> OutputError | None:
-    """A machine's limit, worded for its user; None for what must be a bug."""
-    where = str(error.filename) if error.filename else None
-    if error.errno in _FULL_DISK:
-        return OutputError(
-            "the disk is full; nothing was left half-written", where=where, fix="free some space, or write elsewhere"
-        )
-    if error.errno in _NOT_WRITABLE:
-        return OutputError(
-            "access was denied; nothing was left half-written",
-            where=where,
-            got=os.strerror(error.errno or 0),
-            fix="choose a folder that you may write, or change its permissions",
-        )
-    return None

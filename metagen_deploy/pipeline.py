@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from metagen_deploy.memory import require_host_memory
 from specs.bundle import Manifest
-from specs.errors import MetagenError, ParityError, SpecError, TargetError, missing_dependency
+from specs.errors import MetagenError, ParityError, SpecError, TargetError, translate_import_error
 from specs.report import BuildReport, LatencyReport, ParityReport
 from specs.schema import IMPLEMENTED_PRECISIONS, Dim, Precision, Spec
 from specs.targets import Target, load_target, require_fit
@@ -34,6 +35,9 @@ def export(
 
     Nothing appears at `output` unless every graph agrees with its golden data.
 
+    Args:
+        max_host_ram_bytes: refuse before starting when the estimate is above it.
+
     Raises:
         ParityError: a graph is outside tolerance; carries the report's first failure.
         MetagenError: anything else of the user's making.
@@ -46,11 +50,13 @@ def export(
             allowed="a shipped spec (see `metagen-deploy specs`), a spec's YAML file, or an .onnx file",
             fix="write a spec whose `weights: {source: ...}` names the .safetensors, or export the model to ONNX",
         )
+    if max_host_ram_bytes is not None:
+        require_host_memory(source, max_host_ram_bytes)
     try:
         from exporters import export as exporter
         from exporters.staging import stage_bundle
     except ImportError as error:
-        raise missing_dependency(error.name or "torch", extra="export", needed_for="export") from error
+        raise translate_import_error(error, extra="export", needed_for="export") from error
     from engines.parity import write_report
     from engines.parity_apart import check_bundle_apart
 

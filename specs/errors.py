@@ -25,6 +25,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_OWN_PACKAGES = ("metagen_deploy", "exporters", "engines", "specs")
+
 
 class MetagenError(Exception):
     """Says what happened, where, what was got, what is allowed and what to do, a line each.
@@ -118,6 +120,20 @@ def missing_dependency(package: str, *, extra: str, needed_for: str) -> MissingD
     return MissingDependency(
         f"{needed_for} needs the package '{package}', which is not installed",
         fix=f"pip install 'metagen-deploy[{extra}]'",
+    )
+
+
+def translate_import_error(error: ImportError, *, extra: str, needed_for: str) -> MissingDependency:
+    """The error for an import that failed on a package of others'; a failure within our own modules is raised again."""
+    package = (error.name or "").split(".")[0]
+    if not package or package in _OWN_PACKAGES:
+        raise error
+    if isinstance(error, ModuleNotFoundError):
+        return missing_dependency(package, extra=extra, needed_for=needed_for)
+    return MissingDependency(
+        f"{needed_for} needs the package '{package}', which is installed and does not import",
+        got=str(error),
+        fix=f"pip install --upgrade 'metagen-deploy[{extra}]'",
     )
 
 

@@ -101,7 +101,9 @@ class Handler(ABC):
         if spec.calibration.source == "random":
             for seed in range(-(-wanted // batch.opt)):
                 count = max(batch.min, min(batch.opt, wanted - seed * batch.opt))
-                yield self.make_calibration(spec, graph, sizes=self.name_sizes(spec) | {"batch": count}, seed=seed + 1)
+                yield self.make_realistic_inputs(
+                    spec, graph, sizes=self.name_sizes(spec) | {"batch": count}, seed=seed + 1
+                )
             return
         arrays = load_arrays(Path(spec.calibration.source), self.list_calibration_inputs(spec, graph), spec.dims)
         total = min(wanted, len(next(iter(arrays.values()))))
@@ -113,8 +115,8 @@ class Handler(ABC):
         """The sizes that random calibration samples have."""
         return {name: dim.opt for name, dim in spec.dims.items()}
 
-    def make_calibration(self, spec: Spec, graph: GraphModule, *, sizes: Mapping[str, int], seed: int) -> Arrays:
-        """One random calibration batch."""
+    def make_realistic_inputs(self, spec: Spec, graph: GraphModule, *, sizes: Mapping[str, int], seed: int) -> Arrays:
+        """Seeded inputs with the distribution that a deployed graph sees: for calibration and for the golden data."""
         return self.make_inputs(spec, graph, sizes=sizes, seed=seed)
 
     def list_calibration_inputs(self, spec: Spec, graph: GraphModule) -> tuple[TensorSpec, ...]:

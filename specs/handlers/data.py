@@ -24,31 +24,20 @@ def load_arrays(
     dims: Mapping[str, Dim],
     *,
     extra: tuple[str, ...] = (),
-    bounded: bool = True,
 ) -> Arrays:
     """One array for each tensor of `expected`, and for each name of `extra`; all with the same number of samples.
 
     The first axis counts samples, whatever `dims` says of `batch`; other dynamic axes must lie within their dim.
-    `bounded` holds values to the ranges of the shipped families' inputs; a model of the user's has ranges of its own.
 
     Raises:
         CalibrationError: the file is missing, damaged or empty, or an array has another name, shape, type or range.
     """
-    arrays = _read(path)
-    for name in [*(tensor.name for tensor in expected), *extra]:
-        if name not in arrays:
-            raise CalibrationError(
-                f"the data has no array '{name}'",
-                where=str(path),
-                got=name_nearest(name, arrays),
-                allowed=", ".join([*(tensor.name for tensor in expected), *extra]),
-                fix="save the arrays under the names of the graph's inputs",
-            )
+    names = [*(tensor.name for tensor in expected), *extra]
+    arrays = read_arrays(path, names)
     for tensor in expected:
         _check_array(path, arrays[tensor.name], tensor, dims)
-        if bounded:
-            _check_bounds(path, arrays[tensor.name], tensor)
-    counts = {name: len(arrays[name]) for name in [*(tensor.name for tensor in expected), *extra]}
+        _check_bounds(path, arrays[tensor.name], tensor)
+    counts = {name: len(arrays[name]) for name in names}
     if len(set(counts.values())) > 1:
         raise CalibrationError(
             "the arrays have different numbers of samples",
@@ -57,6 +46,25 @@ def load_arrays(
             fix="give every array the same first axis",
         )
     return {name: arrays[name] for name in counts}
+
+
+def read_arrays(path: Path, names: Sequence[str]) -> Arrays:
+    """The arrays called `names` of a .npz, whatever they hold.
+
+    Raises:
+        CalibrationError: the file is missing or damaged, or has no array of one of the names.
+    """
+    arrays = _read(path)
+    for name in names:
+        if name not in arrays:
+            raise CalibrationError(
+                f"the data has no array '{name}'",
+                where=str(path),
+                got=name_nearest(name, arrays),
+                allowed=", ".join(names),
+                fix="save the arrays under the names of the graph's inputs",
+            )
+    return {name: arrays[name] for name in names}
 
 
 def _read(path: Path) -> Arrays:

@@ -56,7 +56,7 @@ class TextHandler(Handler):
             inputs |= {n: x * filled_BS[:, None, :, None] for n, x in inputs.items() if n.startswith("past_")}
         return inputs | {"lengths": lengths.astype(np.int64)}
 
-    def make_calibration(self, spec: Spec, graph: GraphModule, *, sizes: Mapping[str, int], seed: int) -> Arrays:
+    def make_realistic_inputs(self, spec: Spec, graph: GraphModule, *, sizes: Mapping[str, int], seed: int) -> Arrays:
         if graph.file_stem == "prefill":
             return self.make_inputs(spec, graph, sizes=sizes, seed=seed)
         prefill = next(g for g in list_graphs(spec) if g.file_stem == "prefill")
