@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from engines.backends import load_backend
 from engines.backends.base import Availability, Backend, CompileRequest, CompileResult, Progress, ignore_progress
-from engines.onnx_file import read_onnx
+from engines.onnx_file import require_listed_weights
 from engines.precision import measure_shares, require_precision
 from engines.profiles import make_profiles
 from engines.timing_cache import KeyInputs, make_key, name_timing_cache
@@ -33,6 +33,7 @@ from specs.bundle import (
     verify_files,
     write_manifest,
 )
+from specs.disk import translate_os_errors
 from specs.errors import BuildError, OutputError, name_nearest
 from specs.report import BuildReport, BuildRow, PrecisionShares
 from specs.targets import Target, load_target
@@ -72,6 +73,8 @@ def build_bundle(
         _refuse_empty(folder, not_built)
     if not os.access(folder, os.W_OK):
         raise OutputError("the bundle cannot be written to", where=str(folder), fix="copy it to a folder of yours")
+    progress("reading every file", None)
+    verify_files(folder, manifest, _list_sources(manifest))
     earlier = {row.file: row for row in read_build_report(folder)}
     rows = []
     for index, job in enumerate(jobs):
@@ -81,6 +84,12 @@ def build_bundle(
         earlier[row.file] = row
         manifest = _write_report(folder, manifest, tuple(earlier.values()))
     return BuildReport(bundle=manifest.name, rows=tuple(rows), not_built=not_built)
+
+
+def _list_sources(manifest: Manifest) -> list[str]:
+    """Every file but those that building writes: a damaged one of those is made again."""
+    made = {engine.file for _, engine in list_engines(manifest)} | {REPORT_NAME}
+    return [file for file in manifest.files if file not in made and not file.startswith(f"{_TIMING_FOLDER}/")]
 
 
 def read_build_report(folder: Path) -> tuple[BuildRow, ...]:
@@ -107,6 +116,7 @@ def _choose_jobs(manifest: Manifest, target: str | None, backend: str | None) ->
     typed_graphs = [(graph, typed) for graph in manifest.graphs for typed in graph.typed]
     known = {typed.target for _, typed in typed_graphs}
     if target is not None and target not in known:
+        load_target(target)  # refuses an unknown name
         raise BuildError(
             f"this bundle has no graph for the target '{target}'",
             allowed=name_nearest(target, known),
@@ -170,14 +180,13 @@ def _build_one(
     typed, backend = job.typed, job.backend
     source = folder / typed.file
     progress("checking the graph's files", 0.0)
-    verify_files(folder, manifest, [typed.file])
-    external = {name: _place_beside(typed.file, name) for name in read_onnx(source).list_external_files()}
-    verify_files(folder, manifest, external.values())
+    weights = require_listed_weights(folder, manifest, typed.file)
+    external = {str(PurePosixPath(name).relative_to(PurePosixPath(typed.file).parent)): name for name in weights}
     file = typed.file.removesuffix(".onnx") + f".{backend.name}.plan" if backend.writes_engines else typed.file
     cache, notes = _choose_timing_cache(folder, job, timing_cache)
     request = CompileRequest(
         model=source,
-        output=folder / file if backend.writes_engines else None,
+        output=_name_temporary(folder / file) if backend.writes_engines else None,
         precision=typed.precision,
         profile=make_profiles(job.graph.inputs, manifest.dims, where=f"graph '{job.graph.name}'"),
         compute_capabilities=(job.target.compute_capability,) if backend.writes_engines else (),
@@ -190,18 +199,21 @@ def _build_one(
     if old is not None and _is_whole(folder, manifest, file):
         return manifest, _make_row(job, file, None, manifest.files[file].bytes, old, earlier.get(file), notes)
     shares = measure_shares(source, {name: bounds[1] for name, bounds in manifest.dims.items()})
-    require_precision(shares, typed.precision, where=str(source))
-    result = backend.compile(request, progress)
-    if result.shares is not None:
-        require_precision(result.shares, typed.precision, where=f"the engine of {typed.file}")
-    result = replace(result, shares=result.shares or shares)
-    if backend.writes_engines:
-        manifest = _add_engine(folder, manifest, job, file, key, result, cache)
+    own = typed.precision == job.graph.precision != "fp32"  # of a user's file, which nobody asked to compute in it
+    if not own:
+        require_precision(shares, typed.precision, where=str(source))
+    manifest = _forget(folder, manifest, _list_inside(folder, cache))  # the compiler extends it in place
+    try:
+        result = backend.compile(request, progress)
+        if result.shares is not None and not own:
+            require_precision(result.shares, typed.precision, where=f"the engine of {typed.file}")
+        result = replace(result, shares=result.shares or shares)
+        if request.output is not None:
+            manifest = _add_engine(folder, manifest, job, request.output, file, key, result, cache)
+    finally:
+        if request.output is not None:
+            request.output.unlink(missing_ok=True)
     return manifest, _make_row(job, file, result, result.bytes, None, None, notes)
-
-
-def _place_beside(file: str, location: str) -> str:
-    return str(PurePosixPath(file).parent / location)
 
 
 def _is_whole(folder: Path, manifest: Manifest, file: str) -> bool:
@@ -216,7 +228,8 @@ def _choose_timing_cache(folder: Path, job: _Job, given: Path | None) -> tuple[P
     if given is not None:
         return given, ()
     timing = folder / _TIMING_FOLDER
-    timing.mkdir(exist_ok=True)
+    with translate_os_errors(timing):
+        timing.mkdir(exist_ok=True)
     capability = job.target.compute_capability
     return name_timing_cache(
         timing, backend=job.backend.name, version=job.available.version, compute_capability=capability
@@ -242,8 +255,19 @@ def _make_key(manifest: Manifest, job: _Job, request: CompileRequest, external: 
 
 
 def _add_engine(
-    folder: Path, manifest: Manifest, job: _Job, file: str, key: str, result: CompileResult, cache: Path | None
+    folder: Path,
+    manifest: Manifest,
+    job: _Job,
+    compiled: Path,
+    file: str,
+    key: str,
+    result: CompileResult,
+    cache: Path | None,
 ) -> Manifest:
+    """Move the engine to its place and list it; what lay there is out of the manifest before it is overwritten."""
+    manifest = _forget(folder, manifest, [file])
+    with translate_os_errors(folder / file):
+        compiled.replace(folder / file)
     engine = EngineFile(
         target=job.typed.target,
         precision=job.typed.precision,
@@ -259,36 +283,41 @@ def _add_engine(
         replace(g, engines=(*(e for e in g.engines if e.file != file), engine)) if g.name == job.graph.name else g
         for g in manifest.graphs
     )
-    made = [file]
-    if cache is not None and cache.is_file() and cache.is_relative_to(folder):
-        made.append(cache.relative_to(folder).as_posix())
-    return _write_manifest(folder, replace(manifest, graphs=graphs), made)
-
-
-def _write_manifest(folder: Path, manifest: Manifest, made: list[str]) -> Manifest:
-    """Write the manifest with fresh digests of the files just made."""
     entries = {
-        file: FileEntry(bytes=(folder / file).stat().st_size, sha256=digest_file(folder / file)) for file in made
+        made: FileEntry(bytes=(folder / made).stat().st_size, sha256=digest_file(folder / made))
+        for made in (file, *_list_inside(folder, cache))
     }
-    manifest = replace(manifest, files={**manifest.files, **entries})
-    try:
-        write_manifest(folder, manifest)
-    except OSError as error:
-        raise OutputError("the manifest could not be written", where=str(folder), got=str(error)) from None
-    return manifest
+    return _write_manifest(folder, replace(manifest, graphs=graphs, files={**manifest.files, **entries}))
+
+
+def _name_temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.new")
+
+
+def _list_inside(folder: Path, cache: Path | None) -> list[str]:
+    """The timing cache's path in the bundle, when it is there."""
+    inside = cache is not None and cache.is_file() and cache.is_relative_to(folder)
+    return [cache.relative_to(folder).as_posix()] if cache is not None and inside else []
+
+
+def _forget(folder: Path, manifest: Manifest, files: list[str]) -> Manifest:
+    """Take what is about to be overwritten out of the manifest, so that it tells the truth at every moment."""
+    if not any(file in manifest.files for file in files):
+        return manifest
+    graphs = tuple(replace(g, engines=tuple(e for e in g.engines if e.file not in files)) for g in manifest.graphs)
+    entries = {name: entry for name, entry in manifest.files.items() if name not in files}
+    return _write_manifest(folder, replace(manifest, graphs=graphs, files=entries))
 
 
 def _write_report(folder: Path, manifest: Manifest, rows: tuple[BuildRow, ...]) -> Manifest:
-    path = folder / REPORT_NAME
-    temporary = path.with_suffix(".tmp")
-    try:
-        path.parent.mkdir(exist_ok=True)
-        temporary.write_text(BuildReport(bundle=manifest.name, rows=rows).to_json() + "\n", encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OutputError("the build report could not be written", where=str(path), got=str(error)) from None
-    return _write_manifest(folder, manifest, [REPORT_NAME])
+    return _write_manifest(
+        folder, manifest, {REPORT_NAME: BuildReport(bundle=manifest.name, rows=rows).to_json() + "\n"}
+    )
+
+
+def _write_manifest(folder: Path, manifest: Manifest, texts: Mapping[str, str] | None = None) -> Manifest:
+    with translate_os_errors(folder):
+        return write_manifest(folder, manifest, texts)
 
 
 def _make_row(

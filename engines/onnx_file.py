@@ -16,7 +16,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from specs.errors import GraphError
+from specs.bundle import Manifest, resolve_inside
+from specs.errors import BundleError, GraphError
 
 #: TensorProto.DataType -> numpy's name (ml_dtypes' where numpy has none).
 DTYPES: Mapping[int, str] = {
@@ -182,6 +183,22 @@ def parse_onnx(buffer: Buffer, path: Path) -> OnnxFile:
             fix="export or copy the file again",
         )
     return model
+
+
+def require_listed_weights(folder: Path, manifest: Manifest, file: str) -> tuple[str, ...]:
+    """The bundle's files that hold the weights of its ONNX file `file`, each listed in the manifest with a digest.
+
+    Raises:
+        BundleError: one is not listed. GraphError: as `read_onnx`.
+    """
+    model = read_onnx(resolve_inside(folder, file))
+    files = tuple((PurePosixPath(file).parent / name).as_posix() for name in model.list_external_files())
+    for name in files:
+        if name not in manifest.files:
+            raise BundleError(
+                "a file is not listed in the manifest", where=str(folder / name), fix="export the bundle again"
+            )
+    return files
 
 
 def _check_external_data(model: OnnxFile) -> None:

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,11 @@ from engines.backends.base import Progress, ignore_progress
 from engines.backends.onnxruntime import list_exceptions
 from engines.compare import Array, StageName, fail_output, judge_difference, measure_difference, quiet_polygraphy
 from engines.culprit import find_divergence
-from engines.onnx_file import read_onnx
-from specs.bundle import FileEntry, Graph, Manifest, digest_file, read_manifest, resolve_inside, verify_files
-from specs.bundle import write_manifest as _write_manifest
-from specs.errors import BuildError, BundleError, GraphError, MetagenError, OutputError, PreflightError
+from engines.onnx_file import require_listed_weights
+from engines.reference import read_evaluation, read_golden, split_batches
+from specs.bundle import Graph, Manifest, read_manifest, verify_files, write_manifest
+from specs.disk import translate_os_errors
+from specs.errors import BuildError, GraphError, MetagenError, PreflightError
 from specs.report import Divergence, MetricRow, ParityReport, ParityRow
 from specs.tolerance import find_tolerance
 
@@ -66,6 +67,8 @@ def check_bundle(
     manifest = read_manifest(folder)
     for name in backends or ():
         load_backend(name)
+    progress("reading every file", None)
+    verify_files(folder, manifest)
     stages = [
         stage
         for graph in manifest.graphs
@@ -96,22 +99,8 @@ def write_report(folder: Path, report: ParityReport) -> bool:
     """Keep the report in the bundle; False, and nothing done, when it is not ours to write. Raises OutputError."""
     if not os.access(folder, os.W_OK):
         return False
-    path = folder / REPORT_NAME
-    temporary = path.with_suffix(".tmp")
-    try:
-        path.parent.mkdir(exist_ok=True)
-        temporary.write_text(report.to_json() + "\n", encoding="utf-8")
-        temporary.replace(path)
-        manifest = read_manifest(folder)
-        entry = FileEntry(bytes=path.stat().st_size, sha256=digest_file(path))
-        _write_manifest(folder, replace(manifest, files={**manifest.files, REPORT_NAME: entry}))
-    except OSError as error:
-        raise OutputError(
-            "the parity report could not be written",
-            where=str(path),
-            got=error.strerror or str(error),
-            fix="free some space, or copy the bundle to a folder of yours",
-        ) from None
+    with translate_os_errors(folder / REPORT_NAME):
+        write_manifest(folder, read_manifest(folder), {REPORT_NAME: report.to_json() + "\n"})
     return True
 
 
@@ -119,7 +108,7 @@ def _list_stages(graph: Graph) -> Iterable[_Stage]:
     def name(file: str, backend: str, precision: str) -> StageName:
         return StageName(graph=graph.name, stage=file, backend=backend, precision=precision)
 
-    yield _Stage(graph=graph, where=name(graph.file, _ONNXRUNTIME, "fp32"))
+    yield _Stage(graph=graph, where=name(graph.file, _ONNXRUNTIME, graph.precision))
     for typed in graph.typed:
         yield _Stage(graph=graph, where=name(typed.file, _ONNXRUNTIME, typed.precision))
     for engine in graph.engines:
@@ -148,10 +137,11 @@ def _check_stage(
     folder: Path, manifest: Manifest, stage: _Stage, findings: _Findings, references: dict[str, float]
 ) -> None:
     graph, where = stage.graph, stage.where
-    _verify_stage(folder, manifest, stage)
-    feed, golden = _read_golden(folder, graph)
-    evaluation = _read_evaluation(folder, manifest, graph)
-    batches = list(_split_batches(evaluation[0], graph, manifest)) if evaluation else []
+    if where.stage.endswith(".onnx"):
+        require_listed_weights(folder, manifest, where.stage)
+    feed, golden = read_golden(folder, graph)
+    evaluation = read_evaluation(folder, graph)
+    batches = list(split_batches(evaluation[0], graph, manifest)) if evaluation else []
     try:
         runner = load_backend(where.backend).load(folder / where.stage)
         results = _run(runner, [feed, *batches])
@@ -182,70 +172,6 @@ def _check_stage(
             findings.metrics.append(_judge_metric(where, value, reference, len(evaluation[1]), manifest.parity))
         else:
             findings.not_run[f"{where.stage} (top1)"] = f"{graph.file} did not run, so there is no fp32 value"
-
-
-def _verify_stage(folder: Path, manifest: Manifest, stage: _Stage) -> None:
-    """Digest what this stage reads, external tensors included."""
-    files = [stage.where.stage, stage.graph.golden, *filter(None, [stage.graph.evaluation])]
-    verify_files(folder, manifest, files)
-    if stage.where.stage.endswith(".onnx"):
-        parent = PurePosixPath(stage.where.stage).parent
-        external = read_onnx(folder / stage.where.stage).list_external_files()
-        verify_files(folder, manifest, [str(parent / name) for name in external])
-
-
-def _read_arrays(path: Path) -> dict[str, Array]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, KeyError) as error:
-        raise BundleError(
-            "reference data cannot be read", where=str(path), got=str(error), fix="export the bundle again"
-        ) from None
-
-
-def _read_golden(folder: Path, graph: Graph) -> tuple[dict[str, Array], dict[str, Array]]:
-    path = resolve_inside(folder, graph.golden)
-    arrays = _read_arrays(path)
-    needed = [f"input:{t.name}" for t in graph.inputs] + [f"output:{t.name}" for t in graph.outputs]
-    missing = [key for key in needed if key not in arrays]
-    if missing:
-        raise BundleError(
-            f"the golden data of graph '{graph.name}' lacks {', '.join(missing)}",
-            where=str(path),
-            allowed=", ".join(sorted(arrays)),
-            fix="export the bundle again",
-        )
-    feed = {t.name: arrays[f"input:{t.name}"] for t in graph.inputs}
-    return feed, {t.name: arrays[f"output:{t.name}"] for t in graph.outputs}
-
-
-def _read_evaluation(folder: Path, manifest: Manifest, graph: Graph) -> tuple[dict[str, Array], Array] | None:
-    if graph.evaluation is None:
-        return None
-    path = resolve_inside(folder, graph.evaluation)
-    arrays = _read_arrays(path)
-    lengths = {name: len(array) for name, array in arrays.items() if array.ndim}
-    inputs = {t.name: arrays.get(f"input:{t.name}") for t in graph.inputs}
-    if "labels" not in arrays or any(value is None for value in inputs.values()) or len(set(lengths.values())) != 1:
-        raise BundleError(
-            f"the evaluation data of graph '{graph.name}' does not fit it",
-            where=str(path),
-            got=", ".join(f"{name} {arrays[name].shape}" for name in sorted(arrays)),
-            allowed=f"labels, {', '.join(f'input:{t.name}' for t in graph.inputs)}, all of one length",
-            fix="export the bundle again",
-        )
-    return {name: value for name, value in inputs.items() if value is not None}, arrays["labels"]
-
-
-def _split_batches(inputs: Mapping[str, Array], graph: Graph, manifest: Manifest) -> Iterable[dict[str, Array]]:
-    """Batches of the size that engines are tuned for; the last is filled up with its own last row."""
-    size = graph.inputs[0].shape[0]
-    batch = size if isinstance(size, int) else manifest.dims.get(size, (1, 1, 1))[1]
-    count = len(next(iter(inputs.values())))
-    for start in range(0, count, batch):
-        chosen = np.minimum(np.arange(start, start + batch), count - 1)
-        yield {name: value[chosen] for name, value in inputs.items()}
 
 
 def _run(runner: Any, feeds: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:

@@ -16,11 +16,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engines.macs import MACS
 from engines.onnx_file import Node, OnnxFile, Shape, Value, parse_onnx, read_onnx
 from specs.errors import BuildError, GraphError
 from specs.report import PrecisionShares
+
+if TYPE_CHECKING:
+    from specs.schema import Precision
 
 _PRECISIONS = {
     "float64": "fp64", "float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int8": "int8", "uint8": "int8",
@@ -42,13 +46,24 @@ LEAST_COMPUTE: Mapping[str, tuple[float, str]] = {
     "bf16": (0.9, "a few nodes may be kept in fp32 for their accuracy"),
     "int8": (0.5, "the attention core and named sensitive layers stay in the graph's high precision"),
 }
-#: Precisions that are lower than the asked one and so satisfy it.
-_LOWER = {"fp32": (), "fp16": ("int8", "fp8", "int4"), "bf16": ("int8", "fp8", "int4"), "int8": ("fp8", "int4")}
+_VISIBLE_SHARE = 0.01
+#: Precisions that are lower than the asked one and so satisfy it; no target has fp64 to ask for.
+_LOWER = {"fp32": ("fp64",), "fp16": ("int8", "fp8", "int4"), "bf16": ("int8", "fp8", "int4"), "int8": ("fp8", "int4")}
 
 
 def measure_shares(path: Path, sizes: Mapping[str, int] | None = None) -> PrecisionShares:
     """The shares of each precision in an ONNX file."""
     return measure_graph(read_onnx(path), sizes or {})[0]
+
+
+def find_own_precision(path: Path) -> Precision:
+    """The lowest precision that a file as it is computes a visible part in: how exact its answers can be."""
+    shares = measure_shares(path)
+    amounts = shares.compute or shares.nodes
+    for precision in ("int8", "fp16", "bf16"):
+        if sum(amounts.get(name, 0.0) for name in (precision, *_LOWER[precision])) >= _VISIBLE_SHARE:
+            return precision
+    return "fp32"
 
 
 def require_precision(shares: PrecisionShares, precision: str, *, where: str) -> None:

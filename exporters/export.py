@@ -24,7 +24,7 @@ from exporters.calibrate import measure_ranges
 from exporters.golden import compute_outputs, measure_noise_floor, write_evaluation, write_golden
 from exporters.lower import PORTABLE_OPSET, lower
 from exporters.memory import page_out, release
-from exporters.passes import PipelineResult, Range, list_quantizable_tensors, run_pipeline
+from exporters.passes import PipelineResult, Range, list_quantizable_tensors, needs_ranges, run_pipeline
 from exporters.trace import choose_sizes, trace
 from exporters.weights import WeightPool
 from specs.bundle import Graph, IoTensor, Manifest, TypedGraph, digest_text, index_files, write_manifest
@@ -51,6 +51,7 @@ class Variant:
 
     target: Target
     precision: Precision
+    as_it_is: bool = False  # `precision` is what the portable graph has already: it is lowered, and not typed
 
 
 @dataclass(kw_only=True)
@@ -155,13 +156,14 @@ def write_typed_graphs(
     ranges: Mapping[str, Range] | None = None
     for variant in wanted:
         target, precision = variant.target, variant.precision
-        key = (target.lowering, precision)
+        typing: Precision = "fp32" if variant.as_it_is else precision
+        key = (target.lowering, typing)
         if key not in done:
             progress(f"{component}/{stem}: lowering to {precision} for {target.name}", None)
-            if precision == "int8" and ranges is None:
+            if typing == "int8" and ranges is None:
                 tensors = list_quantizable_tensors(ir.load(portable))
                 ranges = measure_ranges(portable, tensors, samples(), method=calibration_method, progress=progress)
-            result = run_pipeline(ir.load(portable), lowering=target.lowering, precision=precision, ranges=ranges)
+            result = run_pipeline(ir.load(portable), lowering=target.lowering, precision=typing, ranges=ranges)
             pool.store(result.model)
             done[key] = (ir.to_proto(result.model).SerializeToString(), result)
         data, result = done[key]
@@ -209,7 +211,7 @@ def _export_graph(
     portable = component.folder / f"{graph.file_stem}.onnx"
     ir.save(model, portable)
     del model
-    if not keep_weights and all(variant.precision != "int8" for variant in wanted):
+    if not keep_weights and not any(needs_ranges(v.target.lowering, v.precision) for v in wanted):
         release(module.module)
 
     typed = write_typed_graphs(

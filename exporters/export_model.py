@@ -47,11 +47,14 @@ def export_model(
     precisions: Sequence[Precision],
     calibration: Path | None,
     dims: Mapping[str, Dim],
+    find_precision: Callable[[Path], Precision],
     progress: Progress,
 ) -> Manifest:
     """Write a bundle for an ONNX file into the empty `folder`.
 
     Args:
+        precisions: empty for what the file computes in already.
+        find_precision: tells what a file computes in.
         calibration: a .npz with one array per input, samples along the first axis; also feeds the golden data.
         dims: ranges of the file's dynamic dims by name; those not named get DEFAULT_DIM. A dim without a name is
             called `<input>_<axis>`.
@@ -84,10 +87,16 @@ def export_model(
     portable = folder / COMPONENT / "model.onnx"
     ir.save(model, portable)
     del read, model
+    own = find_precision(portable)
+    _require_reachable(own, precisions, source)
     write_golden(folder / COMPONENT / "model.golden.npz", reference.feed, reference.outputs)
     typed = write_typed_graphs(
         portable,
-        [Variant(target=target, precision=precision) for target in targets for precision in precisions],
+        [
+            Variant(target=target, precision=precision, as_it_is=precision == own)
+            for target in targets
+            for precision in precisions or (own,)
+        ],
         pool,
         samples=lambda: samples or list(_make_samples(inputs, reference)),
         calibration_method="max",
@@ -100,6 +109,7 @@ def export_model(
         golden=f"{COMPONENT}/model.golden.npz",
         inputs=inputs,
         outputs=outputs,
+        precision=own,
         typed=typed,
     )
     manifest = Manifest(
@@ -146,6 +156,17 @@ def _choose_dims(inputs: Sequence[IoTensor], given: Mapping[str, Dim], source: P
                 fix="name one of these in --dim" if names else "leave --dim away: every size of this model is fixed",
             )
     return {name: given.get(name, DEFAULT_DIM) for name in names}
+
+
+def _require_reachable(own: Precision, asked: Sequence[Precision], source: Path) -> None:
+    """What was rounded once stays rounded."""
+    if own != "fp32" and "fp32" in asked:
+        raise GraphError(
+            f"fp32 was asked for, and the file computes in {own}",
+            where=str(source),
+            allowed=f"{own}, or a lower precision",
+            fix="leave --precision away to keep the file's own, or give the model as it was before it was converted",
+        )
 
 
 def _fix_single_sizes(model: ir.Model, inputs: Sequence[IoTensor], ranges: Mapping[str, Dim]) -> tuple[IoTensor, ...]:

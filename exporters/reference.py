@@ -11,7 +11,7 @@ A model that answers NaN, or another time something else, is no reference, and i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +30,9 @@ _NEAR = 3
 _SEED = 0
 _DRAWS = (Draw(), Draw(floats=(0.05, 1.0)), Draw(integers=(1, 2)), Draw(floats=(0.05, 1.0), integers=(1, 2)))
 _SAME = 1e-3  # of the rms: two runs may add in another order, and no more
-_RANDOM_OPS = ("Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform")
-_RANDOM_OPS += ("RandomUniformLike",)
+_RANDOM_OPS = (
+    "Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +64,9 @@ def find_reference(
     """
     session = _open(source)
     _require_tensors(source, session)
-    sizes = choose_sizes(dims, near=_NEAR)
     first: tuple[_Refusal, Mapping[str, int]] | None = None
-    tried = [(dict(samples[0]), sizes, Draw())] if samples else _make_feeds(inputs, dims)
+    real = [(samples[0], choose_sizes(dims, near=_NEAR), Draw())] if samples else []
+    tried: Iterable[tuple[Feed, Mapping[str, int], Draw]] = real or _make_feeds(inputs, dims)
     for feed, sizes, draw in tried:
         found = _run(session, feed)
         if not isinstance(found, _Refusal):

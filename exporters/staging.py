@@ -46,7 +46,7 @@ def _remove_empty(folder: Path) -> None:
 
 
 def _make_sibling(output: Path, kind: str) -> Path:
-    """A new folder beside `output`, with the permissions that any new folder gets (`tempfile` would make it private)."""
+    """A new folder beside `output`, with any new folder's permissions (`tempfile` would make it private)."""
     folder = output.with_name(f".{output.name[:100]}.{secrets.token_hex(4)}.{kind}")
     folder.mkdir()
     return folder

@@ -50,6 +50,8 @@ class WeightPool:
                 if written > _BREATH_BYTES:
                     written = 0
                     after_write()
+            elif isinstance(tensor, ir.ExternalTensor):  # a small one in a file beside somebody else's model
+                value.const_value = ir.tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=value.name)
 
     def list_entries(self) -> dict[str, FileEntry]:
         """Digest and size of every pool, by file name; nothing is read again."""

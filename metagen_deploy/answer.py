@@ -45,7 +45,7 @@ def answer_request(
         pictures, tensors = _sort_inputs(session, inputs)
         request = Request(files=(*files, *pictures), prompts=prompts, inputs=tensors, graph=graph)
         if isinstance(session.pipeline, TextGeneration) and len(prompts) == 1 and not (request.files or tensors):
-            found = _stream_continuation(session.pipeline, prompts[0], request.max_new_tokens)
+            found = _stream_continuation(session.pipeline, prompts[0])
         else:
             found = answer(session, request)
             print_table("", found.header, found.rows)
@@ -87,9 +87,9 @@ def _sort_inputs(session: Session, inputs: Mapping[str, str]) -> tuple[list[str]
     return list(pictures.values()), tuple(f"{name}={file}" for name, file in inputs.items() if name not in pictures)
 
 
-def _stream_continuation(pipeline: TextGeneration, prompt: str, max_new_tokens: int) -> Answer:
+def _stream_continuation(pipeline: TextGeneration, prompt: str) -> Answer:
     pieces = []
-    for piece in pipeline.stream(prompt, max_new_tokens=max_new_tokens):
+    for piece in pipeline.stream(prompt):
         pieces.append(piece)
         sys.stdout.write(piece)
         sys.stdout.flush()

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engines.reference import read_golden
 from engines.runtime import load
-from specs.bundle import Graph, Manifest, read_manifest
-from specs.errors import missing_dependency
+from specs.bundle import SPEC_NAME, Graph, Manifest, read_manifest, verify_files
+from specs.errors import BundleError, translate_import_error
 from specs.report import LatencyReport, LatencyRow
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ def bench_bundle(folder: Path, *, against: str | None, progress: Progress) -> tu
     Runtime, both with their defaults. Baselines are rebuilt from the bundle's own spec.yaml.
     """
     manifest = read_manifest(folder)
-    session = load(folder)
+    verify_files(folder, manifest)
+    session = load(folder, verify=False)
     baseline = _make_baseline(folder, against) if against else None
     reports = []
     for graph in manifest.graphs:
@@ -54,8 +56,7 @@ def bench_bundle(folder: Path, *, against: str | None, progress: Progress) -> tu
 
 def read_single_sample(folder: Path, manifest: Manifest, graph: Graph) -> dict[str, np.ndarray]:
     """The golden inputs, cut to the smallest batch that the bundle allows."""
-    with np.load(folder / graph.golden, allow_pickle=False) as golden:
-        arrays = {tensor.name: golden[f"input:{tensor.name}"] for tensor in graph.inputs}
+    arrays, _ = read_golden(folder, graph)
     size = manifest.dims.get("batch", (1, 1, 1))[0]
     return {
         tensor.name: np.ascontiguousarray(arrays[tensor.name][:size])
@@ -104,7 +105,12 @@ def _make_baseline(folder: Path, against: str) -> Baseline:
     try:
         from exporters.baselines import Baseline
     except ImportError as error:
-        raise missing_dependency(
-            error.name or "torch", extra="export", needed_for=f"bench --against {against}"
-        ) from error
-    return Baseline(against, folder / "spec.yaml")
+        raise translate_import_error(error, extra="export", needed_for=f"bench --against {against}") from error
+    spec = folder / SPEC_NAME
+    if not spec.is_file():
+        raise BundleError(
+            f"{against} has no model to time: this bundle was made of an ONNX file, not of a spec",
+            where=str(folder),
+            fix="leave --against away",
+        )
+    return Baseline(against, spec)

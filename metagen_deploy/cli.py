@@ -256,7 +256,7 @@ def main() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by who started us (`>&-`)
-            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))
+            setattr(sys, name, io.TextIOWrapper(io.FileIO(os.open(os.devnull, os.O_WRONLY), "w")))
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that lacks a character shows `?`, and the command goes on
     for number in _ENDING_SIGNALS:
@@ -296,21 +296,27 @@ def run_command(arguments: list[str]) -> int:
 
 
 def _invoke(arguments: list[str]) -> int:
-    """Parse and call the verb. Not `cli.main()`, which has its own mind of closed pipes and interrupts."""
+    """Parse and call the verb, and undo what click makes of interrupts and closed pipes."""
     try:
-        with cli.make_context("metagen-deploy", list(arguments)) as context:
-            result = cli.invoke(context)
-    except click.exceptions.Exit as ended:  # --help, --version
-        return ended.exit_code
+        result = cli.main(args=arguments, prog_name="metagen-deploy", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         return error.exit_code
+    except click.Abort as error:  # of a KeyboardInterrupt, but of an EOFError too, which is a bug
+        raise error.__cause__ or KeyboardInterrupt from None
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):
+            raise error.__context__ from None
+        raise
     return result if isinstance(result, int) else 0
 
 
 def _discard_output() -> None:
-    """Whatever is still buffered for stdout must not fail again at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)
+    """Whatever is still buffered for a stdout that fails must not fail again at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _print_error(error: MetagenError) -> None:

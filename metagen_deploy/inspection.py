@@ -82,7 +82,7 @@ def _print_bundle(folder: Path, manifest: Manifest) -> None:
 
 
 def _describe_graph(folder: Path, graph: Graph, sizes: Mapping[str, int]) -> list[tuple[str, ...]]:
-    stages = [("portable", "fp32", graph.file), *((t.target, t.precision, t.file) for t in graph.typed)]
+    stages = [("portable", graph.precision, graph.file), *((t.target, t.precision, t.file) for t in graph.typed)]
     rows: list[tuple[str, ...]] = []
     for target, precision, file in stages:
         found = inspect_model(resolve_inside(folder, file), sizes)

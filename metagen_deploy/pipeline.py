@@ -11,8 +11,16 @@ from pathlib import Path
 
 from metagen_deploy.memory import require_host_memory
 from specs.bundle import Manifest
-from specs.errors import MetagenError, ParityError, SpecError, TargetError, translate_import_error
-from specs.report import BuildReport, LatencyReport, ParityReport
+from specs.errors import (
+    BuildError,
+    GraphError,
+    MetagenError,
+    ParityError,
+    SpecError,
+    TargetError,
+    translate_import_error,
+)
+from specs.report import BuildReport, LatencyReport, ParityReport, ParityRow
 from specs.schema import IMPLEMENTED_PRECISIONS, Dim, Precision, Spec
 from specs.targets import Target, load_target, require_fit
 
@@ -62,17 +70,20 @@ def export(
 
     with stage_bundle(output) as folder:
         if source.endswith(".onnx"):
+            from engines.precision import find_own_precision
             from exporters.export_model import export_model
 
             manifest = export_model(
                 Path(source),
                 folder,
                 targets=[load_target(name) for name in targets or ("cpu",)],
-                precisions=precisions or ("fp32",),
+                precisions=precisions,
                 calibration=calibration,
                 dims=dims or {},
+                find_precision=find_own_precision,
                 progress=progress,
             )
+            require_asked_precision(folder, manifest)
         else:
             spec = load_overridden(source, targets=targets, weights=weights, calibration=calibration, dims=dims)
             manifest = exporter.export_spec(
@@ -159,6 +170,39 @@ def refuse_unimplemented(precisions: Sequence[Precision]) -> None:
             )
 
 
+def require_asked_precision(folder: Path, manifest: Manifest) -> None:
+    """A precision that a user's file could not be given is an error, not a bundle of another precision.
+
+    Raises:
+        GraphError: with the shares of what it computes in.
+    """
+    from engines.precision import measure_shares, require_precision
+
+    sizes = {name: opt for name, (_, opt, _) in manifest.dims.items()}
+    for graph in manifest.graphs:
+        for typed in graph.typed:
+            if typed.precision == graph.precision:
+                continue
+            try:
+                require_precision(measure_shares(folder / typed.file, sizes), typed.precision, where=typed.file)
+            except BuildError as error:
+                raise GraphError(
+                    f"{typed.precision} was asked for, and {typed.lowering} can compute too little of this model in it",
+                    where=f"graph '{graph.name}' for target '{typed.target}'",
+                    got=error.got,
+                    allowed=error.allowed,
+                    fix="leave --precision away, or ask for another one or another target",
+                ) from None
+
+
+def _advise_on(row: ParityRow) -> str:
+    if row.precision == "int8":
+        return "give calibration data that is like the real inputs, or ask for a higher precision"
+    if row.precision == "fp32":
+        return "this precision leaves no room for it: report it with the model, or export for another target"
+    return "ask for a higher precision for this component, or widen the spec's `parity` if the task allows it"
+
+
 def raise_first_failure(report: ParityReport) -> None:
     """Turn a failed report into an error that names the worst offender."""
     for row in report.rows:
@@ -170,7 +214,7 @@ def raise_first_failure(report: ParityReport) -> None:
                 + (f", first diverging at '{divergence.tensor}' ({divergence.module_path})" if divergence else ""),
                 got=f"relative error {row.needed_relative:.3g}, cosine {row.difference.cosine:.6f}",
                 allowed=f"relative error {row.limit_relative:.3g}, cosine {row.limit_cosine:.6f}",
-                fix="ask for a higher precision for this component, or widen the spec's `parity` if the task allows it",
+                fix=_advise_on(row),
             )
     for metric in report.metrics:
         if not metric.passed:

@@ -19,7 +19,9 @@ def print_manifest(folder: Path, manifest: Manifest) -> None:
     """What an export made: one row a graph and typed graph."""
     rows = []
     for graph in manifest.graphs:
-        rows.append((graph.name, "portable", "fp32", "", Path(graph.file).name, _size_of(manifest, graph.file), ""))
+        rows.append(
+            (graph.name, "portable", graph.precision, "", Path(graph.file).name, _size_of(manifest, graph.file), "")
+        )
         rows += [
             (
                 graph.name,

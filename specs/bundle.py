@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from specs.errors import BundleError
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+SPEC_NAME = "spec.yaml"
 _CHUNK_BYTES = 1 << 20
 _MANIFEST_MAX_BYTES = 64 << 20  # a manifest of a thousand graphs is below 1 MB
 _LARGEST_NUMBER = 1e300
@@ -71,6 +73,7 @@ class Graph:
     golden: str
     inputs: tuple[IoTensor, ...]
     outputs: tuple[IoTensor, ...]
+    precision: str = "fp32"  # of the portable file: a user's own may compute in fp16, or be quantised already
     custom_ops: tuple[str, ...] = ()
     noise_floor: Mapping[str, float] = field(default_factory=dict)  # output -> max |fp32 - fp64| of torch itself
     evaluation: str | None = None
@@ -157,12 +160,31 @@ def index_files(folder: Path, known: Mapping[str, FileEntry] | None = None) -> d
     return index
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `manifest.json` through a temporary file, so that a crash leaves the old one."""
-    text = json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n"
-    temporary = folder / (MANIFEST_NAME + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(folder / MANIFEST_NAME)
+def write_manifest(folder: Path, manifest: Manifest, texts: Mapping[str, str] | None = None) -> Manifest:
+    """Write `manifest.json`, and with it `texts` (files by relative path), whose entries it returns with.
+
+    Everything is written to temporary files first and then renamed, so that a full disk leaves what was there.
+    """
+    new = {name: text.encode("utf-8") for name, text in (texts or {}).items()}
+    entries = {name: FileEntry(bytes=len(data), sha256=hashlib.sha256(data).hexdigest()) for name, data in new.items()}
+    manifest = replace(manifest, files={**manifest.files, **entries})
+    new[MANIFEST_NAME] = (json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n").encode("utf-8")
+    try:
+        for name, data in new.items():
+            path = folder / name
+            path.parent.mkdir(exist_ok=True)
+            _name_temporary(path).write_bytes(data)
+        for name in new:
+            _name_temporary(folder / name).replace(folder / name)
+    except BaseException:
+        for name in new:
+            _name_temporary(folder / name).unlink(missing_ok=True)
+        raise
+    return manifest
+
+
+def _name_temporary(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{os.getpid()}.tmp")
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -346,6 +368,7 @@ def _parse_graph(item: _Reader) -> Graph:
         golden=item.take("golden", str),
         inputs=inputs,
         outputs=outputs,
+        precision=item.take("precision", str, "fp32"),
         custom_ops=item.strings("custom_ops"),
         noise_floor=item.mapping("noise_floor", (int, float)),
         evaluation=item.take("evaluation", (str, type(None)), None),

@@ -17,7 +17,8 @@ from specs.errors import OutputError
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # EFBIG: a limit of the shell's, `ulimit -f`
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _IN_THE_WAY = (
-    errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY, errno.EBUSY, errno.EXDEV, errno.ENAMETOOLONG, errno.ELOOP,
+    errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY, errno.EBUSY, errno.EXDEV,
+    errno.ENAMETOOLONG, errno.ELOOP,
 )  # fmt: skip
 _NO_TEMPORARY = "No usable temporary directory"  # what `tempfile` says, as a FileNotFoundError
 

@@ -126,12 +126,13 @@ def missing_dependency(package: str, *, extra: str, needed_for: str) -> MissingD
 def translate_import_error(error: ImportError, *, extra: str, needed_for: str) -> MissingDependency:
     """The error for an import that failed on a package of others'; a failure within our own modules is raised again."""
     package = (error.name or "").split(".")[0]
-    if not package or package in _OWN_PACKAGES:
+    if package in _OWN_PACKAGES:
         raise error
-    if isinstance(error, ModuleNotFoundError):
+    if isinstance(error, ModuleNotFoundError) and package:
         return missing_dependency(package, extra=extra, needed_for=needed_for)
+    which = f"the package '{package}'" if package else "a package"
     return MissingDependency(
-        f"{needed_for} needs the package '{package}', which is installed and does not import",
+        f"{needed_for} needs {which}, which is installed and does not import",
         got=str(error),
         fix=f"pip install --upgrade 'metagen-deploy[{extra}]'",
     )

@@ -5,7 +5,6 @@ Shared by `tensorrt_rtx` and `tensorrt`; the other side is `_trt_worker`.
 
 from __future__ import annotations
 
-import errno
 import json
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from engines.backends import _trt_versions
 from engines.backends.base import CompileRequest, CompileResult, Progress
 from engines.backends.worker import ROOT, make_environment
 from engines.onnx_file import Node, OnnxFile, read_onnx
+from specs.disk import translate_os_errors, word_os_error
 from specs.errors import BuildError, GraphError, MetagenError, OutputError
 from specs.report import PrecisionShares
 
@@ -60,10 +60,10 @@ def compile_graph(
     graph = read_onnx(request.model)
     _check_opset(graph, _trt_versions.find_opsets(module, version), f"{title} {version}")
     name = f"{title} {version}"
-    with tempfile.TemporaryDirectory(prefix="metagen-build-") as scratch:
+    with translate_os_errors(request.output), tempfile.TemporaryDirectory(prefix="metagen-build-") as scratch:
         heard, status, tail = _run_worker(_to_json(request, module), Path(scratch), progress)
     if heard.done is None:
-        raise _translate(name, graph, heard, status, tail)
+        raise _translate(name, graph, request.output, heard, status, tail)
     done = heard.done
     shares = PrecisionShares(**done["shares"]) if done["shares"] else None
     warnings = tuple(dict.fromkeys(heard.warnings))
@@ -152,7 +152,9 @@ def _listen(line: bytes, heard: _Heard, progress: Progress) -> None:
         heard.done = event
 
 
-def _translate(compiler: str, graph: OnnxFile, heard: _Heard, status: int, tail: list[str]) -> MetagenError:
+def _translate(
+    compiler: str, graph: OnnxFile, output: Path, heard: _Heard, status: int, tail: list[str]
+) -> MetagenError:
     said = [text for text in heard.errors if not any(noise in text for noise in _NOISE)]
     if heard.failed is None:
         ended = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
@@ -164,11 +166,9 @@ def _translate(compiler: str, graph: OnnxFile, heard: _Heard, status: int, tail:
         )
     failed = heard.failed
     if failed["errno"]:
-        full = failed["errno"] in (errno.ENOSPC, errno.EDQUOT)
-        return OutputError(
-            "the disk is full" if full else "the engine could not be written",
-            got=failed["problem"],
-            fix="free some space and build again" if full else "check the folder's permissions",
+        refused = OSError(failed["errno"], failed["problem"])
+        return word_os_error(refused, output) or OutputError(
+            "the engine could not be written", where=str(output), got=failed["problem"]
         )
     nodes = [n for n in failed["nodes"] if n["op"] or n["index"] >= 0]
     words = " ".join([failed["problem"], *said])

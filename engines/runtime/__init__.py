@@ -11,8 +11,9 @@ package imports nothing else: no torch, onnx, pydantic, yaml or click.
 from __future__ import annotations
 
 from engines.runtime.answer import Answer, Request, answer
+from engines.runtime.graph_session import Choice, GraphSession
 from engines.runtime.pipelines import ImageClassification, ImageTextSimilarity, Tensors, TextGeneration
-from engines.runtime.session import Choice, GraphSession, Session, load
+from engines.runtime.session import Session, load
 
 __all__ = [
     "Answer",

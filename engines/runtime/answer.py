@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engines.runtime.graph_session import GraphSession
 from engines.runtime.image import load_image
 from engines.runtime.pipelines import ImageClassification, ImageTextSimilarity, TextGeneration
-from engines.runtime.session import GraphSession, Session
+from engines.runtime.session import Session
 from specs.bundle import IoTensor
 from specs.errors import InputError, name_nearest
 
@@ -34,7 +35,7 @@ class Request:
     inputs: tuple[str, ...] = ()  # "name=file": tensors for one graph, whatever the pipeline
     graph: str | None = None  # which graph `inputs` or an .npz are for, when there are several
     top_k: int = 5
-    max_new_tokens: int = 64
+    max_new_tokens: int | None = None  # as many as the pipeline gives by default
     temperature: float = 0.0
     seed: int = 0
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from specs.errors import BundleError, name_nearest
 
 if TYPE_CHECKING:
-    from engines.runtime.session import GraphSession
+    from engines.runtime.graph_session import GraphSession
 
 _Value = TypeVar("_Value")
 

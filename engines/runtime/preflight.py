@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from engines.onnx_file import read_onnx
+from engines.onnx_file import require_listed_weights
 from engines.runtime.cuda import Gpu, find_gpu
 from specs.bundle import EngineFile, Graph, Manifest, resolve_inside, verify_files
 from specs.errors import BundleError, InputError, PreflightError, name_nearest
@@ -115,7 +115,7 @@ def _list_for_backend(manifest: Manifest, graph: Graph, backend: str, machine: M
         typed.sort(key=lambda t: t.target == "cpu")  # stable: graphs lowered for a GPU come first
     for t in typed:
         yield Candidate(file=t.file, backend=backend, precision=t.precision, obstacle=obstacle)
-    yield Candidate(file=graph.file, backend=backend, precision="fp32", obstacle=obstacle)
+    yield Candidate(file=graph.file, backend=backend, precision=graph.precision, obstacle=obstacle)
 
 
 def _find_onnxruntime_obstacle(backend: str, machine: Machine) -> str:
@@ -174,6 +174,4 @@ def verify_candidate(folder: Path, manifest: Manifest, candidate: Candidate) -> 
     verify_files(folder, manifest, (candidate.file, *candidate.plugins))
     if candidate.backend in ENGINE_MODULES:
         return
-    parent = Path(candidate.file).parent
-    weights = read_onnx(resolve_inside(folder, candidate.file)).list_external_files()
-    verify_files(folder, manifest, [(parent / name).as_posix() for name in weights])
+    verify_files(folder, manifest, require_listed_weights(folder, manifest, candidate.file))

@@ -3,8 +3,8 @@
     MatMul(x, W [K, N])     per column      Gemm(x, W [K, N] or transB [N, K])     per output
     Conv(x, W [N, ...])     per output      ConvTranspose(x, W [K, N / groups, ...])  per output, one group only
 
-Weights that INT8 would cost accuracy and bring no speed stay: the first convolution (it reads the raw image, and is a
-small share of the work) and the last layer before an output (its rounding is the output's), while they are small.
+By convention, not by measurement here, two layers are left out while they are small: the first convolution (it reads
+the raw image) and the last layer before an output (its rounding is the output's).
 """
 
 from __future__ import annotations

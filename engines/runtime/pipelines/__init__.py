@@ -15,7 +15,7 @@ from specs.bundle import Manifest
 from specs.errors import BundleError, name_nearest
 
 if TYPE_CHECKING:
-    from engines.runtime.session import GraphSession
+    from engines.runtime.graph_session import GraphSession
 
 Pipeline: TypeAlias = "ImageClassification | TextGeneration | ImageTextSimilarity | Tensors"
 

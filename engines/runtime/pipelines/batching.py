@@ -9,7 +9,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from engines.runtime.arrays import Array
-    from engines.runtime.session import GraphSession
+    from engines.runtime.graph_session import GraphSession
 
 
 def get_batch_range(graph: GraphSession) -> tuple[int, int | None]:

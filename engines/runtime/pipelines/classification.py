@@ -16,7 +16,7 @@ from specs.errors import InputError
 
 if TYPE_CHECKING:
     from engines.runtime.arrays import Array
-    from engines.runtime.session import GraphSession
+    from engines.runtime.graph_session import GraphSession
 
 
 @final

@@ -25,8 +25,9 @@ from specs.errors import InputError, ParityError
 
 if TYPE_CHECKING:
     from engines.runtime.arrays import Array
-    from engines.runtime.session import GraphSession
+    from engines.runtime.graph_session import GraphSession
 
+DEFAULT_NEW_TOKENS = 64
 _SMALLEST_CACHE = 32  # slots
 
 
@@ -52,7 +53,7 @@ class TextGeneration:
         self,
         prompts: Sequence[str],
         *,
-        max_new_tokens: int = 64,
+        max_new_tokens: int | None = None,
         temperature: float = 0.0,
         top_k: int = 0,
         seed: int = 0,
@@ -74,7 +75,7 @@ class TextGeneration:
         self,
         prompt: str,
         *,
-        max_new_tokens: int = 64,
+        max_new_tokens: int | None = None,
         temperature: float = 0.0,
         top_k: int = 0,
         seed: int = 0,
@@ -95,7 +96,7 @@ class TextGeneration:
         self,
         prompts: Sequence[Sequence[int]],
         *,
-        max_new_tokens: int = 64,
+        max_new_tokens: int | None = None,
         temperature: float = 0.0,
         top_k: int = 0,
         seed: int = 0,
@@ -105,7 +106,8 @@ class TextGeneration:
 
         Args:
             prompts: ids of each prompt; lengths may differ.
-            max_new_tokens: stop after so many steps, or when every prompt has ended.
+            max_new_tokens: stop after so many steps, or when every prompt has ended; when absent, after
+                DEFAULT_NEW_TOKENS or as many as the cache has room for.
             temperature: 0 takes the likeliest token; above, scores are divided by it and a token is drawn.
             top_k: draw among so many of the likeliest; 0 for all.
             seed: of the draws; the same seed gives the same tokens on the same backend.
@@ -114,6 +116,9 @@ class TextGeneration:
         Raises:
             InputError: an empty prompt, an id outside the vocabulary, or more tokens than the cache holds.
         """
+        room = self._slots + 1 - max((len(prompt) for prompt in prompts), default=0)
+        if max_new_tokens is None:
+            max_new_tokens = max(1, min(DEFAULT_NEW_TOKENS, room))
         self._check_request(prompts, max_new_tokens, temperature, top_k)
         if end_token is None and isinstance(self._end_token, int):
             end_token = self._end_token
@@ -152,6 +157,11 @@ class TextGeneration:
             row[: len(prompt)] = prompt
         return token_ids
 
+    @property
+    def _slots(self) -> int:
+        """Tokens that the cache can hold."""
+        return self._get_range(self._decode, "past_keys_0", 2)[1]
+
     def _get_range(self, graph: GraphSession, tensor: str, axis: int) -> tuple[int, int]:
         """Smallest and largest size of a tensor's axis, at most `max_cache`."""
         size = next(t for t in graph.graph.inputs if t.name == tensor).shape[axis]
@@ -177,8 +187,7 @@ class TextGeneration:
                 got=f"max_new_tokens {max_new_tokens}, temperature {temperature}, top_k {top_k}",
                 allowed="max_new_tokens from 1, temperature and top_k from 0",
             )
-        longest = max(len(prompt) for prompt in prompts)
-        slots = self._get_range(self._decode, "past_keys_0", 2)[1]
+        longest, slots = max(len(prompt) for prompt in prompts), self._slots
         if longest + max_new_tokens - 1 > slots:
             raise InputError(
                 "the prompt and the new tokens do not fit the cache",

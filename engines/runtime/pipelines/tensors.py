@@ -11,7 +11,7 @@ from specs.bundle import Manifest
 
 if TYPE_CHECKING:
     from engines.runtime.arrays import Array
-    from engines.runtime.session import GraphSession
+    from engines.runtime.graph_session import GraphSession
 
 
 @final

@@ -1,0 +1,79 @@
+"""The reference data that a bundle carries, read and checked against its graph. Nothing is unpickled.
+
+<graph>.golden.npz       input:<name>, output:<name>: what torch answered in fp32
+<graph>.evaluation.npz   input:<name>, labels: held-out data, where the spec names some
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from specs.bundle import Graph, Manifest, resolve_inside
+from specs.errors import BundleError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_DAMAGED = (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error)
+
+
+def read_golden(folder: Path, graph: Graph) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Inputs and reference outputs by name. Raises BundleError."""
+    path = resolve_inside(folder, graph.golden)
+    arrays = _read_arrays(path)
+    needed = [f"input:{t.name}" for t in graph.inputs] + [f"output:{t.name}" for t in graph.outputs]
+    missing = [key for key in needed if key not in arrays]
+    if missing:
+        raise BundleError(
+            f"the golden data of graph '{graph.name}' lacks {', '.join(missing)}",
+            where=str(path),
+            allowed=", ".join(sorted(arrays)),
+            fix="export the bundle again",
+        )
+    feed = {t.name: arrays[f"input:{t.name}"] for t in graph.inputs}
+    return feed, {t.name: arrays[f"output:{t.name}"] for t in graph.outputs}
+
+
+def read_evaluation(folder: Path, graph: Graph) -> tuple[dict[str, Array], Array] | None:
+    """Inputs by name and labels, None when the graph has no such data. Raises BundleError."""
+    if graph.evaluation is None:
+        return None
+    path = resolve_inside(folder, graph.evaluation)
+    arrays = _read_arrays(path)
+    lengths = {name: len(array) for name, array in arrays.items() if array.ndim}
+    inputs = {t.name: arrays.get(f"input:{t.name}") for t in graph.inputs}
+    unfit = "labels" not in arrays or any(value is None for value in inputs.values()) or len(set(lengths.values())) != 1
+    if unfit or not inputs:
+        raise BundleError(
+            f"the evaluation data of graph '{graph.name}' does not fit it",
+            where=str(path),
+            got=", ".join(f"{name} {arrays[name].shape}" for name in sorted(arrays)),
+            allowed=f"labels, {', '.join(f'input:{t.name}' for t in graph.inputs)}, all of one length",
+            fix="export the bundle again",
+        )
+    return {name: value for name, value in inputs.items() if value is not None}, arrays["labels"]
+
+
+def split_batches(inputs: Mapping[str, Array], graph: Graph, manifest: Manifest) -> Iterator[dict[str, Array]]:
+    """Batches of the size that engines are tuned for; the last is filled up with its own last row."""
+    size = graph.inputs[0].shape[0]
+    batch = size if isinstance(size, int) else manifest.dims.get(size, (1, 1, 1))[1]
+    count = len(next(iter(inputs.values())))
+    for start in range(0, count, batch):
+        chosen = np.minimum(np.arange(start, start + batch), count - 1)
+        yield {name: value[chosen] for name, value in inputs.items()}
+
+
+def _read_arrays(path: Path) -> dict[str, Array]:
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (*_DAMAGED, AttributeError, TypeError) as error:  # the last two: an array under the name of an archive
+        raise BundleError(
+            "reference data cannot be read", where=str(path), got=str(error), fix="export the bundle again"
+        ) from None
