@@ -36,7 +36,7 @@ from specs.bundle import (
 from specs.disk import translate_os_errors
 from specs.errors import BuildError, OutputError, name_nearest
 from specs.report import BuildReport, BuildRow, PrecisionShares
-from specs.targets import Target, load_target
+from specs.targets import Target, list_targets, load_target
 
 REPORT_NAME = "reports/build.json"
 _TIMING_FOLDER = "timing"
@@ -116,11 +116,11 @@ def _choose_jobs(manifest: Manifest, target: str | None, backend: str | None) ->
     typed_graphs = [(graph, typed) for graph in manifest.graphs for typed in graph.typed]
     known = {typed.target for _, typed in typed_graphs}
     if target is not None and target not in known:
-        load_target(target)  # refuses an unknown name
+        exists = target.split("@")[0] in {one.name for one in list_targets()}
         raise BuildError(
             f"this bundle has no graph for the target '{target}'",
             allowed=name_nearest(target, known),
-            fix=f"export it for that target too: --target {target}",
+            fix=f"export it for that target too: --target {target}" if exists else "use one of these",
         )
     if backend is not None:
         load_backend(backend)  # refuses an unknown name

@@ -64,6 +64,12 @@ def _count_attention(node: Node, shape_of: ShapeOf) -> float:
     return 2 * _volume(query) * (key[-2] if len(key) > 1 else 1)
 
 
+def _count_recurrent(node: Node, shape_of: ShapeOf) -> float:
+    """T * B * (one product of W and one of R a step): X [T, B, I], W and R [directions, gates * H, I or H]."""
+    steps = _volume(shape_of(node.inputs[0])[:2])
+    return steps * sum(_volume(shape_of(name)) for name in node.inputs[1:3])
+
+
 #: op_type -> counter.
 MACS: Mapping[str, Callable[[Node, ShapeOf], float]] = {
     "MatMul": _count_matmul,
@@ -81,6 +87,9 @@ MACS: Mapping[str, Callable[[Node, ShapeOf], float]] = {
     "ConvInteger": _count_conv,
     "QLinearConv": _count_qlinear_conv,
     "ConvTranspose": _count_conv_transpose,
+    "RNN": _count_recurrent,
+    "GRU": _count_recurrent,
+    "LSTM": _count_recurrent,
     "Attention": _count_attention,
     "MultiHeadAttention": _count_attention,
     "GroupQueryAttention": _count_attention,

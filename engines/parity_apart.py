@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engines.backends.worker import make_environment
+from engines.backends.worker import ROOT, make_environment
 from specs import errors
 from specs.report import ParityReport
 
@@ -31,6 +31,7 @@ def check_bundle_apart(folder: Path, *, progress: Progress) -> ParityReport:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        cwd=ROOT,  # `python -m` looks there first: a folder of the user's called `engines` must not be found
         env=make_environment(),
     )
     report: ParityReport | None = None

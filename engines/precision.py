@@ -14,12 +14,12 @@ inlined first. A dimension that is only known at run time counts as its size in 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engines.macs import MACS
-from engines.onnx_file import Node, OnnxFile, Shape, Value, parse_onnx, read_onnx
+from engines.onnx_file import GraphPart, Node, OnnxFile, Shape, Value, parse_onnx, read_onnx
 from specs.errors import BuildError, GraphError
 from specs.report import PrecisionShares
 
@@ -47,6 +47,8 @@ LEAST_COMPUTE: Mapping[str, tuple[float, str]] = {
     "int8": (0.5, "the attention core and named sensitive layers stay in the graph's high precision"),
 }
 _VISIBLE_SHARE = 0.01
+#: Opsets in which onnx does not follow the result of a Shape; from 15 on it does, and no rule of shapes changed between.
+_WITHOUT_VALUES_OF_SHAPES = (13, 14)
 #: Precisions that are lower than the asked one and so satisfy it; no target has fp64 to ask for.
 _LOWER = {"fp32": ("fp64",), "fp16": ("int8", "fp8", "int4"), "bf16": ("int8", "fp8", "int4"), "int8": ("fp8", "int4")}
 
@@ -85,8 +87,11 @@ def require_precision(shares: PrecisionShares, precision: str, *, where: str) ->
         )
 
 
-def _flatten(model: OnnxFile) -> OnnxFile:
-    """The same graph with functions inlined and shapes inferred, as far as `onnx` is installed and able."""
+def _flatten(model: OnnxFile, sizes: Mapping[str, int]) -> OnnxFile:
+    """The same graph with functions inlined and shapes inferred, as far as `onnx` is installed and able.
+
+    Dims are replaced by their sizes first: inference goes further with numbers (a Resize of a named dim ends it).
+    """
     try:
         import onnx
         import onnx.inliner
@@ -98,6 +103,15 @@ def _flatten(model: OnnxFile) -> OnnxFile:
         proto = onnx.load(str(model.path), load_external_data=False)
         if proto.functions:
             proto = onnx.inliner.inline_local_functions(proto)
+        graph = proto.graph
+        for index, value in enumerate((*graph.input, *graph.output, *graph.value_info)):
+            for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+                batch = axis == 0 and index < len(graph.input) and not dim.HasField("dim_value")
+                if dim.dim_param in sizes or batch:
+                    dim.dim_value = sizes.get(dim.dim_param, 1)
+        for entry in proto.opset_import:
+            if entry.domain in ("", "ai.onnx") and entry.version in _WITHOUT_VALUES_OF_SHAPES:
+                entry.version = max(_WITHOUT_VALUES_OF_SHAPES) + 1
         proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
         return parse_onnx(proto.SerializeToString(), model.path)
     except DecodeError as error:
@@ -111,18 +125,27 @@ def _flatten(model: OnnxFile) -> OnnxFile:
         return model  # shapes from the file alone: unknown ones count as 1
 
 
+def _list_parts(part: GraphPart) -> Iterator[GraphPart]:
+    """A graph and the bodies of its If, Loop and Scan: each counts once, however often it runs."""
+    yield part
+    for node in part.nodes:
+        for body in node.subgraphs:
+            yield from _list_parts(body)
+
+
 class _Types:
-    """dtype and shape of every tensor of the main graph, as far as they are known."""
+    """dtype and shape of every tensor of the graph and the bodies inside it, as far as they are known."""
 
     def __init__(self, model: OnnxFile) -> None:
-        graph = model.graph
-        known: list[Value] = [*graph.inputs, *graph.values, *graph.outputs]
+        parts = list(_list_parts(model.graph))
+        nodes = [node for part in parts for node in part.nodes]
+        known: list[Value] = [value for part in parts for value in (*part.inputs, *part.values, *part.outputs)]
         self.dtypes = {v.name: v.dtype for v in known if v.dtype}
         self.shapes: dict[str, Shape | None] = {v.name: v.shape for v in known}
-        for weight in graph.weights:
+        for weight in (weight for part in parts for weight in part.weights):
             self.dtypes[weight.name], self.shapes[weight.name] = weight.dtype, weight.shape
-        self.producers = {name: node for node in graph.nodes for name in node.outputs if name}
-        for node in graph.nodes:
+        self.producers = {name: node for node in nodes for name in node.outputs if name}
+        for node in nodes:
             self._add_constant(node)
             self._add_outputs(node)
 
@@ -161,7 +184,7 @@ class _Types:
 
 def measure_graph(model: OnnxFile, sizes: Mapping[str, int]) -> tuple[PrecisionShares, float]:
     """Shares, and all multiply-accumulates, of a graph whose file is still there."""
-    model = _flatten(model)
+    model = _flatten(model, sizes)
     types = _Types(model)
     nodes: dict[str, float] = defaultdict(float)
     weights: dict[str, float] = defaultdict(float)
@@ -169,7 +192,7 @@ def measure_graph(model: OnnxFile, sizes: Mapping[str, int]) -> tuple[PrecisionS
     for weight in model.walk_weights():
         if weight.dtype in _PRECISIONS:
             weights[_PRECISIONS[weight.dtype]] += weight.nbytes
-    for node in model.graph.nodes:
+    for node in (node for part in _list_parts(model.graph) for node in part.nodes):
         precision = _find_precision(node, types)
         if not precision:
             continue

@@ -109,7 +109,8 @@ def export_spec(
             dims={name: (dim.min, dim.opt, dim.max) for name, dim in spec.dims.items()},
             pipeline=handler.describe_pipeline(spec),
             graphs=tuple(graph for component in components.values() for graph in component.graphs),
-            parity=spec.parity.model_dump(exclude_none=True),
+            parity=spec.parity.model_dump(exclude_none=True)
+            | ({"top1_max_loss": spec.evaluation.max_loss} if spec.evaluation else {}),
         ),
         components={name: component.pool for name, component in components.items()},
     )

@@ -17,6 +17,7 @@ from onnx_ir.passes import common
 
 from exporters.export import Variant, finish_bundle, list_versions, write_typed_graphs
 from exporters.golden import write_golden
+from exporters.passes._graph import describe_node
 from exporters.read_model import read_source
 from exporters.reference import Reference, find_reference
 from exporters.samples import Feed, make_random_inputs, read_samples
@@ -36,6 +37,8 @@ _RANDOM_SAMPLES = 16
 _SEED = 1  # of made-up calibration data; the golden data has another
 _GOLDEN_NEAR = 3
 _NOT_NUMPY = (None, ir.DataType.UNDEFINED, ir.DataType.STRING)
+_STANDARD_DOMAINS = ("", "ai.onnx")
+_MOST_NAMED = 5
 _NUMBERS = "fiub"  # numpy's kinds of floats, integers and bools
 
 
@@ -81,6 +84,8 @@ def export_model(
     reference = find_reference(read, inputs, ranges, samples)
     outputs = tuple(_describe_output(value, reference, inputs) for value in model.graph.outputs)
 
+    for target in targets:
+        _require_standard_operators(model, target, source)
     (folder / COMPONENT).mkdir()
     pool = WeightPool(folder / COMPONENT)
     pool.store(model)
@@ -156,6 +161,25 @@ def _choose_dims(inputs: Sequence[IoTensor], given: Mapping[str, Dim], source: P
                 fix="name one of these in --dim" if names else "leave --dim away: every size of this model is fixed",
             )
     return {name: given.get(name, DEFAULT_DIM) for name in names}
+
+
+def _require_standard_operators(model: ir.Model, target: Target, source: Path) -> None:
+    """TensorRT looks at an operator's type before its domain, and would take a contrib operator for ONNX's own."""
+    if target.lowering == "onnxruntime":
+        return
+    foreign = [
+        describe_node(node)
+        for node in (*model.graph.all_nodes(), *(n for f in model.functions.values() for n in f.all_nodes()))
+        if node.domain not in _STANDARD_DOMAINS and node.op_identifier() not in model.functions
+    ]
+    if foreign:
+        raise GraphError(
+            f"target '{target.name}' runs TensorRT, which has no operators of other domains",
+            where=str(source),
+            got=", ".join(foreign[:_MOST_NAMED]) + (", ..." if len(foreign) > _MOST_NAMED else ""),
+            allowed="operators of standard ONNX, and functions with a body in the file",
+            fix="export for 'cpu', or give the model as it was before it was optimised for ONNX Runtime",
+        )
 
 
 def _require_reachable(own: Precision, asked: Sequence[Precision], source: Path) -> None:

@@ -22,7 +22,7 @@ import torch
 from onnx_ir.passes import common
 from torch.export import ExportedProgram
 
-from exporters.ops import CUSTOM_OPS, attach_bodies, register_schemas
+from exporters.ops import CUSTOM_OPS, attach_bodies, registered_schemas
 from exporters.trace import make_dynamic_shapes
 from specs import ops
 from specs.errors import ExportError
@@ -41,9 +41,8 @@ def lower(program: ExportedProgram, graph: GraphModule) -> ir.Model:
     Raises:
         ExportError: torch has no translation for an operator of the program.
     """
-    register_schemas()
     try:
-        with _quiet_exporter():
+        with _quiet_exporter(), registered_schemas():
             exported = torch.onnx.export(
                 program,
                 dynamo=True,
@@ -64,7 +63,7 @@ def lower(program: ExportedProgram, graph: GraphModule) -> ir.Model:
     model = exported.model
     model.graph.name = graph.name
     _rename_dims(model, graph)
-    _tidy_metadata(model)
+    _tidy_metadata(model, graph.component)
     attach_bodies(model)
     common.RemoveUnusedOpsetsPass()(model)
     return model
@@ -135,14 +134,13 @@ def _list_values(model: ir.Model) -> Iterator[ir.Value]:
         yield from node.outputs
 
 
-def _tidy_metadata(model: ir.Model) -> None:
-    """Keep the module path; drop the rest, which holds source lines and paths of the exporting machine."""
+def _tidy_metadata(model: ir.Model, component: str) -> None:
+    """Keep the module path (the component's name at its top); drop the rest: source lines and the machine's paths."""
     for node in model.graph.all_nodes():
         scopes = ast.literal_eval(node.metadata_props.get(_SCOPES_KEY, "[]"))
         node.metadata_props.clear()
         node.doc_string = None
-        if len(scopes) >= 2 and scopes[-2]:
-            node.metadata_props[MODULE_KEY] = scopes[-2]
+        node.metadata_props[MODULE_KEY] = (scopes[-2] if len(scopes) >= 2 else "") or component
     for value in _list_values(model):
         value.metadata_props.clear()
         value.doc_string = None

@@ -61,7 +61,7 @@ def read_samples(
             "the arrays make different numbers of feeds",
             where=str(path),
             got=", ".join(f"{name} {list(arrays[name].shape)} makes {count}" for name, count in counts.items()),
-            fix="give every array the same number of samples; an axis more in front counts feeds where one has no batch",
+            fix="give every array as many samples; one more axis in front counts them where there is no batch",
         )
     return [dict(zip(cut, feed, strict=True)) for feed in zip(*cut.values(), strict=True)]
 
@@ -101,7 +101,7 @@ def _fits(size: int, wanted: int | str, dims: Mapping[str, Dim]) -> bool:
 
 
 def _choose_count(path: Path, total: int, tensor: IoTensor, dims: Mapping[str, Dim], sizes: Mapping[str, int]) -> int:
-    """How many samples of a first axis one feed takes: what it is fixed to, else `sizes`, or all when there are fewer."""
+    """How many samples one feed takes: what the first axis is fixed to, else `sizes`, or all when there are fewer."""
     first = tensor.shape[0]
     least = first if isinstance(first, int) else dims[first].min
     if total < least or not total:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import IO, Any
 
 import numpy as np
@@ -18,6 +18,8 @@ import numpy as np
 from engines.runtime import Answer, Session, TextGeneration, answer, load
 from engines.runtime.answer import Request
 from metagen_deploy.tables import print_table
+from specs.bundle import read_manifest, verify_files
+from specs.disk import translate_os_errors
 from specs.errors import InputError, OutputError
 
 _TENSOR_SUFFIXES = (".npy", ".npz")
@@ -40,7 +42,8 @@ def answer_request(
     """
     if output:
         _check_output(output)
-    with load(bundle) as session:
+    verify_files(bundle, read_manifest(bundle))
+    with load(bundle, verify=False) as session:
         _announce_choices(session)
         pictures, tensors = _sort_inputs(session, inputs)
         request = Request(files=(*files, *pictures), prompts=prompts, inputs=tensors, graph=graph)
@@ -48,7 +51,7 @@ def answer_request(
             found = _stream_continuation(session.pipeline, prompts[0])
         else:
             found = answer(session, request)
-            print_table("", found.header, found.rows)
+            print_table("", found.header, found.spell_rows())
     if output:
         _write_answer(output, found)
 
@@ -61,6 +64,10 @@ def _check_output(path: Path) -> None:
         )
     if not path.parent.is_dir():
         raise OutputError("the folder to write to does not exist", where=str(path.parent), fix="make it first")
+    if path.is_dir():
+        raise OutputError("this is a folder", where=str(path), fix="give a file with -o")
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError("the folder cannot be written to", where=str(path.parent), fix="choose another with -o")
 
 
 def _announce_choices(session: Session) -> None:
@@ -103,25 +110,25 @@ def _write_answer(path: Path, found: Answer) -> None:
         raise InputError(
             "this answer is text, not tensors", got=str(path), allowed=".json or .txt", fix=f"-o {path.stem}.json"
         )
-    save: Callable[..., None] = np.savez
     writers: dict[str, Callable[[IO[bytes]], Any]] = {
-        ".npz": lambda stream: save(stream, **found.arrays),
+        ".npz": lambda stream: _write_arrays(stream, found.arrays),
         ".json": lambda stream: stream.write((found.to_json() + "\n").encode(errors="replace")),
         ".txt": lambda stream: stream.write((found.to_text() + "\n").encode(errors="replace")),
     }
-    try:
-        with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as stream:
-            temporary = Path(stream.name)
-            try:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with translate_os_errors(path):
+        try:
+            with temporary.open("wb") as stream:
                 writers[path.suffix](stream)
-                stream.flush()
-                os.fchmod(stream.fileno(), 0o644)
-                temporary.replace(path)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
-    except OSError as error:
-        raise OutputError(
-            "the answer could not be written", where=str(path), got=error.strerror, fix="choose another file with -o"
-        ) from error
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     sys.stderr.write(f"wrote {path}\n")
+
+
+def _write_arrays(stream: IO[bytes], arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """An .npz, as numpy.savez writes it; that one has no way to store an array called "file"."""
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)

@@ -25,6 +25,9 @@ from specs.errors import MetagenError
 if TYPE_CHECKING:
     from specs.schema import Dim, Precision
 
+_PROGRAM = "metagen-deploy"
+_COMPLETION = "_METAGEN_DEPLOY_COMPLETE"
+
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "int4", "auto")
 BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
 BASELINES = ("torch", "stock-onnx")
@@ -296,18 +299,17 @@ def run_command(arguments: list[str]) -> int:
 
 
 def _invoke(arguments: list[str]) -> int:
-    """Parse and call the verb, and undo what click makes of interrupts and closed pipes."""
+    """Parse and call the verb. `cli.main()` would do it too, but it keeps interrupts and closed pipes to itself."""
+    if _COMPLETION in os.environ:  # a shell asks for completions
+        cli.main(args=arguments, prog_name=_PROGRAM)
     try:
-        result = cli.main(args=arguments, prog_name="metagen-deploy", standalone_mode=False)
+        with cli.make_context(_PROGRAM, list(arguments)) as context:
+            result = cli.invoke(context)
+    except click.exceptions.Exit as ended:  # --help, --version
+        return ended.exit_code
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except click.Abort as error:  # of a KeyboardInterrupt, but of an EOFError too, which is a bug
-        raise error.__cause__ or KeyboardInterrupt from None
-    except SystemExit as error:
-        if isinstance(error.__context__, BrokenPipeError):
-            raise error.__context__ from None
-        raise
     return result if isinstance(result, int) else 0
 
 

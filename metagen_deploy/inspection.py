@@ -12,10 +12,11 @@ from engines.inspect import Inspection, inspect_model
 from engines.onnx_file import Value
 from metagen_deploy.render import print_shares, spell_shares
 from metagen_deploy.tables import format_bytes, format_count, print_line, print_table
-from specs.bundle import MANIFEST_NAME, EngineFile, Graph, Manifest, read_manifest, resolve_inside
+from specs.bundle import MANIFEST_NAME, EngineFile, Graph, Manifest, read_manifest, resolve_inside, verify_files
 from specs.errors import InputError, MetagenError
 
 _ENGINE_BACKENDS = ("tensorrt-rtx", "tensorrt")  # as they end an engine's name: model.h200-fp16.tensorrt.plan
+_ENGINE_SUFFIXES = (".plan", ".engine", ".trt")
 _MOST_OPERATORS = 24
 
 
@@ -27,15 +28,24 @@ def print_inspection(path: Path) -> None:
         MetagenError: it cannot be read; see `engines.inspect` and the backends.
     """
     if path.is_dir():
-        _print_bundle(path, read_manifest(path))
+        manifest = read_manifest(path)
+        verify_files(path, manifest)
+        _print_bundle(path, manifest)
     elif not path.is_file():
         raise InputError(
             "there is no such file or folder", where=str(path), allowed="a bundle, an engine or an .onnx file"
         )
     elif path.suffix == ".onnx":
         _print_model(inspect_model(path))
-    else:
+    elif path.suffix in _ENGINE_SUFFIXES:
         _print_engine(path)
+    else:
+        raise InputError(
+            "this is nothing that can be inspected",
+            where=str(path),
+            allowed=f"a bundle's folder, an .onnx file, or an engine ({', '.join(_ENGINE_SUFFIXES)})",
+            fix=f"metagen-deploy inspect {path.parent}" if path.name == MANIFEST_NAME else "check the path",
+        )
 
 
 def _print_bundle(folder: Path, manifest: Manifest) -> None:
@@ -140,8 +150,8 @@ def _print_engine(path: Path) -> None:
     """What the bundle around an engine recorded of it, and what the engine says itself where it can be opened."""
     named = [backend for backend in _ENGINE_BACKENDS if path.name.endswith(f".{backend}.plan")]
     backend = load_backend(named[0] if named else _ENGINE_BACKENDS[-1])
-    print_line(f"{path.name}: {format_bytes(path.stat().st_size)}, {backend.name}")
     record = _find_record(path)
+    print_line(f"{path.name}: {format_bytes(path.stat().st_size)}, {backend.name}")
     if record:
         print_table(
             "Recorded when it was built", ("", ""), [(f.name, str(getattr(record, f.name))) for f in fields(record)]
@@ -165,6 +175,9 @@ def _find_record(path: Path) -> EngineFile | None:
     path = path.resolve()
     for folder in path.parents:
         if (folder / MANIFEST_NAME).is_file():
-            graphs = read_manifest(folder).graphs
-            return next((e for g in graphs for e in g.engines if folder / e.file == path), None)
+            manifest = read_manifest(folder)
+            engine = next((e for g in manifest.graphs for e in g.engines if folder / e.file == path), None)
+            if engine is not None:
+                verify_files(folder, manifest, [engine.file])
+            return engine
     return None

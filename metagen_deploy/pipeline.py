@@ -6,15 +6,17 @@ check    bundle -> parity report                             bench    bundle -> 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from metagen_deploy.memory import require_host_memory
-from specs.bundle import Manifest
+from specs.bundle import MANIFEST_NAME, SPEC_NAME, Manifest, digest_file, read_manifest
 from specs.errors import (
     BuildError,
     GraphError,
     MetagenError,
+    OutputError,
     ParityError,
     SpecError,
     TargetError,
@@ -51,7 +53,11 @@ def export(
         MetagenError: anything else of the user's making.
     """
     refuse_unimplemented(precisions)
-    if Path(source).is_dir():
+    refuse_repeats("--target", targets)
+    refuse_repeats("--precision", precisions)
+    if os.path.isfile(os.path.join(source, MANIFEST_NAME)):  # noqa: PTH113, PTH118 - pathlib raises for a name too long
+        raise SpecError("this is a bundle already", where=source, fix=f"metagen-deploy build {source}")
+    if os.path.isdir(source):  # noqa: PTH112
         raise SpecError(
             "checkpoint folders are not taken yet",
             where=source,
@@ -104,14 +110,33 @@ def build(
     timing_cache: Path | None = None,
     progress: Progress,
 ) -> BuildReport:
-    """Compile the engines of a bundle. An .onnx file first becomes a bundle beside it, `<stem>.bundle`."""
+    """Compile the engines of a bundle. An .onnx file first becomes a bundle beside it, `<stem>.bundle`.
+
+    A bundle that was made of this very file, and has the target, is taken as it is: it may hold more than this makes.
+    """
     from engines.build import build_bundle
 
-    if source.suffix == ".onnx":
+    if source.suffix == ".onnx" and not source.is_dir():
         bundle = source.with_suffix(".bundle")
-        export(str(source), output=bundle, targets=(target,) if target else (), progress=progress)
+        if not is_made_of(bundle, source, target=target):
+            export(str(source), output=bundle, targets=(target,) if target else (), progress=progress)
         source = bundle
     return build_bundle(source, target=target, backend=backend, timing_cache=timing_cache, progress=progress)
+
+
+def is_made_of(bundle: Path, source: Path, *, target: str | None) -> bool:
+    """Whether a bundle is that of an ONNX file, with graphs for `target`. One made of a spec is refused."""
+    if not (bundle / MANIFEST_NAME).is_file() or not source.is_file():
+        return False
+    if (bundle / SPEC_NAME).is_file():
+        raise OutputError(
+            f"the bundle beside {source.name} was made of a spec, and would be replaced",
+            where=str(bundle),
+            fix=f"metagen-deploy export {source} -o BUNDLE, then metagen-deploy build BUNDLE",
+        )
+    manifest = read_manifest(bundle)
+    has_target = target is None or any(t.target == target for graph in manifest.graphs for t in graph.typed)
+    return manifest.spec_digest == digest_file(source) and has_target
 
 
 def check(folder: Path, *, backends: tuple[str, ...] | None = None, progress: Progress) -> ParityReport:
@@ -156,6 +181,13 @@ def admit_targets(spec: Spec, precisions: Sequence[Precision]) -> list[Target]:
         for one in asked:
             require_fit(one, target)
     return targets
+
+
+def refuse_repeats(option: str, values: Sequence[str]) -> None:
+    """A value that is given twice is a slip, and would be made twice under one name."""
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            raise TargetError(f"{option} {value} is given twice", fix="keep one of the two")
 
 
 def refuse_unimplemented(precisions: Sequence[Precision]) -> None:

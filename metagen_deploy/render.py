@@ -41,6 +41,11 @@ def print_manifest(folder: Path, manifest: Manifest) -> None:
     )
     total_bytes = sum(entry.bytes for entry in manifest.files.values())
     print_line(f"wrote {folder} ({len(manifest.files)} files, {format_bytes(total_bytes)})")
+    if manifest.dims:
+        ranges = ", ".join(
+            f"{name} {low}..{high} (tuned for {opt})" for name, (low, opt, high) in manifest.dims.items()
+        )
+        print_line(f"takes {ranges}; other ranges: export with --dim NAME=MIN:OPT:MAX")
     print_line(f"next: metagen-deploy check {folder}")
 
 

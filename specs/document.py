@@ -64,7 +64,7 @@ def read_text(path: Path) -> str:
             "this file is not UTF-8 text",
             where=str(path),
             got=f"byte 0x{error.object[error.start]:02x} at offset {error.start}",
-            fix="save the file as UTF-8",
+            fix="give a spec's YAML file, saved as UTF-8",
         ) from None
     except OSError as error:
         raise SpecError(

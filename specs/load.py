@@ -13,7 +13,7 @@ file's name, so that a bundle says nothing of the machine it came from.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -268,8 +268,8 @@ def resolve_source(source: str, folder: Path) -> Path:
     return path
 
 
-def _resolve_sources(spec: Spec, folder: Path) -> Spec:
-    """Absolute paths of files that exist."""
+def _resolve_sources(spec: Spec, folder: Path, options: Collection[str] = ()) -> Spec:
+    """Absolute paths of files that exist; those of `options` were given on the command line."""
     kinds: dict[str, type[MetagenError]] = {
         "weights": WeightsError,
         "calibration": CalibrationError,
@@ -282,11 +282,17 @@ def _resolve_sources(spec: Spec, folder: Path) -> Spec:
             continue
         path = resolve_source(part.source, folder)
         if not path.is_file():
+            problem, fix = (
+                f"the file that {key}.source names",
+                f"correct {key}.source; it is relative to the spec's own folder",
+            )
+            if key in options:
+                problem, fix = f"the file given with --{key}", "correct the path"
             raise kind(
-                f"the file that {key}.source names does not exist",
+                f"{problem} {'is a folder' if path.is_dir() else 'does not exist'}",
                 where=str(path),
-                got=part.source,
-                fix=f"correct {key}.source; it is relative to the spec's own folder",
+                got=None if part.source == str(path) else part.source,
+                fix=fix,
             )
         update[key] = part.model_copy(update={"source": str(path)})
     return spec.model_copy(update=update)
@@ -337,4 +343,5 @@ def override_spec(
             )
     update["dims"] = {**spec.dims, **(dims or {})}
     spec = check_consistency(Document("the command line", {}, {(): 0}), spec.model_copy(update=update))
-    return _resolve_sources(spec, Path.cwd())
+    given = {"weights": weights, "calibration": calibration}
+    return _resolve_sources(spec, Path.cwd(), [key for key, path in given.items() if path is not None])

@@ -112,6 +112,8 @@ class ParityReport:
         return cls(**data)
 
     def summarise(self) -> str:
+        if not self.rows:
+            return f"{self.bundle}: nothing could be compared on this machine, {len(self.not_run)} not run"
         failed = sum(not r.passed for r in self.rows) + sum(not m.passed for m in self.metrics)
         total = len(self.rows) + len(self.metrics)
         verdict = "within tolerance" if self.passed else f"{failed} of {total} outside tolerance"

@@ -147,8 +147,10 @@ def test_unknown_target_and_wrong_backend(bundle: Path) -> None:
     assert str(caught.value) == (
         "this bundle has no graph for the target 'rtx-4080'\n"
         "  allowed: cpu, rtx-4090 (did you mean 'rtx-4090'?)\n"
-        "  fix:     export it for that target too: --target rtx-4080"
+        "  fix:     use one of these"
     )
+    with pytest.raises(BuildError, match="fix:     export it for that target too: --target h200"):
+        build_bundle(bundle, target="h200")
     with pytest.raises(BuildError, match="target 'cpu' is served by onnxruntime, not by tensorrt-rtx"):
         build_bundle(bundle, target="cpu", backend="tensorrt-rtx")
 

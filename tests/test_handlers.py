@@ -281,7 +281,7 @@ GOOD = np.full((4, 1, 8, 8), 0.5, np.float32)
             (
                 "the data has no array 'image'\n"
                 "  where:   PATH\n"
-                "  got:     images (did you mean 'images'?)\n"
+                "  got:     images\n"
                 "  allowed: image\n"
                 "  fix:     save the arrays under the names of the graph's inputs"
             ),

@@ -526,7 +526,7 @@ def test_file_that_cannot_be_read(tmp_path: Path) -> None:
         load_spec(path)
     assert str(caught.value) == (
         f"this file is not UTF-8 text\n  where:   {path}\n  got:     byte 0xe9 at offset 9\n"
-        "  fix:     save the file as UTF-8"
+        "  fix:     give a spec's YAML file, saved as UTF-8"
     )
     path.write_bytes(b"#" * 2_000_000)
     with pytest.raises(SpecError, match="too large to be a spec"):

@@ -200,5 +200,5 @@ def test_without_pillow_other_kinds_say_what_to_install(tmp_path: Path, monkeypa
     monkeypatch.setitem(__import__("sys").modules, "PIL.Image", None)
     with pytest.raises(InputError) as caught:
         load_image(tmp_path / "a.jpg", height=4, width=4, channels=3)
-    assert caught.value.problem == "this picture is of a kind that needs Pillow"
+    assert caught.value.problem == "the picture cannot be read without Pillow"
     assert caught.value.fix == "pip install pillow, or convert it"

@@ -267,7 +267,7 @@ def test_answers_of_every_pipeline(tmp_path: Path, clip: Session) -> None:
     classifier = load(write_classifier(tmp_path / "c.bundle"), threads=1)
     found = answer(classifier, Request(files=(picture,), top_k=1))
     assert found.to_text() == f"{'picture'.ljust(len(picture))}  label  probability\n{picture}  right  0.9998"
-    assert json.loads(found.to_json()) == [{"picture": picture, "label": "right", "probability": "0.9998"}]
+    assert json.loads(found.to_json()) == [{"picture": picture, "label": "right", "probability": pytest.approx(0.99975, abs=1e-5)}]
     assert answer(clip, Request(files=(picture,), prompts=("l", "r"))).rows[0][1] == "r"
     decoder = load(write_decoder(tmp_path / "d.bundle", WEIGHTS), threads=1)
     expected = BytesTokenizer().decode(generate_with_numpy(WEIGHTS, list(b"hi"), 5))
@@ -280,7 +280,7 @@ def test_tensors_by_name_from_files(tmp_path: Path) -> None:
     np.save(tmp_path / "lengths.npy", np.array([3]))
     inputs = (f"token_ids={tmp_path}/ids.npy", f"lengths={tmp_path}/lengths.npy")
     found = answer(session, Request(inputs=inputs, graph="decoder.prefill"))
-    assert [row[:3] for row in found.rows][0] == ("logits", "float32", f"[1, {VOCAB}]")
+    assert [row[:3] for row in found.rows][0] == ("logits", "float32", (1, VOCAB))
     np.savez(tmp_path / "all.npz", **{"input:token_ids": np.array([[1, 2, 3]]), "lengths": np.array([3])})
     again = answer(session, Request(files=(str(tmp_path / "all.npz"),), graph="decoder.prefill"))
     assert (found.arrays["logits"] == again.arrays["logits"]).all()

@@ -61,7 +61,7 @@ def compile_graph(
     _check_opset(graph, _trt_versions.find_opsets(module, version), f"{title} {version}")
     name = f"{title} {version}"
     with translate_os_errors(request.output), tempfile.TemporaryDirectory(prefix="metagen-build-") as scratch:
-        heard, status, tail = _run_worker(_to_json(request, module), Path(scratch), progress)
+        heard, status, tail = _run_worker(_to_json(request, module, graph), Path(scratch), progress)
     if heard.done is None:
         raise _translate(name, graph, request.output, heard, status, tail)
     done = heard.done
@@ -78,8 +78,9 @@ def compile_graph(
     )
 
 
-def _to_json(request: CompileRequest, module: str) -> dict[str, Any]:
+def _to_json(request: CompileRequest, module: str, graph: OnnxFile) -> dict[str, Any]:
     assert request.output is not None
+    interface = (*graph.graph.inputs, *graph.graph.outputs)
     return {
         "module": module,
         "model": str(request.model.resolve()),
@@ -88,6 +89,7 @@ def _to_json(request: CompileRequest, module: str) -> dict[str, Any]:
         "profile": {p.name: [list(p.minimum), list(p.optimum), list(p.maximum)] for p in request.profile},
         "compute_capabilities": list(request.compute_capabilities),
         "keep_fp32": list(request.keep_fp32),
+        "wide_tensors": [tensor.name for tensor in interface if tensor.dtype == "int64"],
         "workspace_bytes": request.workspace_bytes,
         "timing_cache": str(request.timing_cache.resolve()) if request.timing_cache else None,
         "optimization_level": request.optimization_level,

@@ -64,7 +64,8 @@ def _read_precision(layer: Any, producers: dict[str, Any]) -> str:
         stored = {_read_stored(layer.get_input(i), producers) for i in range(min(layer.num_inputs, 2))}
         if len(stored) == 1 and "" not in stored:
             return str(stored.pop())
-    return _NAMES.get(layer.get_output(0).dtype.name, "")
+    result = layer.get_output(0)  # None of a layer that only closes a loop
+    return _NAMES.get(result.dtype.name, "") if result is not None else ""
 
 
 def _read_stored(tensor: Any, producers: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ Imports the standard library and the compiler named in the request, nothing else
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import json
 import os
@@ -28,6 +29,12 @@ from typing import Any, TextIO
 from engines.backends import _trt_network, _trt_versions
 
 _PROGRESS_INTERVAL_S = 0.1
+#: Source of kernels -> its libraries, by CUDA's generation, and a function that only the real ones have.
+_TACTIC_LIBRARIES = {
+    "CUBLAS": (("libcublas.so.12", "libcublas.so.11"), "cublasCreate_v2"),
+    "CUBLAS_LT": (("libcublasLt.so.12", "libcublasLt.so.11"), "cublasLtCreate"),
+    "CUDNN": (("libcudnn.so.8",), "cudnnCreate"),
+}
 
 
 class _Failure(Exception):
@@ -76,16 +83,15 @@ def _build(trt: Any, request: dict[str, Any], events: _Events) -> dict[str, Any]
     if decisions.missing_flags:
         raise _Failure("setup", f"this version has no builder flag {', '.join(decisions.missing_flags)}")
     logger = _make_logger(trt, events)
-    builder = trt.Builder(logger)
-    if builder is None:
-        raise _Failure("setup", "the compiler did not start: is there a GPU and its driver?")
+    builder = _start_builder(trt, logger)
     network = builder.create_network(_pack(trt.NetworkDefinitionCreationFlag, decisions.network_flags))
     events.send({"event": "progress", "message": "parsing the graph", "fraction": 0.0})
     _parse(trt, network, logger, request["model"])
-    notes = _mark_attention(trt, network)
+    notes = [*_mark_attention(trt, network), *_note_narrowed(network, request["wide_tensors"])]
     unknown = max((size for shapes in request["profile"].values() for size in shapes[1]), default=1)
     shares = _trt_network.measure_network(trt, network, unknown) if decisions.strongly_typed else None
     config = _configure(trt, builder, network, decisions, request)
+    notes += _limit_tactics(trt, config)
     cache = _load_timing_cache(config, decisions, request["timing_cache"])
     monitor = _make_monitor(trt, events)
     if monitor is not None:
@@ -118,6 +124,16 @@ def _make_logger(trt: Any, events: _Events) -> Any:
                 events.send({"event": "log", "severity": name, "text": text})
 
     return Logger()
+
+
+def _start_builder(trt: Any, logger: Any) -> Any:
+    try:
+        builder = trt.Builder(logger)
+    except TypeError:  # what the bindings make of a null pointer
+        builder = None
+    if builder is None:
+        raise _Failure("setup", "the compiler did not start: is there a GPU and its driver?")
+    return builder
 
 
 def _make_monitor(trt: Any, events: _Events) -> Any:
@@ -223,6 +239,37 @@ def _configure(
     return config
 
 
+def _limit_tactics(trt: Any, config: Any) -> list[str]:
+    """Switch off the sources of kernels whose libraries are not on this machine; 8.6 would fail on the first of them.
+
+    A library that loads without the function it is known by is a stand-in: other libraries only link to it.
+    """
+    if not hasattr(config, "get_tactic_sources"):
+        return []
+    sources, missing = config.get_tactic_sources(), []
+    for name, (libraries, function) in _TACTIC_LIBRARIES.items():
+        source = getattr(trt.TacticSource, name, None)
+        if source is None or not sources >> int(source) & 1 or _find_function(libraries, function):
+            continue
+        sources &= ~(1 << int(source))
+        missing.append(name)
+    if not missing:
+        return []
+    if not config.set_tactic_sources(sources):
+        raise _Failure("setup", f"the compiler needs the libraries of {', '.join(missing)}, which are not here")
+    return [f"kernels of {', '.join(missing)} are left out: their libraries are not on this machine"]
+
+
+def _find_function(libraries: tuple[str, ...], function: str) -> bool:
+    for library in libraries:
+        try:
+            if hasattr(ctypes.CDLL(library), function):
+                return True
+        except OSError:
+            continue
+    return False
+
+
 def _set_capabilities(trt: Any, config: Any, capabilities: list[str]) -> None:
     config.num_compute_capabilities = len(capabilities)
     for index, capability in enumerate(capabilities):
@@ -232,20 +279,35 @@ def _set_capabilities(trt: Any, config: Any, capabilities: list[str]) -> None:
 
 
 def _keep_fp32(trt: Any, network: Any, names: set[str]) -> None:
-    """Without strong typing the graph's own types are advice; the nodes kept in fp32 are made a constraint."""
+    """Without strong typing the graph's own types are advice; the nodes kept in fp32 are made a constraint.
+
+    A layer that gives integers or booleans has no precision to constrain, and a cast none but its own.
+    """
     for index in range(network.num_layers):
         layer = network.get_layer(index)
-        if layer.name in names:
+        if layer.name not in names or layer.type.name in ("CAST", "CONSTANT", "SHAPE"):
+            continue
+        floats = [i for i in range(layer.num_outputs) if layer.get_output(i).dtype in (trt.float32, trt.float16)]
+        if floats:
             layer.precision = trt.float32
-            for output in range(layer.num_outputs):
-                layer.set_output_type(output, trt.float32)
+        for output in floats:
+            layer.set_output_type(output, trt.float32)
+
+
+def _note_narrowed(network: Any, wide: list[str]) -> list[str]:
+    """What a compiler without int64 makes of the graph's int64 inputs and outputs."""
+    tensors = [network.get_input(i) for i in range(network.num_inputs)]
+    tensors += [network.get_output(i) for i in range(network.num_outputs)]
+    narrowed = [tensor.name for tensor in tensors if tensor.name in wide and tensor.dtype.name == "INT32"]
+    return [f"this compiler has no int64: {', '.join(narrowed)} are int32 in the engine"] if narrowed else []
 
 
 def _load_timing_cache(config: Any, decisions: _trt_versions.Decisions, path: str | None) -> bool:
     if path is None or not decisions.timing_cache:
         return False
     stored = Path(path).read_bytes() if Path(path).is_file() else b""
-    if not config.set_timing_cache(config.create_timing_cache(stored), False) and stored:
+    cache = config.create_timing_cache(stored)
+    if cache is None or not config.set_timing_cache(cache, False):
         config.set_timing_cache(config.create_timing_cache(b""), False)  # another version's or device's: start anew
     return True
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +22,9 @@ from specs.errors import InputError, name_nearest
 if TYPE_CHECKING:
     from engines.runtime.arrays import Array
 
+
+#: A value of an answer; a tuple is a shape, None a number that there is none of.
+Cell = str | float | tuple[int, ...] | None
 
 _DAMAGED = (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error)
 
@@ -45,12 +48,22 @@ class Answer:
     """A table, and the arrays behind it where the answer is tensors."""
 
     header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    rows: tuple[tuple[Cell, ...], ...]
     arrays: Mapping[str, Array] = field(default_factory=dict)
+
+    def spell_rows(self) -> list[tuple[str, ...]]:
+        """The rows as a person reads them: a picture is named once, numbers are short."""
+        spelled, before = [], ""
+        for first, *rest in self.rows:
+            repeated = self.header[0] == "picture" and first == before
+            cells = [_spell(cell, name) for cell, name in zip(rest, self.header[1:], strict=True)]
+            spelled.append(("" if repeated else str(first), *cells))
+            before = str(first)
+        return spelled
 
     def to_text(self) -> str:
         """Columns aligned by spaces, the last one as it is."""
-        table = [self.header, *self.rows]
+        table = [self.header, *self.spell_rows()]
         widths = [max(len(row[column]) for row in table) for column in range(len(self.header) - 1)]
         return "\n".join(
             "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])
@@ -58,7 +71,14 @@ class Answer:
         )
 
     def to_json(self) -> str:
-        return json.dumps([dict(zip(self.header, row, strict=True)) for row in self.rows], indent=1)
+        """A list of objects, one a row, with numbers as numbers."""
+        return json.dumps([dict(zip(self.header, row, strict=True)) for row in self.rows], indent=1, allow_nan=False)
+
+
+def _spell(cell: Cell, column: str) -> str:
+    if isinstance(cell, float):
+        return f"{cell:.4f}" if column == "probability" else f"{cell:.6g}"
+    return str(list(cell) if isinstance(cell, tuple) else "" if cell is None else cell)
 
 
 def answer(session: Session, request: Request) -> Answer:
@@ -67,6 +87,8 @@ def answer(session: Session, request: Request) -> Answer:
     Raises:
         InputError: nothing was handed over, or not what this bundle takes.
     """
+    if request.graph is not None:
+        _choose_graph(session, request.graph)  # refuses an unknown name, whether or not it is needed
     tensors = request.inputs or (len(request.files) == 1 and request.files[0].endswith(".npz"))
     if tensors:
         return _answer_tensors(session, request)
@@ -95,9 +117,9 @@ def _require(request: Request, what: str, *, files: bool = False, prompts: bool 
 def _answer_classification(pipeline: ImageClassification, request: Request) -> Answer:
     found = pipeline.classify_all(request.files, top_k=request.top_k)
     rows = [
-        (file if place == 0 else "", label, f"{probability:.4f}")
+        (file, label, round(probability, 6))
         for file, best in zip(request.files, found, strict=True)
-        for place, (label, probability) in enumerate(best)
+        for label, probability in best
     ]
     return Answer(header=("picture", "label", "probability"), rows=tuple(rows))
 
@@ -117,18 +139,23 @@ def _answer_similarity(pipeline: ImageTextSimilarity, request: Request) -> Answe
     rows = []
     for file in request.files:
         for text, probability in pipeline.classify(file, request.prompts):
-            rows.append((file, text, f"{probability:.4f}"))
+            rows.append((file, text, round(probability, 6)))
     return Answer(header=("picture", "text", "probability"), rows=tuple(rows))
 
 
 def _answer_tensors(session: Session, request: Request) -> Answer:
+    if request.prompts:
+        raise InputError(
+            "a prompt does not go with tensors",
+            got=f"--prompt {request.prompts[0]!r}",
+            allowed="FILE.npz, --input NAME=FILE",
+            fix="leave --prompt away",
+        )
     graph = _choose_graph(session, request.graph)
     results = graph.run(_load_tensors(graph, request))
     return Answer(
         header=("output", "dtype", "shape", "min", "mean", "max"),
-        rows=tuple(
-            (name, str(value.dtype), str(list(value.shape)), *_summarise(value)) for name, value in results.items()
-        ),
+        rows=tuple((name, str(value.dtype), tuple(value.shape), *_summarise(value)) for name, value in results.items()),
         arrays=results,
     )
 
@@ -172,20 +199,35 @@ def _load_array(file: str) -> Array:
     try:
         return np.array(np.lib.format.open_memmap(file, mode="r"))
     except _DAMAGED as error:
-        raise InputError("this file holds no array", where=file, got=str(error), allowed=".npy") from None
+        raise InputError(
+            "this file holds no array", where=file, got=_shorten(error), allowed=".npy", fix="write it with numpy.save"
+        ) from None
 
 
 def _load_archive(file: str, known: Iterable[str]) -> dict[str, Array]:
     """Arrays of an .npz whose key is a known name, alone or after `input:` as in golden data; never unpickles."""
     try:
-        with Path(file).open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+        with zipfile.ZipFile(file), np.load(file, allow_pickle=False) as archive:
             keys = {key.removeprefix("input:"): key for key in archive.files}
             return {name: archive[keys[name]] for name in known if name in keys}
-    except (*_DAMAGED, AttributeError, TypeError) as error:  # the last two: an array under the name of an archive
-        raise InputError("this file holds no arrays", where=file, got=str(error), allowed=".npz") from None
+    except _DAMAGED as error:
+        raise InputError(
+            "this file holds no arrays",
+            where=file,
+            got=_shorten(error),
+            allowed=".npz",
+            fix="write it with numpy.savez(FILE, NAME_OF_THE_INPUT=array)",
+        ) from None
 
 
-def _summarise(value: Array) -> tuple[str, str, str]:
+def _shorten(error: BaseException) -> str:
+    """What went wrong, without the file's name again."""
+    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+
+
+def _summarise(value: Array) -> tuple[float | None, ...]:
+    """Minimum, mean and maximum; None where there is no such number."""
     if value.dtype.kind not in "fiub" or value.size == 0:
-        return ("", "", "")
-    return (f"{value.min():.6g}", f"{value.mean():.6g}", f"{value.max():.6g}")
+        return (None, None, None)
+    figures = (float(value.min()), float(value.mean()), float(value.max()))
+    return tuple(figure if math.isfinite(figure) else None for figure in figures)

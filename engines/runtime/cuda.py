@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from specs.errors import PreflightError
 
 _LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
+_CAPTURE_THREAD_LOCAL = 1  # CUstreamCaptureMode: other threads may go on allocating
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,15 @@ class CudaStream:
     def free(self, address: int) -> None:
         self._call("cuMemFree_v2", ctypes.c_uint64(address))
 
+    def allocate_host(self, size_bytes: int) -> int:
+        """Address of new pinned memory of the host, which the GPU copies from and to without a detour."""
+        address = ctypes.c_void_p()
+        self._call("cuMemHostAlloc", ctypes.byref(address), ctypes.c_size_t(size_bytes), 0)
+        return address.value or 0
+
+    def free_host(self, address: int) -> None:
+        self._call("cuMemFreeHost", ctypes.c_void_p(address))
+
     def copy_in(self, address: int, host: int, size_bytes: int) -> None:
         """Host to device; the host memory must live until `synchronize`."""
         self._copy("cuMemcpyHtoDAsync_v2", ctypes.c_uint64(address), ctypes.c_void_p(host), size_bytes)
@@ -79,6 +90,28 @@ class CudaStream:
 
     def _copy(self, function: str, to: object, source: object, size_bytes: int) -> None:
         self._call(function, to, source, ctypes.c_size_t(size_bytes), self._stream)
+
+    def capture(self, enqueue: Callable[[], None]) -> int:
+        """What `enqueue` puts on this stream as a graph, not run; whatever it raises ends the capture first."""
+        graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
+        self._call("cuStreamBeginCapture_v2", self._stream, _CAPTURE_THREAD_LOCAL)
+        try:
+            enqueue()
+        except BaseException:
+            self._driver.cuStreamEndCapture(self._stream, ctypes.byref(graph))
+            raise
+        self._call("cuStreamEndCapture", self._stream, ctypes.byref(graph))
+        try:
+            self._call("cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, ctypes.c_ulonglong(0))
+        finally:
+            self._call("cuGraphDestroy", graph)
+        return executable.value or 0
+
+    def launch(self, graph: int) -> None:
+        self._call("cuGraphLaunch", ctypes.c_void_p(graph), self._stream)
+
+    def forget(self, graph: int) -> None:
+        self._call("cuGraphExecDestroy", ctypes.c_void_p(graph))
 
     def synchronize(self) -> None:
         self._call("cuStreamSynchronize", self._stream)

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import importlib
 import re
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -75,9 +76,9 @@ def _read_file(path: Path) -> Array:
             return stored
         if header := _PNM_HEADER.match(data):
             return _decode_pnm(header, data)
-        problem = "this picture is of a kind that needs Pillow"
-    except ValueError as error:
-        problem = str(error)
+        problem = "it is no PNG, PPM, PGM or .npy"
+    except (ValueError, EOFError, MemoryError) as error:
+        problem = str(error) or "it does not fit into memory"
     return _read_with_pillow(path, problem)
 
 
@@ -94,17 +95,47 @@ def _decode_pnm(header: re.Match[bytes], data: bytes) -> Array:
 
 
 def _read_with_pillow(path: Path, problem: str) -> Array:
+    """What numpy alone does not decode (`problem` says why), for machines that have Pillow."""
     try:
         pillow = importlib.import_module("PIL.Image")
     except ImportError:
-        raise InputError(problem, where=str(path), allowed=_NATIVE, fix="pip install pillow, or convert it") from None
+        raise InputError(
+            "the picture cannot be read without Pillow",
+            where=str(path),
+            got=problem,
+            allowed=_NATIVE,
+            fix="pip install pillow, or convert it",
+        ) from None
     try:
-        with pillow.open(path) as picture:
-            grey = picture.mode in ("1", "L", "I", "F", "I;16", "LA")
-            pixels: Array = np.asarray(picture.convert("L" if grey else "RGB"))
-            return pixels
-    except (OSError, SyntaxError, ValueError, pillow.DecompressionBombError) as error:
-        raise InputError("this is no picture", where=str(path), got=str(error), allowed=_NATIVE) from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", pillow.DecompressionBombWarning)  # the limit is ours
+            with pillow.open(path) as picture:
+                return _convert_with_pillow(picture)
+    except (OSError, SyntaxError, ValueError, MemoryError, pillow.DecompressionBombError) as error:
+        raise InputError(
+            "this is no picture, or it is damaged",
+            where=str(path),
+            got=f"{problem}; Pillow: {_without_path(error, path)}",
+            allowed="a picture that opens in a viewer",
+            fix="save it again, as PNG for example",
+        ) from None
+
+
+def _convert_with_pillow(picture: Any) -> Array:
+    width, height = picture.size
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{width} x {height} pixels, at most {MAX_PIXELS} are decoded")
+    if picture.mode.startswith("I;16"):
+        high_bytes: Array = (np.asarray(picture) >> 8).astype(np.uint8)
+        return high_bytes
+    if picture.mode in ("I", "F"):
+        raise ValueError("nothing says what the largest value of a pixel means; save it with 8 or 16 bits")
+    pixels: Array = np.asarray(picture.convert("L" if picture.mode in ("1", "L", "LA") else "RGB"))
+    return pixels
+
+
+def _without_path(error: BaseException, path: Path) -> str:
+    return (str(error) or type(error).__name__).replace(f" {str(path)!r}", "")
 
 
 def _to_unit_range(pixels: Array, where: str) -> Array:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
+from collections.abc import Iterator
 
 import onnx
 import onnx_ir as ir
@@ -19,11 +20,21 @@ CUSTOM_OPS: dict[str, CustomOp] = {
 }
 
 
-@functools.cache
-def register_schemas() -> None:
-    """Tell onnx the custom ops' schemas, once a process: tracing and the checker look them up there."""
-    for op in CUSTOM_OPS.values():
-        onnx.defs.register_schema(make_schema(op))
+@contextlib.contextmanager
+def registered_schemas() -> Iterator[None]:
+    """Inside, onnx knows the custom ops' schemas: tracing looks them up in its registry.
+
+    They do not stay: the registry is the process's, and a schema there would hide a function body from onnx's shape
+    inference and make its checker judge other people's nodes of the same name.
+    """
+    schemas = [make_schema(op) for op in CUSTOM_OPS.values()]
+    for schema in schemas:
+        onnx.defs.register_schema(schema)
+    try:
+        yield
+    finally:
+        for schema in schemas:
+            onnx.defs.deregister_schema(schema.name, schema.since_version, schema.domain)
 
 
 def attach_bodies(model: ir.Model) -> tuple[str, ...]:

@@ -1,4 +1,8 @@
-"""MetagenGatedLinear: act(x Wg^T) * (x Wu^T), the body in standard ONNX (SwiGLU, GEGLU; Shazeer 2020)."""
+"""MetagenGatedLinear: act(x Wg^T) * (x Wu^T), the body in standard ONNX (SwiGLU, GEGLU; Shazeer 2020).
+
+The node takes its weights as MatMul does, [C, F]: torch's [F, C] is transposed once while exporting, so that the
+portable graph and every typed one share the same stored bytes.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,15 @@ import onnx_ir as ir
 import torch
 
 from exporters.ops.base import Attributes, Body, CustomOp
-from exporters.ops.opset import metagen_opset
+from exporters.ops.opset import metagen_opset, standard_opset
 from specs import ops as _eager  # noqa: F401  registers torch.ops.metagen
 
 
 def _translate(x: Any, gate_weight: Any, up_weight: Any, activation: str) -> Any:
-    """act(x Wg^T) * (x Wu^T); activation is silu, gelu (exact) or gelu_tanh."""
-    return metagen_opset().MetagenGatedLinear(x, gate_weight, up_weight, activation=activation)
+    """act(x gate) * (x up), weights [C, F]; activation is silu, gelu (exact) or gelu_tanh."""
+    opset = standard_opset()
+    weights = (opset.Transpose(weight, perm=[1, 0]) for weight in (gate_weight, up_weight))
+    return metagen_opset().MetagenGatedLinear(x, *weights, activation=activation)
 
 
 def _activate(body: Body, x: ir.Value, activation: str) -> ir.Value:
@@ -35,8 +41,7 @@ def _activate(body: Body, x: ir.Value, activation: str) -> ir.Value:
 def _build_body(body: Body, inputs: list[ir.Value | None], attributes: Attributes) -> list[ir.Value]:
     x, gate_weight, up_weight = inputs
     assert x is not None and gate_weight is not None and up_weight is not None
-    gate = body("MatMul", x, body("Transpose", gate_weight, perm=[1, 0]))
-    up = body("MatMul", x, body("Transpose", up_weight, perm=[1, 0]))
+    gate, up = body("MatMul", x, gate_weight), body("MatMul", x, up_weight)
     return [body("Mul", _activate(body, gate, str(attributes["activation"])), up)]
 
 

@@ -1,4 +1,4 @@
-"""The opset that torch's exporter traces custom nodes with."""
+"""The opsets that translations trace their nodes with."""
 
 from __future__ import annotations
 
@@ -8,5 +8,10 @@ from exporters.ops.base import DOMAIN, DOMAIN_VERSION
 
 
 def metagen_opset() -> onnxscript.values.Opset:
-    """Needs `register_schemas()` first: the opset takes an op's inputs and attributes from onnx's registry."""
+    """Works inside `registered_schemas()`: the opset takes an op's inputs and attributes from onnx's registry."""
     return onnxscript.values.Opset(DOMAIN, DOMAIN_VERSION)
+
+
+def standard_opset() -> onnxscript.values.Opset:
+    """ONNX's own operators, at the opset in which torch's translations are written."""
+    return onnxscript.opset18

@@ -70,7 +70,8 @@ def _rewrite(build: Builder, weighted: WeightedNode, weights: Weights) -> None:
     if key not in weights:
         weights[key] = _store_weight(build, weighted)
     target, bias = _find_bias(weighted)
-    operands = [weighted.activation, *weights[key], *([bias] if bias is not None else [])]
+    # not weighted.activation: the product before it may have been rewritten since
+    operands = [node.inputs[0], *weights[key], *([bias] if bias is not None else [])]
     out = build(
         "DynamicQuantizeMatMul",
         *operands,

@@ -33,10 +33,11 @@ class InsertQuantizeDequantize(ir.passes.InPlacePass):
         self.fold_weights = fold_weights
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        ranges, notes = ranges_of(model), notes_of(model)
+        notes, found = notes_of(model), find_weighted(model.graph)
+        ranges = ranges_of(model) if any(not weighted.left_out for weighted in found) else {}
         inserter = _Inserter(model, ranges, fold_weights=self.fold_weights)
         count = 0
-        for weighted in find_weighted(model.graph):
+        for weighted in found:
             name = weighted.node.name or ""
             if reason := weighted.left_out or inserter.check(weighted):
                 notes.log.append(f"InsertQuantizeDequantize: '{name}' is not int8: {reason}")

@@ -131,15 +131,16 @@ def _raise(model: ir.Model, version: int, target: int) -> None:
         if node.op_type == "Scan" and version < 9:
             raise refuse(node, "a Scan of opset 8 has a batch axis that later ones have not", fix="export it again")
     outputs = [value.name for value in model.graph.outputs]
-    if version < 18 <= target and _needs_adapter(model, version, 18):
-        if not _convert_with_onnx(model, 18):
+    middle = min(18, target)
+    if version < middle and _needs_adapter(model, version, middle):
+        if not _convert_with_onnx(model, middle):
             raise GraphError(
                 f"the model cannot be raised from opset {version} to {target}",
                 got="onnx's version converter failed",
                 fix=f"export it again at opset {target}",
             )
-    elif version < 18:
-        _set_version(model, min(18, target))
+    elif version < middle:
+        _set_version(model, middle)
     if model.opset_imports[""] < target:
         _require_known_groups(model, target)
         version_converter.ConvertVersionPass(target)(model)

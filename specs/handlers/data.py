@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from specs.errors import CalibrationError, name_nearest
+from specs.errors import CalibrationError
 from specs.graphs import GraphSpec
 from specs.schema import Dim, TensorSpec
 
 Arrays = dict[str, NDArray[Any]]
+
+_ZIP_MAGIC = b"PK"
 
 
 def load_arrays(
@@ -60,7 +62,7 @@ def read_arrays(path: Path, names: Sequence[str]) -> Arrays:
             raise CalibrationError(
                 f"the data has no array '{name}'",
                 where=str(path),
-                got=name_nearest(name, arrays),
+                got=", ".join(arrays) or "nothing",
                 allowed=", ".join(names),
                 fix="save the arrays under the names of the graph's inputs",
             )
@@ -70,9 +72,10 @@ def read_arrays(path: Path, names: Sequence[str]) -> Arrays:
 def _read(path: Path) -> Arrays:
     try:
         with path.open("rb") as file:
+            if file.read(len(_ZIP_MAGIC)) != _ZIP_MAGIC:  # what is neither, numpy would offer to unpickle
+                raise ValueError("this is no archive of named arrays")
+            file.seek(0)
             loaded = np.load(file, allow_pickle=False)
-            if not isinstance(loaded, np.lib.npyio.NpzFile):
-                raise ValueError("a single array, where a .npz with named ones is needed")
             return {name: loaded[name] for name in loaded.files}
     except FileNotFoundError:
         raise CalibrationError("the data file does not exist", where=str(path), fix="correct its path") from None
@@ -80,7 +83,7 @@ def _read(path: Path) -> Arrays:
         raise CalibrationError(
             "the data file is truncated, or is not a .npz of plain arrays",
             where=str(path),
-            got=str(error).splitlines()[0] if str(error) else type(error).__name__,
+            got=(isinstance(error, OSError) and error.strerror) or str(error).split("\n")[0] or type(error).__name__,
             fix="write it again: numpy.savez_compressed(FILE, NAME_OF_THE_INPUT=array)",
         ) from None
 

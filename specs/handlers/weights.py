@@ -10,6 +10,7 @@ Norm scales and biases are drawn too, around 1 and 0, so that a graph that lost 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -57,6 +58,8 @@ def _map_storage(expected: Mapping[str, Tensor], dtype: torch.dtype, folder: Pat
         offsets[name] = total
         total += -(-like.numel() // _MAPPED_ALIGNMENT) * _MAPPED_ALIGNMENT
     path = folder / ".parameters"
+    with path.open("wb") as file:  # a full disk is an error here; later it would be a signal that kills the process
+        os.posix_fallocate(file.fileno(), 0, max(1, total * dtype.itemsize))
     flat = torch.from_file(str(path), shared=True, size=total, dtype=dtype)
     path.unlink()
 

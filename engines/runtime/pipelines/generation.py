@@ -193,7 +193,9 @@ class TextGeneration:
                 "the prompt and the new tokens do not fit the cache",
                 got=f"{longest} + {max_new_tokens} tokens",
                 allowed=f"{slots + 1} together",
-                fix=f"ask for at most {max(0, slots + 1 - longest)} new tokens, or shorten the prompt",
+                fix=f"ask for at most {slots + 1 - longest} new tokens, or shorten the prompt"
+                if longest <= slots
+                else "shorten the prompt, or export with a larger `cache`",
             )
 
 
