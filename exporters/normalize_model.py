@@ -2,6 +2,7 @@
 
     weights that are listed as inputs too        -> constants (every runtime's default; IR 3 lists all of them)
     a negative size                              -> an unknown one (how Keras and CNTK converters write the batch)
+    nodes before what they read                  -> in order (half-precision converters put their casts last)
     several nodes of one name                    -> a name each (ONNX Runtime takes no other file)
     external tensors inside nodes and branches   -> read into the graph: only its own weights may lie outside
     sparse weights                               -> dense ones (onnx_ir would drop them without a word)
@@ -36,6 +37,7 @@ def normalize(path: Path, proto: onnx.ModelProto) -> list[str]:
     for graph in list_graphs(proto.graph):
         _densify(path, graph)
         _forget_negative_sizes(graph)
+        _sort_nodes(graph)
     for tensor in list_inner_tensors(proto):
         if uses_external_data(tensor):
             load_external_data_for_tensor(tensor, str(path.parent))
@@ -100,6 +102,37 @@ def _forget_negative_sizes(graph: onnx.GraphProto) -> None:
         for size in value.type.tensor_type.shape.dim if value.type.tensor_type.HasField("shape") else ():
             if size.HasField("dim_value") and size.dim_value < 0:
                 size.ClearField("dim_value")
+
+
+def _sort_nodes(graph: onnx.GraphProto) -> None:
+    """The order the file has, but for nodes that must wait; a circle is left for the checker to name."""
+    producers = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
+    order: dict[int, None] = {}  # an ordered set
+    for start in range(len(graph.node)):
+        pending = [start]
+        while pending:
+            index = pending[-1]
+            needed = {producers[name] for name in _list_reads(graph.node[index]) if name in producers}
+            waiting = [other for other in sorted(needed) if other not in order]
+            if index in order or not waiting:
+                order[pending.pop()] = None
+            elif set(waiting) & set(pending):
+                return
+            else:
+                pending += reversed(waiting)
+    if list(order) != sorted(order):
+        nodes = [graph.node[index] for index in order]
+        sorted_nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+        del graph.node[:]
+        graph.node.extend(sorted_nodes)
+
+
+def _list_reads(node: onnx.NodeProto) -> Iterator[str]:
+    yield from node.input
+    for body in _list_bodies(node):
+        for graph in list_graphs(body):
+            for inner in graph.node:
+                yield from inner.input
 
 
 def _fix_weights(proto: onnx.ModelProto) -> list[str]:

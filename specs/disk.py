@@ -48,7 +48,7 @@ def word_os_error(error: OSError, path: Path | None = None) -> OutputError | Non
         )
     if error.errno in _IN_THE_WAY:
         return OutputError(
-            "nothing can be written there", where=where, got=said, fix="choose another path, below a folder of yours"
+            "this path cannot be used", where=where, got=said, fix="choose another one, below a folder of yours"
         )
     if _NO_TEMPORARY in str(error):
         return OutputError(

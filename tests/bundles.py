@@ -21,6 +21,8 @@ from specs.bundle import Graph, IoTensor, Manifest, TypedGraph, index_files, wri
 WIDTH, HEADS, TOKENS, CLASSES, LAYERS = 32, 4, 6, 10, 2
 HEAD_DIM = WIDTH // HEADS
 SCALE = HEAD_DIM**-0.5
+#: What the op's schema demands of a node; checked wherever a test has registered it.
+ATTENTION_ATTRIBUTES = {"scale": SCALE, "causal": 1, "window": 0, "groups": 1}
 INPUTS = (IoTensor(name="tokens", dtype="float32", shape=("batch", TOKENS, WIDTH)),)
 OUTPUTS = (
     IoTensor(name="logits", dtype="float32", shape=("batch", CLASSES)),
@@ -169,6 +171,7 @@ def _attention_function() -> onnx.FunctionProto:
         ["y"],
         [*constants, *writer.nodes],
         [helper.make_opsetid("", 18)],
+        attributes=list(ATTENTION_ATTRIBUTES),
     )
 
 
@@ -195,7 +198,12 @@ def make_model(
             q = writer.add("Gather", [q, writer.constant("order", np.roll(np.arange(HEADS), 1))], f"{q}.rolled", axis=1)
         if portable:
             node = helper.make_node(
-                "MetagenAttention", [q, k, v], [f"{i}.mixed"], name=f"{i}.attention", domain="metagen"
+                "MetagenAttention",
+                [q, k, v],
+                [f"{i}.mixed"],
+                name=f"{i}.attention",
+                domain="metagen",
+                **ATTENTION_ATTRIBUTES,
             )
             writer.nodes.append(node)
         else:

@@ -167,6 +167,19 @@ def test_a_mutant_never_becomes_a_bundle(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_one_bundle_serves_several_gpu_generations(tmp_path: Path) -> None:
+    targets = ("rtx-3090", "rtx-4090", "rtx-5090")
+    folder = tmp_path / "x.bundle"
+    pipeline.export(
+        "image_vit_base:tiny", output=folder, targets=targets, precisions=("fp16",), progress=ignore_progress
+    )
+    pipeline.build(folder, progress=ignore_progress)
+    (graph,) = read_manifest(folder).graphs
+    assert [engine.compute_capability for engine in graph.engines] == ["8.6", "8.9", "12.0"]
+    assert len({(folder / engine.file).read_bytes() for engine in graph.engines}) == 3
+    assert len({(folder / typed.file).read_bytes() for typed in graph.typed}) == 1, "one typed graph serves them all"
+
+
 def test_the_same_spec_gives_the_same_bundle(tmp_path: Path) -> None:
     manifests = []
     for name in ("a", "b"):

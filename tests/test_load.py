@@ -52,7 +52,7 @@ VIT_KEYS = (
 KINDS = "fusion.attention, fusion.gated, fusion.late, text.clip, text.decoder, vision.clip, vision.vit"
 TARGETS = (
     "a100, cpu, h100, h200, jetson-agx-orin-64gb, jetson-orin-nano-8gb, jetson-orin-nx-16gb, jetson-thor-t5000, l4,"
-    " rtx-4090"
+    " rtx-3090, rtx-4090, rtx-5090"
 )
 
 #: what is replaced, by what, the kind of error, and its whole text

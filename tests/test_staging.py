@@ -75,5 +75,5 @@ def test_refusals_of_the_system_are_worded(tmp_path: Path, number: int, words: s
 
 def test_a_parent_that_is_a_file_is_worded(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="nothing can be written there"), stage_bundle(tmp_path / "file" / "x.bundle"):
+    with pytest.raises(OutputError, match="this path cannot be used"), stage_bundle(tmp_path / "file" / "x.bundle"):
         raise AssertionError("not reached")

@@ -20,7 +20,7 @@ def change(spec: Spec, **update: object) -> Spec:
 def test_every_target_and_platform_resolves() -> None:
     targets = list_targets()
     assert [target.name for target in targets] == sorted(target.name for target in targets)
-    assert len(targets) == 10
+    assert len(targets) == 12
     for target in targets:
         assert target.platform == target.platforms[0]
         for platform in target.platforms:
@@ -61,7 +61,8 @@ def test_precisions_follow_hardware_and_compiler() -> None:
 def test_nothing_is_called_proven_that_was_not() -> None:
     proofs = {target.name: target.proof for target in list_targets()}
     assert proofs.pop("cpu") == "run here"
-    assert proofs.pop("rtx-4090") == "compiled only"
+    for name in ("rtx-3090", "rtx-4090", "rtx-5090"):
+        assert proofs.pop(name) == "compiled only"
     assert set(proofs.values()) == {"not run"}
     assert load_target("rtx-4090@trt10.13").proof == "not run"
 
@@ -72,7 +73,7 @@ def test_unknown_target() -> None:
     assert str(caught.value) == (
         "unknown target 'h20'\n"
         "  allowed: a100, cpu, h100, h200, jetson-agx-orin-64gb, jetson-orin-nano-8gb, jetson-orin-nx-16gb,"
-        " jetson-thor-t5000, l4, rtx-4090 (did you mean 'h200'?)\n"
+        " jetson-thor-t5000, l4, rtx-3090, rtx-4090, rtx-5090 (did you mean 'h200'?)\n"
         "  fix:     see them all: metagen-deploy targets"
     )
     for name in ("", "@", "h200@", "../cpu", "platforms", "cpu@ort@ort"):
