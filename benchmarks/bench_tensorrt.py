@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--layers", type=Path, help="write the time of every layer into this folder")
     arguments = parser.parse_args()
     if arguments.what == "stock":
-        export_stock(arguments.source, arguments.output, arguments.graph)
+        export_stock(arguments.source, arguments.output, arguments.graph, arguments.batch[0])
     elif arguments.what == "torch":
         time_torch(arguments.source, arguments.graph, arguments.batch, arguments.modes)
     elif arguments.what == "engines":
@@ -247,8 +247,10 @@ def build_and_time(
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
         shapes[tensor.name] = tuple(tensor.shape)
-        profiles.set_shape(tensor.name, *([(batch, *tensor.shape[1:]) for batch in profile]))
-    config.add_optimization_profile(profiles)
+        if -1 in tensor.shape:
+            profiles.set_shape(tensor.name, *([(batch, *tensor.shape[1:]) for batch in profile]))
+    if any(-1 in shape for shape in shapes.values()):
+        config.add_optimization_profile(profiles)
     start = time.perf_counter()
     plan = builder.build_serialized_network(network, config)
     assert plan is not None
@@ -268,20 +270,21 @@ def build_and_time(
 # ---- torch ----
 
 
-def export_stock(folder: Path, output: Path, name: str | None) -> None:
-    """torch.onnx.export of the plain module, at an opset that TensorRT 8.6 reads."""
+def export_stock(folder: Path, output: Path, name: str | None, size: int) -> None:
+    """torch.onnx.export of the plain module, at an opset that TensorRT 8.6 reads, for one size of a batch.
+
+    With a dynamic batch torch writes Shape(start, end), of which 8.6 makes another graph and refuses it.
+    """
     import torch
 
     from specs import ops
 
     module, graph, manifest = load_module(folder, name)
-    feed = make_feed(graph, manifest.dims, 2)
+    feed = make_feed(graph, manifest.dims, size)
     arguments = tuple(torch.from_numpy(feed[tensor.name]) for tensor in graph.inputs)
-    batch = torch.export.Dim("batch", min=1, max=manifest.dims["batch"][2])
     with ops.plain_torch(), torch.inference_mode():
         torch.onnx.export(
             module, arguments, output, dynamo=True, opset_version=17, external_data=False,
-            dynamic_shapes=[{0: batch} for _ in arguments],
             input_names=[t.name for t in graph.inputs], output_names=[t.name for t in graph.outputs],
         )  # fmt: skip
 
@@ -304,6 +307,8 @@ def time_torch(folder: Path, name: str | None, batches: list[int], modes: list[s
 
     module, graph, manifest = load_module(folder, name)
     module = module.cuda().half()
+    if hasattr(module, "normalise_pixels"):  # the reference makes its constants on the CPU, in every call
+        module.normalise_pixels = make_normalisation(module)
     for batch in batches:
         feed = make_feed(graph, manifest.dims, batch)
         given = [torch.from_numpy(feed[t.name]).cuda() for t in graph.inputs]
@@ -321,6 +326,15 @@ def time_torch(folder: Path, name: str | None, batches: list[int], modes: list[s
             show(
                 what=f"torch {torch.__version__} {mode}", precision="fp16", batch=batch, ready_s=round(ready, 1), **row
             )
+
+
+def make_normalisation(module: Any) -> Callable[[Any], Any]:
+    """The module's own normalisation, y = a x + b, with a and b kept on the GPU as any deployed model has them."""
+    import torch
+
+    mean, std = (torch.tensor(v, dtype=torch.float32) for v in (module.config.image_mean, module.config.image_std))
+    scale, shift = ((v[:, None, None]).half().cuda() for v in (1 / std, mean / std))
+    return lambda image: image * scale - shift
 
 
 def measure_torch(run: Callable[[], object]) -> dict[str, float]:

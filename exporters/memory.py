@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import gc
 import mmap
 from collections.abc import Iterator
 
@@ -59,7 +58,6 @@ def release(module: nn.Module) -> None:
     """
     for tensor in (*module.parameters(), *module.buffers()):
         tensor.data = torch.empty(0)
-    gc.collect()
     page_out(module)
 
 

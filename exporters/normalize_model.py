@@ -13,6 +13,7 @@ Not here: what makes a file unusable (`read_model`), and anything that targets d
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,24 +108,25 @@ def _forget_negative_sizes(graph: onnx.GraphProto) -> None:
 def _sort_nodes(graph: onnx.GraphProto) -> None:
     """The order the file has, but for nodes that must wait; a circle is left for the checker to name."""
     producers = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
-    order: dict[int, None] = {}  # an ordered set
-    for start in range(len(graph.node)):
-        pending = [start]
-        while pending:
-            index = pending[-1]
-            needed = {producers[name] for name in _list_reads(graph.node[index]) if name in producers}
-            waiting = [other for other in sorted(needed) if other not in order]
-            if index in order or not waiting:
-                order[pending.pop()] = None
-            elif set(waiting) & set(pending):
-                return
-            else:
-                pending += reversed(waiting)
-    if list(order) != sorted(order):
-        nodes = [graph.node[index] for index in order]
-        sorted_nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    missing: list[int] = []
+    readers: dict[int, list[int]] = {}
+    for index, node in enumerate(graph.node):
+        needed = {producers[name] for name in _list_reads(node) if name in producers}
+        missing.append(len(needed))
+        for other in needed:
+            readers.setdefault(other, []).append(index)
+    ready = [index for index, count in enumerate(missing) if not count]  # ascending, so a heap
+    order = []
+    while ready:
+        order.append(heapq.heappop(ready))
+        for index in readers.get(order[-1], ()):
+            missing[index] -= 1
+            if not missing[index]:
+                heapq.heappush(ready, index)
+    if len(order) == len(graph.node) and order != sorted(order):
+        nodes = onnx.GraphProto(node=[graph.node[index] for index in order])
         del graph.node[:]
-        graph.node.extend(sorted_nodes)
+        graph.node.extend(nodes.node)
 
 
 def _list_reads(node: onnx.NodeProto) -> Iterator[str]:

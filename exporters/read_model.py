@@ -16,13 +16,14 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from onnx.external_data_helper import uses_external_data
 
 from exporters.normalize_model import list_inner_tensors, list_nodes, normalize
 from specs.errors import GraphError
 
 OLDEST_OPSET = 7
+_DATA_TYPES = {value for value in onnx.TensorProto.DataType.values() if value != onnx.TensorProto.UNDEFINED}
 _MOST_NAMED = 5
 _SMALL_BYTES = 1 << 12  # weights up to this size go through onnx's checker
 
@@ -55,8 +56,10 @@ def read_source(path: Path) -> Source:
         GraphError: not a file, not ONNX, truncated, of an unsupported opset, invalid, or with unusable external data.
     """
     proto = _parse(path)
+    _require_text(path, proto)
     _require_opset(path, proto)
     for tensor in (*proto.graph.initializer, *list_inner_tensors(proto)):
+        _require_type(path, tensor)
         if uses_external_data(tensor):
             _require_data(path, tensor)
     names = [node.name for node in list_nodes(proto)]
@@ -149,11 +152,30 @@ def _require_operators(path: Path, proto: onnx.ModelProto) -> None:
         )
 
 
+def _require_text(path: Path, message: Message) -> None:
+    """Names are UTF-8; protobuf hands on what is not as bytes, which every later stage would trip over."""
+    for field, value in message.ListFields():
+        if field.type not in (field.TYPE_STRING, field.TYPE_MESSAGE):
+            continue
+        for item in (value,) if isinstance(value, (str, bytes, Message)) else value:
+            if isinstance(item, Message):
+                _require_text(path, item)
+            elif isinstance(item, bytes):
+                raise _invalid(path, f"a {field.name} of a {message.DESCRIPTOR.name} that is not UTF-8")
+
+
+def _require_type(path: Path, tensor: onnx.TensorProto) -> None:
+    if tensor.data_type not in _DATA_TYPES:
+        raise _invalid(path, f"'{tensor.name}' has the data type {tensor.data_type}, which ONNX has not")
+    if any(size < 0 for size in tensor.dims):
+        raise _invalid(path, f"'{tensor.name}' has the shape {list(tensor.dims)}")
+
+
 def _require_data(path: Path, tensor: onnx.TensorProto) -> None:
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
-    target = path.parent / location
-    inside = location and not Path(location).is_absolute() and ".." not in Path(location).parts
+    inside = location and "\0" not in location and not Path(location).is_absolute() and ".." not in Path(location).parts
+    target = path.parent / location if inside else path
     if not inside or not target.resolve().is_relative_to(path.parent.resolve()):
         raise GraphError(
             f"the data of '{tensor.name}' lies outside the model's folder", where=str(path), got=repr(location)

@@ -87,7 +87,7 @@ def _cut(
             fix="reshape or resize the samples",
         )
     if stacked:
-        yield from array
+        yield from (array[index, ...] for index in range(len(array)))  # 0-d stays an array
     elif rank == 0:
         yield array
     else:

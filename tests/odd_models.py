@@ -19,7 +19,8 @@ from onnx import TensorProto, helper, numpy_helper
 TEXTS: Mapping[str, str] = {
     # interfaces
     "no_inputs": """<ir_version: 8, opset_import: ["": 17]>
-        g () => (float[2, 3] y) { s = Constant<value = int64[2] {2, 3}>() y = ConstantOfShape<value = float[1] {0.5}>(s) }""",
+        g () => (float[2, 3] y) { s = Constant<value = int64[2] {2, 3}>() y = ConstantOfShape<value = float[1]
+            {0.5}>(s) }""",
     "scalar_input": """<ir_version: 8, opset_import: ["": 17]>
         g (float x, float[N] v) => (float[N] y, float z) { y = Mul(v, x) z = Neg(x) }""",
     "static": """<ir_version: 8, opset_import: ["": 17]>
@@ -60,17 +61,21 @@ TEXTS: Mapping[str, str] = {
     "bfloat16_input": """<ir_version: 8, opset_import: ["": 17]>
         g (bfloat16[N, 4] x) => (float[N, 4] y) { y = Cast<to = 1>(x) }""",
     "uint8_input": """<ir_version: 8, opset_import: ["": 17]>
-        g (uint8[N, 4] x) => (float[N, 4] y, uint8[N, 4] z) { y = Cast<to = 1>(x) z = BitShift<direction = "LEFT">(x, x) }""",
+        g (uint8[N, 4] x) => (float[N, 4] y, uint8[N, 4] z) { y = Cast<to = 1>(x) z = BitShift<direction =
+            "LEFT">(x, x) }""",
     "bool_input": """<ir_version: 8, opset_import: ["": 17]>
         g (bool[N, 4] m, float[N, 4] x, int64[N] i) => (float[N, 4] y, bool[N, 4] n, int64[N] j) {
             z = Constant<value_float = 0.0>() y = Where(m, x, z) n = Not(m) j = Neg(i) }""",
     "integers": """<ir_version: 8, opset_import: ["": 17]>
-        g (int64[N, 4] i, int32[N, 4] k, int8[N] b, uint16[N] u) => (int64[N, 4] s, int32[N, 4] t, int8[N] c, uint16[N] v) {
+        g (int64[N, 4] i, int32[N, 4] k, int8[N] b, uint16[N] u) => (int64[N, 4] s, int32[N, 4] t, int8[N] c,
+            uint16[N] v) {
             s = Add(i, i) t = Mul(k, k) c = Identity(b) v = Identity(u) }""",
     "string_input": """<ir_version: 8, opset_import: ["": 17, "ai.onnx.ml": 3]>
-        g (string[N] s) => (int64[N] y) { y = ai.onnx.ml.LabelEncoder<keys_strings = ["a"], values_int64s = [1]>(s) }""",
+        g (string[N] s) => (int64[N] y) { y = ai.onnx.ml.LabelEncoder<keys_strings = ["a"], values_int64s =
+            [1]>(s) }""",
     "string_output": """<ir_version: 8, opset_import: ["": 17, "ai.onnx.ml": 3]>
-        g (int64[N] s) => (string[N] y) { y = ai.onnx.ml.LabelEncoder<keys_int64s = [1], values_strings = ["a"]>(s) }""",
+        g (int64[N] s) => (string[N] y) { y = ai.onnx.ml.LabelEncoder<keys_int64s = [1], values_strings =
+            ["a"]>(s) }""",
     "sequence_output": """<ir_version: 8, opset_import: ["": 17]>
         g (float[N, 4] x) => (seq(float[N, 4]) y) { y = SequenceConstruct(x, x) }""",
     "sequence_inside": """<ir_version: 8, opset_import: ["": 17]>
@@ -83,11 +88,14 @@ TEXTS: Mapping[str, str] = {
         <float[2] s = {1, 2}, float[2] b = {0, 1}, float[2] m = {0, 0.5}, float[2] v = {1, 2}>
         { y = BatchNormalization<epsilon = 0.001>(x, s, b, m, v) }""",
     "opset8_upsample": """<ir_version: 3, opset_import: ["": 8]>
-        g (float[N, 1, 2, 2] x) => (float[N, 1, 4, 4] y) { y = Upsample<mode = "nearest", scales = [1.0, 1.0, 2.0, 2.0]>(x) }""",
+        g (float[N, 1, 2, 2] x) => (float[N, 1, 4, 4] y) { y = Upsample<mode = "nearest", scales = [1.0, 1.0,
+            2.0, 2.0]>(x) }""",
     "opset9_gemm": """<ir_version: 4, opset_import: ["": 9]>
-        g (float[N, 3] x) => (float[N, 2] y) <float[2, 3] w = {1, 2, 3, 4, 5, 6}, float[2] b = {1, 2}> { y = Gemm<transB = 1>(x, w, b) }""",
+        g (float[N, 3] x) => (float[N, 2] y) <float[2, 3] w = {1, 2, 3, 4, 5, 6}, float[2] b = {1, 2}> { y =
+            Gemm<transB = 1>(x, w, b) }""",
     "opset10_slice": """<ir_version: 5, opset_import: ["": 10]>
-        g (float[N, 6] x) => (float[N, 3] y) <int64[1] s = {0}, int64[1] e = {6}, int64[1] a = {1}, int64[1] t = {2}> { y = Slice(x, s, e, a, t) }""",
+        g (float[N, 6] x) => (float[N, 3] y) <int64[1] s = {0}, int64[1] e = {6}, int64[1] a = {1}, int64[1] t
+            = {2}> { y = Slice(x, s, e, a, t) }""",
     "opset11_softmax": """<ir_version: 6, opset_import: ["": 11]>
         g (float[N, 3, 4] x) => (float[N, 3, 4] y) { y = Softmax<axis = 1>(x) }""",
     "opset12_training": """<ir_version: 7, opset_import: ["": 12]>
@@ -109,7 +117,8 @@ TEXTS: Mapping[str, str] = {
         g (float[N, 40] x) => (float[N, 40] y) { r = RandomNormalLike(x) y = Add(x, r) }""",
     "if": """<ir_version: 8, opset_import: ["": 17]>
         g (bool c, float[N, 4] x) => (float[N, 4] y) {
-            y = If (c) <then_branch = t () => (float[N, 4] a) { a = Relu(x) }, else_branch = e () => (float[N, 4] b) { b = Neg(x) }>
+            y = If (c) <then_branch = t () => (float[N, 4] a) { a = Relu(x) }, else_branch = e () => (float[N,
+            4] b) { b = Neg(x) }>
         }""",
     "loop": """<ir_version: 8, opset_import: ["": 17]>
         g (float[N, 4] x) => (float[N, 4] y) <int64 n = {3}, bool c = {1}> {
@@ -119,7 +128,8 @@ TEXTS: Mapping[str, str] = {
     "scan": """<ir_version: 8, opset_import: ["": 17]>
         g (float[T, 4] x) => (float[4] last, float[T, 4] all) {
             zero = Constant<value = float[4] {0, 0, 0, 0}>()
-            last, all = Scan (zero, x) <num_scan_inputs = 1, body = b (float[4] s, float[4] v) => (float[4] n, float[4] o) {
+            last, all = Scan (zero, x) <num_scan_inputs = 1, body = b (float[4] s, float[4] v) => (float[4] n,
+            float[4] o) {
                 n = Add(s, v) o = Identity(n) }>
         }""",
     "topk": """<ir_version: 8, opset_import: ["": 17]>
@@ -130,25 +140,29 @@ TEXTS: Mapping[str, str] = {
         g (float[N, 4] x) => (int64[2, M] y) { h = Relu(x) y = NonZero(h) }""",
     "nan_output": """<ir_version: 8, opset_import: ["": 17]>
         g (float[N, 9] x) => (float[N, 9] y) { y = Sqrt(x) }""",
-    "log_of_softmax_overflows": """<ir_version: 8, opset_import: ["": 17]>
+    "overflows_half": """<ir_version: 8, opset_import: ["": 17]>
         g (float[N, 9] x) => (float[N, 9] y) <float k = {1e6}> { y = Mul(x, k) }""",
     "quantized_uint8": """<ir_version: 8, opset_import: ["": 17]>
         g (float[N, 4] x) => (float[N, 2] y)
-        <float s = {0.02}, uint8 z = {128}, float ws = {0.01}, int8 wz = {0}, int8[4, 2] w = {1, -2, 30, 4, -50, 6, 70, -8}> {
-            q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) wd = DequantizeLinear(w, ws, wz) y = MatMul(d, wd) }""",
+        <float s = {0.02}, uint8 z = {128}, float ws = {0.01}, int8 wz = {0}, int8[4, 2] w = {1, -2, 30, 4,
+            -50, 6, 70, -8}> {
+            q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) wd = DequantizeLinear(w, ws, wz) y =
+            MatMul(d, wd) }""",
     "matmul_integer": """<ir_version: 8, opset_import: ["": 17]>
         g (float[N, 4] x) => (float[N, 2] y) <int8[4, 2] w = {1, -2, 30, 4, -50, 6, 70, -8}> {
             q, s, z = DynamicQuantizeLinear(x) p = MatMulInteger(q, w, z) f = Cast<to = 1>(p) y = Mul(f, s) }""",
     "qlinear_conv": """<ir_version: 8, opset_import: ["": 13]>
         g (uint8[N, 1, 5, 5] x) => (uint8[N, 1, 5, 5] y)
-        <float xs = {0.02}, uint8 xz = {3}, uint8[1, 1, 1, 1] w = {7}, float ws = {0.1}, uint8 wz = {1}, float ys = {0.05}, uint8 yz = {0}>
+        <float xs = {0.02}, uint8 xz = {3}, uint8[1, 1, 1, 1] w = {7}, float ws = {0.1}, uint8 wz = {1}, float
+            ys = {0.05}, uint8 yz = {0}>
         { y = QLinearConv(x, xs, xz, w, ws, wz, ys, yz) }""",
     # domains and functions
     "contrib": """<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>
         g (float[N, 4] x) => (float[N, 4] y) { h = com.microsoft.Gelu(x) y = com.microsoft.QuickGelu(h) }""",
     "sklearn": """<ir_version: 6, opset_import: ["": 11, "ai.onnx.ml": 1]>
         g (float[N, 2] x) => (int64[N] label, float[N, 2] scores) {
-            raw, p = ai.onnx.ml.LinearClassifier<classlabels_ints = [0, 1], coefficients = [1.0, 2.0, -1.0, -2.0], intercepts = [0.1, -0.1], post_transform = "SOFTMAX">(x)
+            raw, p = ai.onnx.ml.LinearClassifier<classlabels_ints = [0, 1], coefficients = [1.0, 2.0, -1.0,
+            -2.0], intercepts = [0.1, -0.1], post_transform = "SOFTMAX">(x)
             label = Identity(raw) scores = Identity(p) }""",
     "unknown_domain": """<ir_version: 8, opset_import: ["": 17, "my.company": 1]>
         g (float[N, 4] x) => (float[N, 4] y) { h = Relu(x) y = my.company.SecretSauce(h) }""",
@@ -158,7 +172,8 @@ TEXTS: Mapping[str, str] = {
         g (float[N, 4] x) => (float[N, 4] y) { h = local.twice(x) y = local.act<slope = 0.25>(h) }
         <domain: "local", opset_import: ["": 17]> once (a) => (b) { b = Tanh(a) }
         <domain: "local", opset_import: ["": 17, "local": 1]> twice (a) => (b) { c = local.once(a) b = local.once(c) }
-        <domain: "local", opset_import: ["": 17]> act<slope> (a) => (b) { b = LeakyRelu<alpha: float = @slope>(a) }""",
+        <domain: "local", opset_import: ["": 17]> act<slope> (a) => (b) { b = LeakyRelu<alpha: float =
+            @slope>(a) }""",
     "function_of_other_opset": """<ir_version: 8, opset_import: ["": 17, "local": 1]>
         g (float[N, 4] x) => (float[N, 4] y) { y = local.f(x) }
         <domain: "local", opset_import: ["": 13]> f (a) => (b) { b = Softmax(a) }""",
@@ -169,7 +184,7 @@ TEXTS: Mapping[str, str] = {
 }
 
 
-def _rename(model: onnx.ModelProto, names: Mapping[str, str]) -> None:
+def rename(model: onnx.ModelProto, names: Mapping[str, str]) -> None:
     graph = model.graph
     for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
         value.name = names.get(value.name, value.name)
@@ -198,7 +213,7 @@ def _save(model: onnx.ModelProto, path: Path) -> None:
 
 def strange_names(path: Path) -> None:
     model = _make_gemms(2)
-    _rename(model, {"h0": "in/put:0 ä", "y": "../out put\\1", "w0": "a/b", "w1": "模型.weight", "h1": " "})
+    rename(model, {"h0": "in/put:0 ä", "y": "../out put\\1", "w0": "a/b", "w1": "模型.weight", "h1": " "})
     _save(model, path)
 
 
@@ -218,7 +233,7 @@ def duplicate_nodes(path: Path) -> None:
 
 def long_names(path: Path) -> None:
     model = _make_gemms(1)
-    _rename(model, {"h0": "i" * 300, "y": "o" * 300, "w0": "w" * 300})
+    rename(model, {"h0": "i" * 300, "y": "o" * 300, "w0": "w" * 300})
     _save(model, path)
 
 
@@ -274,7 +289,8 @@ def same_input_twice(path: Path) -> None:
 def two_names_for_one_value(path: Path) -> None:
     model = onnx.parser.parse_model(
         """<ir_version: 8, opset_import: ["": 17]>
-        g (float[N, 4] x) => (float[N, 4] a, float[N, 4] b, float[N, 4] c) { h = Relu(x) a = Identity(h) b = Identity(h) c = Identity(x) }"""
+        g (float[N, 4] x) => (float[N, 4] a, float[N, 4] b, float[N, 4] c) { h = Relu(x) a = Identity(h) b =
+            Identity(h) c = Identity(x) }"""
     )
     _save(model, path)
 
@@ -373,7 +389,8 @@ def function_in_branch(path: Path) -> None:
     model = onnx.parser.parse_model(
         """<ir_version: 8, opset_import: ["": 17, "local": 1]>
         g (bool c, float[N, 4] x) => (float[N, 4] y) {
-            y = If (c) <then_branch = t () => (float[N, 4] a) { a = local.f(x) }, else_branch = e () => (float[N, 4] b) { b = Neg(x) }>
+            y = If (c) <then_branch = t () => (float[N, 4] a) { a = local.f(x) }, else_branch = e () =>
+            (float[N, 4] b) { b = Neg(x) }>
         }
         <domain: "local", opset_import: ["": 17]> f (a) => (b) { h = Tanh(a) b = Mul(h, a) }"""
     )
@@ -385,7 +402,8 @@ def weights_in_branch(path: Path) -> None:
     model = onnx.parser.parse_model(
         """<ir_version: 8, opset_import: ["": 17]>
         g (bool c, float[N, 32] x) => (float[N, 32] y) {
-            y = If (c) <then_branch = t () => (float[N, 32] a) { a = MatMul(x, inner) }, else_branch = e () => (float[N, 32] b) { b = MatMul(x, outer) }>
+            y = If (c) <then_branch = t () => (float[N, 32] a) { a = MatMul(x, inner) }, else_branch = e () =>
+            (float[N, 32] b) { b = MatMul(x, outer) }>
         }"""
     )
     rng = np.random.default_rng(0)
@@ -400,7 +418,8 @@ def shadowed_names(path: Path) -> None:
     model = onnx.parser.parse_model(
         """<ir_version: 8, opset_import: ["": 17]>
         g (bool c, float[N, 4] x) => (float[N, 4] y) {
-            h = If (c) <then_branch = t () => (float[N, 4] r) { q = Relu(x) r = Neg(q) }, else_branch = e () => (float[N, 4] r) { q = Neg(x) r = Relu(q) }>
+            h = If (c) <then_branch = t () => (float[N, 4] r) { q = Relu(x) r = Neg(q) }, else_branch = e () =>
+            (float[N, 4] r) { q = Neg(x) r = Relu(q) }>
             y = Tanh(h)
         }"""
     )

@@ -267,7 +267,8 @@ def test_answers_of_every_pipeline(tmp_path: Path, clip: Session) -> None:
     classifier = load(write_classifier(tmp_path / "c.bundle"), threads=1)
     found = answer(classifier, Request(files=(picture,), top_k=1))
     assert found.to_text() == f"{'picture'.ljust(len(picture))}  label  probability\n{picture}  right  0.9998"
-    assert json.loads(found.to_json()) == [{"picture": picture, "label": "right", "probability": pytest.approx(0.99975, abs=1e-5)}]
+    probability = pytest.approx(0.99975, abs=1e-5)
+    assert json.loads(found.to_json()) == [{"picture": picture, "label": "right", "probability": probability}]
     assert answer(clip, Request(files=(picture,), prompts=("l", "r"))).rows[0][1] == "r"
     decoder = load(write_decoder(tmp_path / "d.bundle", WEIGHTS), threads=1)
     expected = BytesTokenizer().decode(generate_with_numpy(WEIGHTS, list(b"hi"), 5))

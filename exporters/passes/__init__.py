@@ -36,6 +36,7 @@ from exporters.passes.insert_quantize_dequantize import InsertQuantizeDequantize
 from exporters.passes.lower_attention import LowerAttention
 from exporters.passes.lower_cached_attention import LowerCachedAttention
 from exporters.passes.set_opset import SetOpset
+from exporters.passes.slice_shapes import SliceShapes
 from specs.errors import MetagenError, TargetError, name_nearest
 
 __all__ = ["PIPELINES", "PipelineResult", "Range", "list_quantizable_tensors", "needs_ranges", "run_pipeline"]
@@ -56,7 +57,7 @@ _ATTENTION_4D: Pipeline = (
 )
 
 _ORT: Pipeline = (*_ATTENTION_3D, *_BODY, FuseGelu(), SetOpset(minimum=7, maximum=26), InferTypes())
-_TRT8: Pipeline = (*_BODY, SetOpset(minimum=7, maximum=17), InferTypes())
+_TRT8: Pipeline = (*_BODY, SetOpset(minimum=7, maximum=17), SliceShapes(), InferTypes())
 _TRT10: Pipeline = (*_BODY, SetOpset(minimum=9, maximum=20), InferTypes())
 _TRT11: Pipeline = (*_BODY, FuseGelu(), SetOpset(minimum=9, maximum=24), InferTypes())
 _TRT11_HALF: Pipeline = (*_ATTENTION_4D, *_TRT11)
