@@ -47,7 +47,7 @@ LEAST_COMPUTE: Mapping[str, tuple[float, str]] = {
     "int8": (0.5, "the attention core and named sensitive layers stay in the graph's high precision"),
 }
 _VISIBLE_SHARE = 0.01
-#: Opsets in which onnx does not follow the result of a Shape; from 15 on it does, and no rule of shapes changed between.
+#: Opsets in which onnx does not follow the result of a Shape; from 15 on it does, and no shape rule changed between.
 _WITHOUT_VALUES_OF_SHAPES = (13, 14)
 #: Precisions that are lower than the asked one and so satisfy it; no target has fp64 to ask for.
 _LOWER = {"fp32": ("fp64",), "fp16": ("int8", "fp8", "int4"), "bf16": ("int8", "fp8", "int4"), "int8": ("fp8", "int4")}

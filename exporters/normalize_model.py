@@ -68,7 +68,10 @@ def list_nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
 
 
 def list_inner_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor but the main graph's initializers: of nodes, and of the bodies inside them."""
+    """Every tensor but the main graph's plain initializers: sparse ones, those of nodes, of the bodies inside them."""
+    for graph in list_graphs(proto.graph):
+        for sparse in graph.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
     for node in list_nodes(proto):
         for body in _list_bodies(node):
             yield from body.initializer

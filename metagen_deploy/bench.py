@@ -45,7 +45,7 @@ def bench_bundle(folder: Path, *, against: str | None, progress: Progress) -> tu
     for graph in manifest.graphs:
         feed = read_single_sample(folder, manifest, graph)
         executable = session.graphs[graph.name]
-        contenders: dict[str, Runner] = {"this bundle": functools.partial(executable.run, feed)}
+        contenders: dict[str, Runner] = {f"ours, {executable.label}": functools.partial(executable.run, feed)}
         if baseline and against:
             progress(f"preparing {against} for {graph.name}", None)
             contenders[against] = baseline.make_runner(graph.name, feed)

@@ -55,51 +55,63 @@ def export(
     refuse_unimplemented(precisions)
     refuse_repeats("--target", targets)
     refuse_repeats("--precision", precisions)
-    if os.path.isfile(os.path.join(source, MANIFEST_NAME)):  # noqa: PTH113, PTH118 - pathlib raises for a name too long
-        raise SpecError("this is a bundle already", where=source, fix=f"metagen-deploy build {source}")
-    if os.path.isdir(source):  # noqa: PTH112
-        raise SpecError(
-            "checkpoint folders are not taken yet",
-            where=source,
-            allowed="a shipped spec (see `metagen-deploy specs`), a spec's YAML file, or an .onnx file",
-            fix="write a spec whose `weights: {source: ...}` names the .safetensors, or export the model to ONNX",
-        )
+    refuse_folder(source)
     if max_host_ram_bytes is not None:
         require_host_memory(source, max_host_ram_bytes)
-    try:
-        from exporters import export as exporter
-        from exporters.staging import stage_bundle
-    except ImportError as error:
-        raise translate_import_error(error, extra="export", needed_for="export") from error
     from engines.parity import write_report
     from engines.parity_apart import check_bundle_apart
+    from exporters.staging import stage_bundle
 
     with stage_bundle(output) as folder:
         if source.endswith(".onnx"):
-            from engines.precision import find_own_precision
-            from exporters.export_model import export_model
-
-            manifest = export_model(
-                Path(source),
-                folder,
-                targets=[load_target(name) for name in targets or ("cpu",)],
-                precisions=precisions,
-                calibration=calibration,
-                dims=dims or {},
-                find_precision=find_own_precision,
-                progress=progress,
-            )
-            require_asked_precision(folder, manifest)
+            manifest = _write_model(Path(source), folder, targets, precisions, calibration, dims or {}, progress)
         else:
             spec = load_overridden(source, targets=targets, weights=weights, calibration=calibration, dims=dims)
-            manifest = exporter.export_spec(
-                spec, folder, targets=admit_targets(spec, precisions), precisions=precisions, progress=progress
-            )
+            manifest = _write_spec(spec, folder, precisions, progress)
         report = check_bundle_apart(folder, progress=progress)
         write_report(folder, report)
         if not report.passed:
             raise_first_failure(report)
     return manifest, report
+
+
+def _write_spec(spec: Spec, folder: Path, precisions: Sequence[Precision], progress: Progress) -> Manifest:
+    targets = admit_targets(spec, precisions)  # before torch is imported, which takes seconds
+    try:
+        from exporters.export import export_spec
+    except ImportError as error:
+        raise translate_import_error(error, extra="export", needed_for="export") from error
+    return export_spec(spec, folder, targets=targets, precisions=precisions, progress=progress)
+
+
+def _write_model(
+    source: Path,
+    folder: Path,
+    targets: Sequence[str],
+    precisions: Sequence[Precision],
+    calibration: Path | None,
+    dims: Mapping[str, Dim],
+    progress: Progress,
+) -> Manifest:
+    loaded = [load_target(name) for name in targets or ("cpu",)]
+    try:
+        from exporters.export_model import export_model
+    except ImportError as error:
+        raise translate_import_error(error, extra="export", needed_for="export") from error
+    from engines.precision import find_own_precision
+
+    manifest = export_model(
+        source,
+        folder,
+        targets=loaded,
+        precisions=precisions,
+        calibration=calibration,
+        dims=dims,
+        find_precision=find_own_precision,
+        progress=progress,
+    )
+    require_asked_precision(folder, manifest)
+    return manifest
 
 
 def build(
@@ -181,6 +193,19 @@ def admit_targets(spec: Spec, precisions: Sequence[Precision]) -> list[Target]:
         for one in asked:
             require_fit(one, target)
     return targets
+
+
+def refuse_folder(source: str) -> None:
+    """A folder is neither a spec nor an ONNX file."""
+    if os.path.isfile(os.path.join(source, MANIFEST_NAME)):  # noqa: PTH113, PTH118 - pathlib raises for a name too long
+        raise SpecError("this is a bundle already", where=source, fix=f"metagen-deploy build {source}")
+    if os.path.isdir(source):  # noqa: PTH112
+        raise SpecError(
+            "checkpoint folders are not taken yet",
+            where=source,
+            allowed="a shipped spec (see `metagen-deploy specs`), a spec's YAML file, or an .onnx file",
+            fix="write a spec whose `weights: {source: ...}` names the .safetensors, or export the model to ONNX",
+        )
 
 
 def refuse_repeats(option: str, values: Sequence[str]) -> None:

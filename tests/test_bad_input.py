@@ -227,7 +227,8 @@ def test_pickled_weights_are_not_opened(tmp_path: Path, monkeypatch: pytest.Monk
         "weights in .pt files are pickles, which can run code, and are not read\n"
         "  where:   the command line\n"
         "  allowed: .safetensors\n"
-        "  fix:     convert once: safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'model.safetensors')",
+        "  fix:     convert once: safetensors.torch.save_file("
+        "torch.load(FILE, weights_only=True), 'model.safetensors')",
         capsys,
     )
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -26,6 +25,14 @@ from tests.refusals import HAS_COMPILER, check_message, read_tree
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 EXPORT = ("export", "net.onnx", "-o", "new/x.bundle")
+PRELUDE = """
+from signal import *
+from resource import *
+signal(SIGINT, default_int_handler), signal(SIGHUP, SIG_DFL)
+{limit}
+from metagen_deploy.cli import main
+main()
+"""
 #: A root user is denied nothing, unless these capabilities are taken away.
 ALLOWED = ("setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-dac_override,-dac_read_search")
 
@@ -34,20 +41,11 @@ ALLOWED = ("setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-ca
 def start(here: Path, environment: dict[str, str]) -> Callable[..., subprocess.Popen[str]]:
     """Start the command line in `here`; signals reach it even where pytest itself ignores them."""
 
-    def restore() -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-    def run(*arguments: str, before: tuple[str, ...] = (), limit_bytes: int = 0, **env: str) -> subprocess.Popen[str]:
-        def prepare() -> None:
-            restore()
-            if limit_bytes:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
-
+    def run(*arguments: str, before: tuple[str, ...] = (), limit_bytes: int = 0) -> subprocess.Popen[str]:
+        limit = f"setrlimit(RLIMIT_FSIZE, ({limit_bytes}, {limit_bytes}))" if limit_bytes else ""
         return subprocess.Popen(
-            [*before, sys.executable, "-m", "metagen_deploy", *arguments],
-            cwd=here, env={**environment, **env}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            preexec_fn=prepare,
+            [*before, sys.executable, "-c", PRELUDE.format(limit=limit), *arguments],
+            cwd=here, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
     return run
@@ -139,7 +137,7 @@ def test_a_bundle_that_may_not_be_written_is_checked_and_run(here: Path, start: 
 def test_a_signal_in_the_middle_of_an_export(number: int, status: int, here: Path, start: Start) -> None:
     before = read_tree(here)
     process = start(*EXPORT)
-    wait_until(lambda: (here / "new").is_dir(), process)
+    wait_until((here / "new").is_dir, process)
     process.send_signal(number)
     assert finish(process) == (status, "\ninterrupted, nothing was left half-written\n")
     assert read_tree(here) == before
@@ -207,9 +205,11 @@ def run_shell(line: str, folder: Path, environment: dict[str, str]) -> subproces
         (
             "targets >/dev/full",
             1,
-            "error: the disk is full; nothing was left half-written\n"
-            "  got:     No space left on device, {...} MB free\n"
-            "  fix:     free some space, or write to another disk\n",
+            (
+                "error: the disk is full; nothing was left half-written\n"
+                "  got:     No space left on device, {...} MB free\n"
+                "  fix:     free some space, or write to another disk\n"
+            ),
         ),
     ],
 )
@@ -227,15 +227,15 @@ def test_without_a_home_and_a_path(here: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_folders_of_the_users_with_our_names(here: Path, start: Start) -> None:
+def test_folders_of_the_users_with_our_names(here: Path, environment: dict[str, str]) -> None:
     """The processes that export and build start find our packages, not what lies in the current folder."""
     script = "import sys; sys.path.pop(0); from metagen_deploy.cli import main; main()"
     for name in ("engines", "specs", "exporters"):
         (here / name).mkdir()
         (here / name / "__init__.py").write_text("raise SystemExit('not ours')")
     done = subprocess.run(
-        [sys.executable, "-c", script, *EXPORT], cwd=here, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-        capture_output=True, text=True, check=False,
+        [sys.executable, "-c", script, *EXPORT],
+        cwd=here, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
 
