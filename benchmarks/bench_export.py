@@ -65,7 +65,7 @@ def main() -> None:
             command = [sys.executable, "-W", "ignore", __file__, "--once", kind, "--spec", arguments.spec]
             printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
             rows.append((float(printed[-2]), float(printed[-1])))
-    medians = {kind: [statistics.median(column) for column in zip(*rows, strict=True)] for kind, rows in results.items()}
+    medians = {kind: [statistics.median(c) for c in zip(*rows, strict=True)] for kind, rows in results.items()}
     for kind, (seconds, megabytes) in medians.items():
         print(f"{kind:>6}  {seconds:6.2f} s  {megabytes:7.0f} MB peak  (medians of {arguments.rounds})")
     time_ratio, memory_ratio = (ours / stock for ours, stock in zip(medians["ours"], medians["stock"], strict=True))

@@ -77,9 +77,10 @@ class TensorRtBackend:
             raise PreflightError(
                 "this engine cannot run on this machine", where=str(path), got=available.reason, fix=available.fix
             )
-        from polygraphy.backend.trt import EngineFromPath, TrtRunner
+        from polygraphy.backend.common import BytesFromPath
+        from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 
-        return TrtRunner(EngineFromPath(str(path)))
+        return TrtRunner(EngineFromBytes(BytesFromPath(str(path))))  # EngineFromPath needs TensorRT 10
 
     def inspect(self, path: Path) -> Mapping[str, Any]:
         available = self.probe()
