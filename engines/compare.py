@@ -37,7 +37,7 @@ def quiet_polygraphy() -> Iterator[None]:
     try:
         from polygraphy.logger import G_LOGGER
     except ImportError:
-        raise missing_dependency("polygraphy", extra="export", needed_for="comparing outputs") from None
+        raise missing_dependency("polygraphy", extra="onnxruntime", needed_for="comparing outputs") from None
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
         yield
 

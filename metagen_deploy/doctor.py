@@ -56,7 +56,7 @@ def examine_machine() -> Examination:
     )
     abilities = (
         _judge_packages("export", "specs and ONNX files", _EXPORT_MODULES, extra="export"),
-        _judge_packages("check", "against golden data", _CHECK_MODULES, extra="export"),
+        _judge_packages("check", "against golden data", _CHECK_MODULES, extra="onnxruntime"),
         *(ability for found in probe_backends() for ability in _judge_backend(found)),
     )
     return Examination(machine=machine, abilities=abilities)

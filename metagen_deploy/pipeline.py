@@ -281,4 +281,4 @@ def raise_first_failure(report: ParityReport) -> None:
                 allowed=f"a loss of {metric.max_loss:.2%}",
                 fix="ask for a higher precision for this component, or give it better calibration data",
             )
-    raise MetagenError("nothing could be compared on this machine", fix="pip install 'metagen-deploy[export]'")
+    raise MetagenError("nothing could be compared on this machine", fix="see what is missing: metagen-deploy doctor")

@@ -7,7 +7,10 @@ a machine refuses is in `test_bad_machine.py`.
 
 from __future__ import annotations
 
+import io
 import json
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,12 +18,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from metagen_deploy.cli import run_command
 from specs.load import ZOO
 from specs.targets import list_targets
 from tests.refusals import HAS_COMPILER, make_model, refuse
+from tests.small_bundles import make_decoder_weights, write_classifier, write_decoder
 
 TARGETS = ", ".join(sorted(target.name for target in list_targets()))
 
@@ -539,3 +544,89 @@ def test_building_a_model_keeps_what_its_bundle_has(here: Path, capsys: Capture)
     assert {
         typed["target"] for typed in json.loads(Path("net.bundle/manifest.json").read_text())["graphs"][0]["typed"]
     } == {"cpu"}
+
+
+# --- pictures and prompts --------------------------------------------------------------------------------------------
+
+
+def write_png(path: Path, *, width: int = 8, height: int = 8, end: int | None = None) -> None:
+    """A grey picture that claims a size; cut after `end` bytes."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(bytes(72))), chunk(b"IEND", b""))
+    path.write_bytes((b"\x89PNG\r\n\x1a\n" + b"".join(parts))[:end])
+
+
+def write_truncated_jpeg(path: Path) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(stream, "JPEG")
+    path.write_bytes(stream.getvalue()[:-300])
+
+
+PICTURES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no picture": (lambda path: path.write_text("hello"), "it is no PNG, PPM, PGM or .npy; Pillow: {...}"),
+    "empty": (lambda path: path.touch(), "it is no PNG, PPM, PGM or .npy; Pillow: {...}"),
+    "truncated PNG": (lambda path: write_png(path, end=50), "the PNG is truncated or damaged"),
+    "truncated JPEG": (write_truncated_jpeg, "it is no PNG, PPM, PGM or .npy; Pillow: {...}"),
+    "bomb": (
+        lambda path: write_png(path, width=100_000, height=100_000),
+        "the PNG claims 100000 x 100000 pixels, at most 134217728 are decoded",
+    ),
+    "smaller than it claims": (
+        lambda path: write_png(path, width=11_000, height=11_000),
+        "the PNG is truncated",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PICTURES)
+def test_pictures(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_classifier(tmp_path / "c.bundle")
+    write, got = PICTURES[case]
+    write(tmp_path / "p.png")
+    refuse(
+        ["run", "c.bundle", "p.png"],
+        "this is no picture, or it is damaged\n"
+        "  where:   p.png\n"
+        f"  got:     {got}\n"
+        "  allowed: a picture that opens in a viewer\n"
+        "  fix:     save it again, as PNG for example",
+        capsys,
+    )
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("", "a prompt is empty\n  allowed: one token or more\n  fix:     start it with any text"),
+        (
+            "x" * 100,
+            (
+                "the prompt and the new tokens do not fit the cache\n"
+                "  got:     100 + 1 tokens\n"
+                "  allowed: 97 together\n"
+                "  fix:     shorten the prompt, or export with a larger `cache`"
+            ),
+        ),
+    ],
+)
+def test_prompts(prompt: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_decoder(tmp_path / "d.bundle", make_decoder_weights())
+    refuse(["run", "d.bundle", "--prompt", prompt], message, capsys)
+
+
+def test_golden_data_that_lacks_an_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_classifier(tmp_path / "c.bundle")
+    message = (
+        "the golden data of graph 'classifier' lacks input:image, output:logits\n"
+        "  where:   c.bundle/part/classifier.golden.npz\n"
+        "  fix:     export the bundle again"
+    )
+    refuse(["bench", "c.bundle"], message, capsys)
+    refuse(["check", "c.bundle"], message, capsys)

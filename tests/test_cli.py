@@ -212,7 +212,7 @@ def test_an_export_that_would_take_too_much_memory_is_refused(
     assert capsys.readouterr().err == (
         "error: this export would take more host memory than allowed\n"
         "  where:   image_vit_base\n"
-        "  got:     about 1.71 GB, for 0.35 GB of fp32 weights\n"
+        "  got:     about 1.39 GB, for 0.35 GB of fp32 weights\n"
         "  allowed: 1.07 GB (--max-host-ram)\n"
         "  fix:     raise --max-host-ram, or export on a machine with more memory\n"
     )

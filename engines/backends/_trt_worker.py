@@ -96,6 +96,10 @@ def _build(trt: Any, request: dict[str, Any], events: _Events) -> dict[str, Any]
     monitor = _make_monitor(trt, events)
     if monitor is not None:
         config.progress_monitor = monitor
+    else:
+        events.send(
+            {"event": "progress", "message": "compiling; this version does not say how far it is", "fraction": None}
+        )
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise _Failure("build", "the compiler built no engine")

@@ -41,7 +41,7 @@ class OnnxRuntimeBackend:
                 can_compile=False,
                 can_run=False,
                 reason="the package 'onnxruntime' is not installed",
-                fix="pip install 'metagen-deploy[export]'",
+                fix="pip install 'metagen-deploy[onnxruntime]'",
             )
         providers = list_providers()
         device = "CUDA, CPU" if "CUDAExecutionProvider" in providers else "CPU"
@@ -66,7 +66,7 @@ class OnnxRuntimeBackend:
         try:
             from polygraphy.backend.onnxrt import OnnxrtRunner
         except ImportError:
-            raise missing_dependency("polygraphy", extra="export", needed_for="comparing outputs") from None
+            raise missing_dependency("polygraphy", extra="onnxruntime", needed_for="comparing outputs") from None
         return OnnxrtRunner(make_session(path))
 
     def inspect(self, path: Path) -> Mapping[str, Any]:
@@ -99,7 +99,7 @@ def make_session(path: Path, model_bytes: bytes | None = None) -> Any:
     try:
         import onnxruntime
     except ImportError:
-        raise missing_dependency("onnxruntime", extra="export", needed_for="running ONNX files") from None
+        raise missing_dependency("onnxruntime", extra="onnxruntime", needed_for="running ONNX files") from None
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what it would log is in the exception
     if model_bytes is not None:

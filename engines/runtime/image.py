@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engines.runtime.png import MAX_PIXELS, SIGNATURE, decode_png
+from engines.runtime.png import MAX_PIXELS, SIGNATURE, NotDecodedHereError, decode_png
 from specs.errors import InputError
 
 if TYPE_CHECKING:
@@ -76,17 +76,30 @@ def _read_file(path: Path) -> Array:
             return stored
         if header := _PNM_HEADER.match(data):
             return _decode_pnm(header, data)
-        problem = "it is no PNG, PPM, PGM or .npy"
+    except NotDecodedHereError as error:
+        return _read_with_pillow(path, str(error))
     except (ValueError, EOFError, MemoryError) as error:
-        problem = str(error) or "it does not fit into memory"
-    return _read_with_pillow(path, problem)
+        raise _refuse(path, str(error) or "it does not fit into memory") from None
+    return _read_with_pillow(path, "it is no PNG, PPM, PGM or .npy")
+
+
+def _refuse(path: Path, got: str) -> InputError:
+    return InputError(
+        "this is no picture, or it is damaged",
+        where=str(path),
+        got=got,
+        allowed="a picture that opens in a viewer",
+        fix="save it again, as PNG for example",
+    )
 
 
 def _decode_pnm(header: re.Match[bytes], data: bytes) -> Array:
     kind, width, height, largest = (int(group) for group in header.groups())
     samples = 3 if kind == 6 else 1
-    if not 0 < width * height <= MAX_PIXELS or not 0 < largest <= 255:
-        raise ValueError(f"a picture of {width} x {height} with values to {largest} is not decoded here")
+    if not 0 < width * height <= MAX_PIXELS or not 0 < largest <= 65535:
+        raise ValueError(f"the picture claims {width} x {height} pixels to {largest}, at most {MAX_PIXELS} are decoded")
+    if largest > 255:
+        raise NotDecodedHereError("PPM and PGM files of 16 bits are not decoded here")
     count = height * width * samples
     if len(data) - header.end() < count:
         raise ValueError("the picture is truncated")
@@ -112,13 +125,7 @@ def _read_with_pillow(path: Path, problem: str) -> Array:
             with pillow.open(path) as picture:
                 return _convert_with_pillow(picture)
     except (OSError, SyntaxError, ValueError, MemoryError, pillow.DecompressionBombError) as error:
-        raise InputError(
-            "this is no picture, or it is damaged",
-            where=str(path),
-            got=f"{problem}; Pillow: {_without_path(error, path)}",
-            allowed="a picture that opens in a viewer",
-            fix="save it again, as PNG for example",
-        ) from None
+        raise _refuse(path, f"{problem}; Pillow: {_without_path(error, path)}") from None
 
 
 def _convert_with_pillow(picture: Any) -> Array:

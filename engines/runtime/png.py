@@ -25,6 +25,10 @@ _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # colour type -> samples a pixel
 _GREY, _PALETTE = 0, 3
 
 
+class NotDecodedHereError(ValueError):
+    """The file is sound, as far as was looked, and of a kind that a larger library decodes."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Header:
     width: int
@@ -42,7 +46,11 @@ class _Header:
 
 
 def decode_png(data: bytes) -> Array:
-    """Pixels as uint8 [height, width, samples]; a palette gives 3 samples. Raises ValueError with a reason."""
+    """Pixels as uint8 [height, width, samples]; a palette gives 3 samples.
+
+    Raises:
+        NotDecodedHereError: it is interlaced. ValueError: it is damaged, with the reason.
+    """
     header, palette, packed = None, None, []
     for name, body in _walk_chunks(data):
         if name == b"IHDR":
@@ -83,7 +91,7 @@ def _read_header(body: bytes) -> _Header:
     if colour not in _SAMPLES or not (small or depth == 8 or (depth == 16 and colour != _PALETTE)):
         raise ValueError(f"PNG colour type {colour} with {depth} bits does not exist")
     if interlace or compression or filters:
-        raise ValueError("interlaced PNG files are not decoded here")
+        raise NotDecodedHereError("interlaced PNG files are not decoded here")
     if not 0 < width * height <= MAX_PIXELS:
         raise ValueError(f"the PNG claims {width} x {height} pixels, at most {MAX_PIXELS} are decoded")
     return _Header(width=width, height=height, depth=depth, colour=colour)
