@@ -182,7 +182,8 @@ class RawEngine:
         import tensorrt as trt
 
         inspector = self._engine.create_engine_inspector()
-        layers: list[Any] = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))["Layers"]
+        text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+        layers: list[Any] = json.loads(text, strict=False)["Layers"]  # 8.6 joins names by a bare control character
         return layers
 
 

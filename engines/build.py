@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from engines.backends import load_backend
-from engines.backends.base import Availability, Backend, CompileRequest, CompileResult, Progress, ignore_progress
+from engines.backends.base import Availability, Backend, CompileRequest, CompileResult
 from engines.onnx_file import require_listed_weights
 from engines.precision import measure_shares, require_precision
 from engines.profiles import make_profiles
@@ -35,6 +35,7 @@ from specs.bundle import (
 )
 from specs.disk import translate_os_errors
 from specs.errors import BuildError, OutputError, name_nearest
+from specs.progress import Progress, ignore_progress
 from specs.report import BuildReport, BuildRow, PrecisionShares
 from specs.targets import Target, list_targets, load_target
 

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from engines.backends import load_backend
-from engines.backends.base import Progress, ignore_progress
 from engines.backends.onnxruntime import find_version, list_exceptions
 from engines.compare import Array, StageName, fail_output, judge_difference, measure_difference, quiet_polygraphy
 from engines.culprit import find_divergence
@@ -28,6 +27,7 @@ from engines.reference import read_evaluation, read_golden, split_batches
 from specs.bundle import Graph, Manifest, read_manifest, verify_files, write_manifest
 from specs.disk import translate_os_errors
 from specs.errors import BuildError, GraphError, MetagenError, PreflightError
+from specs.progress import Progress, ignore_progress
 from specs.report import Divergence, MetricRow, ParityReport, ParityRow
 from specs.tolerance import find_tolerance
 

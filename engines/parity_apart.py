@@ -12,15 +12,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from engines.backends.worker import ROOT, make_environment
 from specs import errors
+from specs.progress import Progress
 from specs.report import ParityReport
-
-Progress = Callable[[str, "float | None"], None]
 
 
 def check_bundle_apart(folder: Path, *, progress: Progress) -> ParityReport:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engines.macs import MACS
-from engines.onnx_file import GraphPart, Node, OnnxFile, Shape, Value, parse_onnx, read_onnx
+from engines.onnx_file import DTYPES, GraphPart, Node, OnnxFile, Shape, Value, parse_onnx, read_onnx
 from specs.errors import BuildError, GraphError
 from specs.report import PrecisionShares
 
@@ -155,12 +155,21 @@ class _Types:
             self.shapes[node.outputs[0]] = node.constants[0].shape
 
     def _add_outputs(self, node: Node) -> None:
-        """Without shape inference: a Cast says its type, a DequantizeLinear has its scale's, the rest its input's."""
-        like = node.inputs[1] if node.op_type == "DequantizeLinear" and len(node.inputs) > 1 else ""
-        like = like or next((name for name in node.inputs if self.dtypes.get(name) in _FLOATS), "")
+        dtype = self._guess_dtype(node)
         for name in node.outputs:
-            if name and name not in self.dtypes and like in self.dtypes:
-                self.dtypes[name] = self.dtypes[like]
+            if name and dtype:
+                self.dtypes.setdefault(name, dtype)
+
+    def _guess_dtype(self, node: Node) -> str:
+        """Without inference: a Cast says its type, Q and DQ have their zero point's and scale's, others an input's."""
+        if node.op_type == "Cast":
+            to = node.attributes.get("to")
+            return DTYPES.get(to, "") if isinstance(to, int) else ""
+        if node.op_type == "QuantizeLinear":
+            return self.dtypes.get(node.inputs[2], "") if len(node.inputs) > 2 else "uint8"
+        if node.op_type == "DequantizeLinear" and len(node.inputs) > 1:
+            return self.dtypes.get(node.inputs[1], "")
+        return next((self.dtypes[name] for name in node.inputs if self.dtypes.get(name) in _FLOATS), "")
 
     def find_stored(self, name: str) -> str:
         """The quantised precision that a tensor was dequantised from, "" when it was not."""

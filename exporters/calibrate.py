@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -22,12 +22,12 @@ import onnx
 
 from exporters.passes._ranges import Range
 from specs.errors import CalibrationError
+from specs.progress import Progress
 
 if TYPE_CHECKING:
     import onnxruntime  # at run time only where INT8 is asked for: an fp32 export need not carry it in memory
 
 Method = Literal["max", "percentile", "entropy"]
-Progress = Callable[[str, float | None], None]
 
 #: Histogram bins; entropy merges them into 128 steps, so it needs many more to have a choice.
 _BINS = 2048

@@ -30,10 +30,10 @@ from specs.bundle import Graph, IoTensor, Manifest, TypedGraph, digest_text, ind
 from specs.graphs import GraphSpec
 from specs.handlers import GraphModule, Handler, get_handler
 from specs.load import dump_spec
+from specs.progress import Progress
 from specs.schema import Precision, Spec
 from specs.targets import Target
 
-Progress = Callable[[str, "float | None"], None]
 Samples = Callable[[], Iterable[Mapping[str, np.ndarray]]]
 
 _TOOLS = ("metagen-deploy", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")

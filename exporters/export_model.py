@@ -25,10 +25,9 @@ from exporters.trace import choose_sizes
 from exporters.weights import INLINE_BYTES, WeightPool
 from specs.bundle import Graph, IoTensor, Manifest, digest_file
 from specs.errors import GraphError, SpecError, name_nearest
+from specs.progress import Progress
 from specs.schema import Dim, Precision
 from specs.targets import Target
-
-Progress = Callable[[str, "float | None"], None]
 
 COMPONENT = "model"
 #: What a dynamic dim may be when the user did not say.

@@ -19,12 +19,12 @@ from engines.reference import read_golden
 from engines.runtime import load
 from specs.bundle import SPEC_NAME, Graph, Manifest, read_manifest, verify_files
 from specs.errors import BundleError, translate_import_error
+from specs.progress import Progress
 from specs.report import LatencyReport, LatencyRow
 
 if TYPE_CHECKING:
     from exporters.baselines import Baseline
 
-Progress = Callable[[str, "float | None"], None]
 Runner = Callable[[], object]
 
 _WARMUP_ROUNDS = 5

@@ -6,27 +6,25 @@ check    bundle -> parity report                             bench    bundle -> 
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from metagen_deploy.memory import require_host_memory
-from specs.bundle import MANIFEST_NAME, SPEC_NAME, Manifest, digest_file, read_manifest
-from specs.errors import (
-    BuildError,
-    GraphError,
-    MetagenError,
-    OutputError,
-    ParityError,
-    SpecError,
-    TargetError,
-    translate_import_error,
+from metagen_deploy.admission import (
+    admit_targets,
+    is_made_of,
+    refuse_folder,
+    refuse_repeats,
+    refuse_unimplemented,
+    require_asked_precision,
 )
-from specs.report import BuildReport, LatencyReport, ParityReport, ParityRow
-from specs.schema import IMPLEMENTED_PRECISIONS, Dim, Precision, Spec
-from specs.targets import Target, load_target, require_fit
-
-Progress = Callable[[str, "float | None"], None]
+from metagen_deploy.memory import require_host_memory
+from metagen_deploy.verdict import raise_first_failure
+from specs.bundle import Manifest
+from specs.errors import translate_import_error
+from specs.progress import Progress
+from specs.report import BuildReport, LatencyReport, ParityReport
+from specs.schema import Dim, Precision, Spec
+from specs.targets import load_target
 
 
 def export(
@@ -136,21 +134,6 @@ def build(
     return build_bundle(source, target=target, backend=backend, timing_cache=timing_cache, progress=progress)
 
 
-def is_made_of(bundle: Path, source: Path, *, target: str | None) -> bool:
-    """Whether a bundle is that of an ONNX file, with graphs for `target`. One made of a spec is refused."""
-    if not (bundle / MANIFEST_NAME).is_file() or not source.is_file():
-        return False
-    if (bundle / SPEC_NAME).is_file():
-        raise OutputError(
-            f"the bundle beside {source.name} was made of a spec, and would be replaced",
-            where=str(bundle),
-            fix=f"metagen-deploy export {source} -o BUNDLE, then metagen-deploy build BUNDLE",
-        )
-    manifest = read_manifest(bundle)
-    has_target = target is None or any(t.target == target for graph in manifest.graphs for t in graph.typed)
-    return manifest.spec_digest == digest_file(source) and has_target
-
-
 def check(folder: Path, *, backends: tuple[str, ...] | None = None, progress: Progress) -> ParityReport:
     """Compare every stage of a bundle with its golden data, and keep the report in the bundle when it is writable."""
     from engines.parity import check_bundle, write_report
@@ -179,106 +162,3 @@ def load_overridden(
     from specs.load import load_spec, override_spec
 
     return override_spec(load_spec(source), targets=tuple(targets), weights=weights, calibration=calibration, dims=dims)
-
-
-def admit_targets(spec: Spec, precisions: Sequence[Precision]) -> list[Target]:
-    """The spec's targets, each proved large enough and able to run every precision that is asked.
-
-    Raises:
-        TargetError: with the numbers.
-    """
-    asked = [spec.model_copy(update={"precision": {"default": p}}) for p in precisions] or [spec]
-    targets = [load_target(name) for name in spec.targets]
-    for target in targets:
-        for one in asked:
-            require_fit(one, target)
-    return targets
-
-
-def refuse_folder(source: str) -> None:
-    """A folder is neither a spec nor an ONNX file."""
-    if os.path.isfile(os.path.join(source, MANIFEST_NAME)):  # noqa: PTH113, PTH118 - pathlib raises for a name too long
-        raise SpecError("this is a bundle already", where=source, fix=f"metagen-deploy build {source}")
-    if os.path.isdir(source):  # noqa: PTH112
-        raise SpecError(
-            "checkpoint folders are not taken yet",
-            where=source,
-            allowed="a shipped spec (see `metagen-deploy specs`), a spec's YAML file, or an .onnx file",
-            fix="write a spec whose `weights: {source: ...}` names the .safetensors, or export the model to ONNX",
-        )
-
-
-def refuse_repeats(option: str, values: Sequence[str]) -> None:
-    """A value that is given twice is a slip, and would be made twice under one name."""
-    for index, value in enumerate(values):
-        if value in values[:index]:
-            raise TargetError(f"{option} {value} is given twice", fix="keep one of the two")
-
-
-def refuse_unimplemented(precisions: Sequence[Precision]) -> None:
-    """Precisions that the language reserves but no pass writes are errors, not silent fp32."""
-    for precision in precisions:
-        if precision not in IMPLEMENTED_PRECISIONS:
-            raise TargetError(
-                f"precision '{precision}' is not implemented yet",
-                where="--precision",
-                allowed=", ".join(IMPLEMENTED_PRECISIONS),
-                fix="choose one of these",
-            )
-
-
-def require_asked_precision(folder: Path, manifest: Manifest) -> None:
-    """A precision that a user's file could not be given is an error, not a bundle of another precision.
-
-    Raises:
-        GraphError: with the shares of what it computes in.
-    """
-    from engines.precision import measure_shares, require_precision
-
-    sizes = {name: opt for name, (_, opt, _) in manifest.dims.items()}
-    for graph in manifest.graphs:
-        for typed in graph.typed:
-            if typed.precision == graph.precision:
-                continue
-            try:
-                require_precision(measure_shares(folder / typed.file, sizes), typed.precision, where=typed.file)
-            except BuildError as error:
-                raise GraphError(
-                    f"{typed.precision} was asked for, and {typed.lowering} can compute too little of this model in it",
-                    where=f"graph '{graph.name}' for target '{typed.target}'",
-                    got=error.got,
-                    allowed=error.allowed,
-                    fix="leave --precision away, or ask for another one or another target",
-                ) from None
-
-
-def _advise_on(row: ParityRow) -> str:
-    if row.precision == "int8":
-        return "give calibration data that is like the real inputs, or ask for a higher precision"
-    if row.precision == "fp32":
-        return "this precision leaves no room for it: report it with the model, or export for another target"
-    return "ask for a higher precision for this component, or widen the spec's `parity` if the task allows it"
-
-
-def raise_first_failure(report: ParityReport) -> None:
-    """Turn a failed report into an error that names the worst offender."""
-    for row in report.rows:
-        if not row.passed:
-            divergence = report.divergences.get(row.stage)
-            raise ParityError(
-                f"output '{row.difference.name}' of {row.stage} is outside tolerance: {row.reason}",
-                where=f"graph '{row.graph}' on {row.backend}"
-                + (f", first diverging at '{divergence.tensor}' ({divergence.module_path})" if divergence else ""),
-                got=f"relative error {row.needed_relative:.3g}, cosine {row.difference.cosine:.6f}",
-                allowed=f"relative error {row.limit_relative:.3g}, cosine {row.limit_cosine:.6f}",
-                fix=_advise_on(row),
-            )
-    for metric in report.metrics:
-        if not metric.passed:
-            raise ParityError(
-                f"{metric.metric} of {metric.stage} fell from {metric.reference:.2%} to {metric.value:.2%}",
-                where=f"graph '{metric.graph}' on {metric.backend}",
-                allowed=f"a loss of {metric.max_loss:.2%}",
-                fix="ask for a higher precision for this component, or give it better calibration data",
-            )
-    raise MetagenError("nothing could be compared on this machine", fix="see what is missing: metagen-deploy doctor")

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-Progress = Callable[[str, "float | None"], None]
+from specs.progress import Progress
 
 _QUIET_SECONDS = 1.0
 

@@ -52,7 +52,7 @@ class Target:
     tensorrt: str  # version or range, "" without TensorRT
     jetpack: str  # "" for anything but a Jetson
     container: str
-    proof: str  # what this project has executed: "run here", "compiled only" or "not run"
+    proof: str  # what this project has executed: "run here", "compiled only", "not run", or where and when it was run
 
 
 @dataclass(frozen=True, kw_only=True)

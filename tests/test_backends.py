@@ -18,8 +18,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from engines.backends import BACKENDS, load_backend, probe_backends
 from engines.backends._trt_versions import decide, find_opsets
-from engines.backends.base import CompileRequest, CompileResult, InputProfile, ignore_progress
+from engines.backends.base import CompileRequest, CompileResult, InputProfile
 from specs.errors import BuildError, GraphError, MetagenError, OutputError, PreflightError
+from specs.progress import ignore_progress
 from tests.bundles import TOKENS, WIDTH, make_model, make_weights
 
 PROFILE = (

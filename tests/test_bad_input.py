@@ -599,6 +599,14 @@ def test_pictures(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     )
 
 
+def test_a_graph_that_a_picture_does_not_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_classifier(tmp_path / "c.bundle")
+    write_png(tmp_path / "p.png")
+    message = "this bundle has no graph 'nope'\n  allowed: classifier\n  fix:     add --graph NAME"
+    refuse(["run", "c.bundle", "p.png", "--graph", "nope"], message, capsys)
+
+
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engines.backends.base import InputProfile
+from engines.backends import load_backend
+from engines.backends.base import Availability, CompileRequest, CompileResult, InputProfile
 from engines.build import REPORT_NAME, build_bundle, read_build_report
 from engines.inspect import inspect_engine
 from engines.onnx_file import Value
@@ -16,6 +17,8 @@ from engines.profiles import list_dynamic_dims, make_profiles
 from engines.timing_cache import KeyInputs, make_key, name_timing_cache
 from specs.bundle import IoTensor, index_files, read_manifest, verify_files, write_manifest
 from specs.errors import BuildError, BundleError
+from specs.report import PrecisionShares
+from specs.targets import load_target
 from tests.bundles import TOKENS, WIDTH, make_model, make_weights, measure_magnitudes, write_bundle
 
 PLAN = "block/model.rtx-4090-fp16.tensorrt-rtx.plan"
@@ -119,6 +122,78 @@ def test_a_precision_that_the_graph_does_not_have(weights: dict[str, np.ndarray]
     with pytest.raises(BuildError, match="fp16 was asked for, and the graph does not compute in it"):
         build_bundle(tmp_path / "b")
     assert not list((tmp_path / "b").rglob("*.plan"))
+
+
+def test_the_precision_is_judged_before_and_after_compiling(
+    bundle: Path, weights: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = load_backend("tensorrt-rtx")
+    result = CompileResult(
+        backend_version="1", seconds=0.0, bytes=1, gpu="",
+        shares=PrecisionShares(nodes={}, weight_bytes={}, compute={"fp32": 1.0}),
+    )  # fmt: skip
+    compiled: list[CompileRequest] = []
+
+    def compile_in_fp32(request: CompileRequest, progress: object) -> CompileResult:
+        compiled.append(request)
+        return result
+
+    monkeypatch.setattr(backend, "compile", compile_in_fp32)
+    with pytest.raises(BuildError, match="fp16 was asked for") as caught:
+        build_bundle(bundle, target="rtx-4090")
+    assert caught.value.where == "the engine of block/model.rtx-4090-fp16.onnx" and len(compiled) == 1
+    assert compiled[0].workspace_bytes is not None
+    assert compiled[0].workspace_bytes <= load_target("rtx-4090").memory_bytes // 2
+    write_bundle(tmp_path / "wrong", {("rtx-4090", "fp16"): make_model(weights)})
+    with pytest.raises(BuildError, match="fp16 was asked for"):
+        build_bundle(tmp_path / "wrong")
+    assert len(compiled) == 1, "a graph of another precision is not even compiled"
+
+
+def test_everything_that_decides_an_engine_reaches_its_key(
+    weights: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine whose compiler tunes for the GPU it runs on."""
+    folder, file = tmp_path / "b", "block/model.l4-fp16.onnx"
+    manifest = write_bundle(folder, {("l4", "fp16"): make_model(weights, precision="fp16")})
+    (graph,) = manifest.graphs
+    typed = replace(graph.typed[0], keep_fp32=("0.mixed: its range",))
+    write_manifest(folder, replace(manifest, graphs=(replace(graph, typed=(typed,)),)))
+    backend = load_backend("tensorrt")
+    here = Availability(
+        backend="tensorrt", version="10.13", can_compile=True, can_run=True, device="NVIDIA L4 (SM 8.9)"
+    )
+    keys: list[KeyInputs] = []
+
+    def refuse(request: CompileRequest, progress: object) -> CompileResult:
+        raise BuildError("not compiled")
+
+    monkeypatch.setattr(backend, "probe", lambda: here)
+    monkeypatch.setattr(backend, "describe_capability", lambda capability: "")
+    monkeypatch.setattr(backend, "compile", refuse)
+    monkeypatch.setattr("engines.build.make_key", lambda inputs: keys.append(inputs) or "key")
+    with pytest.raises(BuildError, match="not compiled"):
+        build_bundle(folder, target="l4")
+    target = load_target("l4")
+    assert keys == [
+        KeyInputs(
+            model_sha256=manifest.files[file].sha256,
+            external_sha256={"model.l4-fp16.data": manifest.files["block/model.l4-fp16.data"].sha256},
+            profile=(
+                InputProfile(
+                    name="tokens", minimum=(1, TOKENS, WIDTH), optimum=(2, TOKENS, WIDTH), maximum=(8, TOKENS, WIDTH)
+                ),
+            ),
+            precision="fp16",
+            keep_fp32=("0.mixed",),
+            backend="tensorrt",
+            backend_version="10.13",
+            compute_capabilities=("8.9",),
+            gpu="NVIDIA L4 (SM 8.9)",
+            workspace_bytes=(target.memory_bytes - target.reserved_bytes) // 2,
+            optimization_level=None,
+        )
+    ]
 
 
 def test_int8_is_what_the_compiler_sees(weights: dict[str, np.ndarray], tmp_path: Path) -> None:

@@ -43,7 +43,15 @@ def test_an_outlier_is_given_up(model_path: Path, method: Method) -> None:
     x[0, 0] = 100.0
     ranges = measure_ranges(model_path, ["x"], [{"x": x}], method)
     assert 2.5 < ranges["x"].high < 20
+    assert -20 < ranges["x"].low < -2.5
     assert measure_ranges(model_path, ["x"], [{"x": x}], "max")["x"].high == 100
+
+
+def test_methods_are_different_ones(model_path: Path) -> None:
+    x = random(4096, 8)
+    x[:4] *= 20
+    found = {m: measure_ranges(model_path, ["x"], [{"x": x}], m)["x"].high for m in ("max", "percentile", "entropy")}
+    assert found["entropy"] < found["percentile"] < found["max"]
 
 
 def test_nothing_to_measure(model_path: Path) -> None:
@@ -54,6 +62,7 @@ def test_nothing_to_measure(model_path: Path) -> None:
     ("samples", "problem"),
     [
         ([], "there are no calibration samples"),
+        ([{"x": random(2, 8), "more": random(2)}], "calibration sample 0 does not match the graph's inputs"),
         ([{"image": random(2, 8)}], "calibration sample 0 does not match the graph's inputs"),
         ([{"x": random(2, 8)}, {"x": random(2, 7)}], "the graph does not take calibration sample 1"),
         ([{"x": random(2, 8).astype(np.float64)}], "the graph does not take calibration sample 0"),

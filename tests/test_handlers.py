@@ -242,6 +242,22 @@ def test_calibration_gives_as_many_samples_as_asked(name: str) -> None:
                 graph.module(*map(torch.from_numpy, batch.values()))
 
 
+def test_labels_are_the_spec_s_own() -> None:
+    spec = load_spec("image_vit_base:tiny")
+    names = tuple(f"class {index}" for index in range(spec.components["classifier"].num_classes))  # type: ignore[union-attr]
+    named = spec.model_copy(update={"labels": names})
+    assert get_handler(named).describe_pipeline(named)["labels"] == list(names)
+
+
+def test_random_calibration_never_repeats_itself() -> None:
+    spec = load_spec("image_vit_base:tiny")
+    spec = spec.model_copy(update={"dims": {"batch": Dim(min=1, opt=3, max=8)}})
+    handler = get_handler(spec)
+    (graph,) = handler.build(spec)
+    samples = np.concatenate([batch["image"] for batch in handler.load_calibration(spec, graph)])
+    assert len(np.unique(samples.reshape(len(samples), -1), axis=0)) == len(samples) > 3
+
+
 def test_decode_is_calibrated_on_the_models_own_cache(tmp_path: Path) -> None:
     spec = load_spec("text_llm_tiny:tiny")
     ids = np.random.default_rng(0).integers(0, 512, (5, 6))

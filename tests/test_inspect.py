@@ -11,8 +11,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from engines.inspect import inspect_engine, inspect_model
-from engines.onnx_file import count_bits, read_onnx
-from engines.precision import measure_shares, require_precision
+from engines.macs import MACS
+from engines.onnx_file import Node, count_bits, read_onnx
+from engines.precision import find_own_precision, measure_shares, require_precision
 from specs.errors import BuildError, GraphError
 from specs.report import PrecisionShares
 from tests.bundles import (
@@ -90,6 +91,92 @@ def test_precision_that_was_not_honoured_is_an_error() -> None:
         "  allowed: at least 90.0% fp16: a few nodes may be kept in fp32 for their range\n"
         "  fix:     export it again with --precision fp16; precision is written in the typed graph"
     )
+
+
+@pytest.mark.parametrize(
+    ("precision", "other", "least"), [("fp32", "fp16", 0.999), ("fp16", "fp32", 0.9), ("int8", "fp16", 0.5)]
+)
+def test_how_much_must_be_honoured(precision: str, other: str, least: float) -> None:
+    for share in (least + 1e-4, least - 1e-4):
+        shares = PrecisionShares(nodes={}, weight_bytes={}, compute={precision: share, other: 1 - share})
+        if share > least:
+            require_precision(shares, precision, where="m.onnx")
+        else:
+            with pytest.raises(BuildError, match=f"{precision} was asked for"):
+                require_precision(shares, precision, where="m.onnx")
+    lower = PrecisionShares(nodes={}, weight_bytes={}, compute={"int8": 0.6, "fp16": 0.4})
+    require_precision(lower, "fp16", where="m.onnx")  # lower still is what was asked for, and more
+    with pytest.raises(BuildError):
+        require_precision(lower, "fp32", where="m.onnx")
+
+
+QUANTISED = """<ir_version: 10, opset_import: ["": 18, "com.microsoft": 1]>
+g (float[4,8] x) => (float[4,8] y) {{ {body} }}"""
+QDQ = "xq = QuantizeLinear (x, s, z) xd = DequantizeLinear (xq, s, z) "
+
+
+@pytest.mark.parametrize(
+    ("body", "compute"),
+    [
+        (QDQ + "w = DequantizeLinear (W, s, z) y = MatMul (xd, w)", {"int8": 1.0}),
+        (QDQ + "w = DequantizeLinear (W, s, z) t = Transpose (w) y = MatMul (xd, t)", {"int8": 1.0}),
+        (QDQ + "w = DequantizeLinear (W, s, z) n = Neg (w) y = MatMul (xd, n)", {"fp32": 1.0}),
+        ("w = DequantizeLinear (W, s, z) y = MatMul (x, w)", {"fp32": 1.0}),  # weight only: computes in float
+        (QDQ + "y = MatMul (xd, F)", {"fp32": 1.0}),
+        ("y = com.microsoft.DynamicQuantizeMatMul (x, W, s, z)", {"int8": 1.0}),
+        ("i = DynamicQuantizeLinear (x) y = MatMulInteger (i, W)", {"int8": 1.0}),
+        (QDQ + "w = DequantizeLinear (W, s, z) a = MatMul (xd, w) b = MatMul (a, F) c = MatMul (b, F) y = MatMul (c, F)",
+         {"fp32": 0.75, "int8": 0.25}),
+    ],
+)  # fmt: skip
+def test_a_product_counts_as_what_it_computes_in(body: str, compute: dict[str, float], tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(QUANTISED.format(body=body))
+    stored = {"W": np.ones((8, 8), np.int8), "F": np.ones((8, 8), np.float32), "s": np.float32(0.1), "z": np.int8(0)}
+    used = {name for node in model.graph.node for name in node.input}
+    model.graph.initializer.extend(numpy_helper.from_array(np.array(v), n) for n, v in stored.items() if n in used)
+    path = save(model, tmp_path / "m.onnx")
+    assert measure_shares(path).compute == compute
+    assert find_own_precision(path) == ("int8" if "int8" in compute else "fp32")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_types_are_found_without_onnx_s_inference(
+    precision: str, weights: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranges = measure_magnitudes(weights, np.ones((1, TOKENS, WIDTH), np.float32))
+    path = save(make_model(weights, precision=precision, ranges=ranges), tmp_path / "m.onnx")
+    inferred = measure_shares(path)
+    monkeypatch.setattr("engines.precision._flatten", lambda model, sizes: model)
+    guessed = measure_shares(path)
+    assert (guessed.nodes, guessed.weight_bytes) == (inferred.nodes, inferred.weight_bytes)
+    assert set(guessed.compute) == set(inferred.compute)
+
+
+@pytest.mark.parametrize(
+    ("op_type", "shapes", "attributes", "macs"),
+    [
+        ("MatMul", {"a": (2, 3, 4), "b": (4, 5), "y": (2, 3, 5)}, {}, 2 * 3 * 4 * 5),
+        ("MatMul", {"a": (2, 3, 4), "b": (4, 5)}, {}, 2 * 3 * 4 * 5),
+        ("Gemm", {"a": (3, 4), "b": (4, 5)}, {}, 60),
+        ("Gemm", {"a": (3, 4), "b": (5, 4)}, {"transB": 1}, 60),
+        ("MatMulNBits", {"a": (3, 4), "b": (5, 1, 16)}, {"N": 5}, 60),
+        ("Conv", {"a": (1, 4, 9, 9), "b": (6, 2, 3, 3), "y": (1, 6, 7, 7)}, {}, 6 * 49 * 2 * 9),
+        ("ConvTranspose", {"a": (1, 4, 5, 5), "b": (4, 3, 2, 2), "y": (1, 6, 10, 10)}, {}, 4 * 25 * 3 * 4),
+        ("QLinearConv", {"a": (1, 4, 9, 9), "d": (6, 2, 3, 3), "y": (1, 6, 7, 7)}, {}, 6 * 49 * 2 * 9),
+        ("QLinearMatMul", {"a": (3, 4), "d": (4, 5), "y": (3, 5)}, {}, 60),
+        ("Attention", {"a": (2, 4, 5, 8), "b": (2, 2, 7, 8)}, {}, 2 * 2 * 4 * 5 * 8 * 7),
+        ("Attention", {"a": (2, 5, 32), "b": (2, 7, 16)}, {}, 2 * 2 * 5 * 32 * 7),
+        ("LSTM", {"a": (6, 2, 8), "b": (1, 40, 8), "c": (1, 40, 10)}, {}, 6 * 2 * (40 * 8 + 40 * 10)),
+    ],
+)
+def test_multiply_accumulates_by_hand(
+    op_type: str, shapes: dict[str, tuple[int, ...]], attributes: dict[str, int], macs: int
+) -> None:
+    node = Node(
+        name="n", op_type=op_type, domain="", overload="", inputs=("a", "b", "c", "d"), outputs=("y",),
+        attributes=attributes, constants=(), subgraphs=(), metadata={},
+    )  # fmt: skip
+    assert MACS[op_type](node, lambda name: shapes.get(name, ())) == macs
 
 
 def test_every_truncation_is_refused(weights: dict[str, np.ndarray], tmp_path: Path) -> None:

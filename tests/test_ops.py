@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -193,3 +195,58 @@ def test_equal_nodes_share_a_body_and_different_ones_do_not() -> None:
         "scale0.5_causal0_window0_groups1",
         "scale0.5_causal1_window0_groups1",
     ]
+
+
+def _attend(**options: object) -> Callable[..., torch.Tensor]:
+    return lambda q, k, v, *bias: ops.attention(q, k, v, *bias, scale=0.3, **options)  # type: ignore[arg-type]
+
+
+_TRACED: dict[str, tuple[Callable[..., object], tuple[tuple[int, ...], ...]]] = {
+    "grouped": (_attend(causal=True), ((2, 6, 4, 8), (2, 2, 4, 8), (2, 2, 4, 8))),
+    "window": (_attend(causal=True, window=2), ((2, 2, 5, 8),) * 3),
+    "with and without a bias": (
+        lambda q, k, v, bias: _attend()(_attend()(q, k, v, bias), k, v),
+        (*(((2, 2, 4, 8),) * 3), (2, 1, 4, 4)),
+    ),
+    "silu": (lambda x, g, u: ops.gated_linear(x, g, u, activation="silu"), ((2, 3, 8), (6, 8), (6, 8))),
+    "gelu": (lambda x, g, u: ops.gated_linear(x, g, u, activation="gelu"), ((2, 3, 8), (6, 8), (6, 8))),
+    "gelu_tanh": (lambda x, g, u: ops.gated_linear(x, g, u, activation="gelu_tanh"), ((2, 3, 8), (6, 8), (6, 8))),
+    "gate": (ops.gated_fusion, ((3, 8), (3, 8), (8, 16), (8,))),
+    "modalities": (lambda f, q, p: ops.modality_fusion(f, q, p > 0, temperature=0.7)[0], ((3, 2, 8), (8,), (3, 2))),
+}
+
+
+@pytest.mark.parametrize("case", _TRACED)
+def test_a_traced_op_answers_as_torch(case: str, tmp_path: Path) -> None:
+    """The whole way: torch's arguments -> node and attributes -> body."""
+    from exporters.lower import lower
+    from specs.handlers import GraphModule
+    from specs.schema import TensorSpec
+
+    function, shapes = _TRACED[case]
+
+    class Model(nn.Module):
+        def forward(self, *tensors: torch.Tensor) -> object:
+            return function(*tensors)
+
+    generator = torch.Generator().manual_seed(0)
+    tensors = tuple(torch.randn(shape, generator=generator) * 2 for shape in shapes)
+    module = Model().eval()
+    wanted = module(*tensors)
+    inputs = tuple(TensorSpec(name=f"in{i}", dtype="float32", shape=shape) for i, shape in enumerate(shapes))
+    out = (TensorSpec(name="out", dtype="float32", shape=tuple(wanted.shape)),)
+    graph = GraphModule(name="g", component="g", file_stem="model", module=module, inputs=inputs, outputs=out)
+    model = lower(torch.export.export(module, tensors, strict=False), graph)
+    assert any(node.domain == DOMAIN for node in model.graph)
+    ir.save(model, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    got = session.run(None, {f"in{i}": tensor.numpy() for i, tensor in enumerate(tensors)})
+    assert _relative_error(got, [wanted.numpy()]) < 5e-6
+
+
+def test_no_score_is_large_enough_to_be_seen_through_a_mask() -> None:
+    q, k, v = _make_tensors("MetagenAttention")
+    extra, attributes = (None, 1.0, True, 2), {"scale": 1.0, "causal": 1, "window": 2, "groups": 2}
+    tensors = [q * 1e3, -k * 1e3, v]
+    got = _run_body("MetagenAttention", tensors, attributes)
+    assert _relative_error(got, _run_torch("MetagenAttention", tensors, extra)) < 1e-4

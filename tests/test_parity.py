@@ -12,9 +12,12 @@ import onnx
 import pytest
 import torch
 
+from engines.backends import load_backend
+from engines.backends.base import Availability
 from engines.compare import StageName, judge_difference, measure_difference
-from engines.parity import REPORT_NAME, check_bundle, judge_outputs, write_report
-from specs.bundle import EngineFile, Manifest, index_files, read_manifest, verify_files, write_manifest
+from engines.culprit import _choose, _measure_error, find_divergence
+from engines.parity import REPORT_NAME, _restore_interface, check_bundle, judge_outputs, write_report
+from specs.bundle import EngineFile, IoTensor, Manifest, index_files, read_manifest, verify_files, write_manifest
 from specs.errors import BundleError, ParityError
 from specs.report import ParityReport, TensorDifference
 from specs.tolerance import TOLERANCES, find_tolerance, limit_relative_error
@@ -106,6 +109,23 @@ def test_the_divergence_names_its_module(weights: dict[str, np.ndarray], tmp_pat
     assert found.difference.max_abs > 1e-3
 
 
+def test_where_a_graph_first_leaves_its_reference(tmp_path: Path) -> None:
+    assert _choose({"a": 1e-6, "b": 0.4, "c": 0.9}, 0.3) == "b"
+    assert _choose({"a": 1e-6, "b": 2e-6, "c": 0.2, "d": 0.25}, 0.3) == "c", "none is beyond: the largest jump"
+    assert _measure_error(np.ones(3), np.zeros(3)) == np.inf
+    assert _measure_error(np.array([1, np.nan]), np.ones(2)) == np.inf
+    files = []
+    for name, perm in (("before", [0, 1]), ("after", [1, 0])):  # `h` means another thing in each
+        text = f"""<ir_version: 10, opset_import: ["": 18]> g (float[2,3] x) => (float[2,3] y) {{
+            h = Transpose <perm = {perm}> (x) back = Transpose <perm = {perm}> (h) z = Neg (back)
+            y = {"Abs" if name == "after" else "Identity"} (z)
+        }}"""
+        files.append(tmp_path / f"{name}.onnx")
+        onnx.save(onnx.parser.parse_model(text), files[-1])
+    found = find_divergence(*files, {"x": np.ones((2, 3), np.float32)}, limit=0.1)
+    assert found is not None and (found.tensor, found.op_type) == ("y", "Abs")
+
+
 def test_a_wrong_output_name_or_order_says_both(weights: dict[str, np.ndarray], tmp_path: Path) -> None:
     report = check_model(tmp_path, {"fp32": make_model(weights, mutant=Mutant(swap_outputs=True))})
     reasons = {row.reason for row in report.rows if not row.passed}
@@ -122,6 +142,40 @@ def test_values_swapped_under_the_right_names_fail(weights: dict[str, np.ndarray
         "shape (2, 6, 32), the golden data has (2, 10)",
         "shape (2, 10), the golden data has (2, 6, 32)",
     ]
+
+
+def test_what_a_graph_declares_decides_how_it_is_judged(weights: dict[str, np.ndarray], tmp_path: Path) -> None:
+    """Shapes exactly, integers exactly, floats within their own noise floor."""
+    graph = write_bundle(tmp_path / "b", {}).graphs[0]
+    golden = run_torch(weights, np.ones((1, TOKENS, WIDTH), np.float32), torch.float32)
+    flat = {**golden, "features": golden["features"].reshape(1, WIDTH, TOKENS)}
+    assert [row.passed for row in judge_outputs(WHERE, graph, flat, golden, {})] == [True, False]
+    rms = float(np.sqrt(np.mean(np.square(golden["logits"]))))
+    near = {**golden, "logits": golden["logits"] + np.float32(2e-5 * rms)}
+    sharp, open_ = (replace(graph, noise_floor={"logits": floor * rms}) for floor in (1e-7, 1e-5))
+    assert not judge_outputs(WHERE, sharp, near, golden, {})[0].passed
+    assert judge_outputs(WHERE, open_, near, golden, {})[0].passed
+    counts = replace(graph, outputs=(IoTensor(name="count", dtype="int64", shape=("batch",)),))
+    for off in (0, 1):
+        million = {"count": np.array([10**6, 10**6])}
+        (row,) = judge_outputs(WHERE, counts, {"count": million["count"] + [0, off]}, million, {})
+        assert row.passed == (not off)
+
+
+def test_an_engine_s_outputs_are_put_back_into_the_manifest_s_order_and_types(tmp_path: Path) -> None:
+    graph = replace(
+        write_bundle(tmp_path / "b", {}).graphs[0],
+        outputs=(
+            IoTensor(name="a", dtype="int64", shape=(2,)),
+            IoTensor(name="b", dtype="int32", shape=(2,)),
+            IoTensor(name="c", dtype="float32", shape=(2,)),
+        ),
+    )
+    small = np.array([1, 2], np.int32)
+    restored = _restore_interface(graph, {"extra": small, "c": small.astype(np.float32), "b": small, "a": small})
+    assert [(name, value.dtype.name) for name, value in restored.items()] == [
+        ("a", "int64"), ("b", "int32"), ("c", "float32"), ("extra", "int32"),
+    ]  # fmt: skip
 
 
 def test_another_dtype_fails(weights: dict[str, np.ndarray], tmp_path: Path) -> None:
@@ -149,6 +203,27 @@ def test_a_changed_external_tensor_is_refused(weights: dict[str, np.ndarray], tm
     path.write_bytes(content)
     with pytest.raises(BundleError, match="a file of the bundle was changed"):
         check_bundle(tmp_path / "b")
+
+
+def test_weights_that_the_manifest_does_not_list_are_refused(weights: dict[str, np.ndarray], tmp_path: Path) -> None:
+    """Nobody would have compared them with a digest."""
+    folder = tmp_path / "b"
+    manifest = write_bundle(folder, {("cpu", "fp32"): make_model(weights)})
+    listed = {name: entry for name, entry in manifest.files.items() if not name.endswith(".data")}
+    write_manifest(folder, replace(manifest, files=listed))
+    with pytest.raises(BundleError, match="not listed in the manifest"):
+        check_bundle(folder)
+
+
+def test_a_graph_that_does_not_run_is_a_failure(weights: dict[str, np.ndarray], tmp_path: Path) -> None:
+    model = make_model(weights)
+    last = next(n for n in model.graph.node if n.op_type == "Gather" and n.output[0] == "last_token")
+    last.input[1] = "beyond"
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(TOKENS + 3), "beyond"))
+    report = check_model(tmp_path, {"fp32": model})
+    failed = [row for row in report.rows if not row.passed]
+    assert len(failed) == len(OUTPUTS) and not report.passed
+    assert all(row.reason.startswith("does not run: ") for row in failed)
 
 
 def test_a_graph_that_does_not_load_is_a_failure(weights: dict[str, np.ndarray], tmp_path: Path) -> None:
@@ -202,6 +277,36 @@ def test_an_engine_for_another_machine_is_listed_with_the_reason(tmp_path: Path)
     assert not only.rows and not only.passed  # nothing ran, so nothing is proved
 
 
+def test_what_a_lower_precision_loses_is_counted_from_fp32(
+    weights: dict[str, np.ndarray], ranges: dict[str, float], tmp_path: Path
+) -> None:
+    folder = tmp_path / "b"
+    wrong = make_model(weights, precision="int8", ranges=ranges, mutant=Mutant(permute_heads=True))
+    write_bundle(folder, {("cpu", "fp16"): make_model(weights, precision="fp16"), ("cpu", "int8"): wrong}, labels=True)
+    first = check_bundle(folder)
+    values = {metric.stage.rpartition("-")[2]: metric for metric in first.metrics}
+    fp32 = values["block/model.onnx"]
+    assert all(metric.reference == fp32.value for metric in first.metrics)
+    assert values["fp16.onnx"].passed and not values["int8.onnx"].passed
+    # An earlier report gives the reference where fp32 does not run; it never replaces what is measured here.
+    stale = replace(first, metrics=tuple(replace(metric, reference=0.1) for metric in first.metrics))
+    assert write_report(folder, stale)
+    assert all(metric.reference == fp32.value for metric in check_bundle(folder).metrics)
+    only = check_bundle(folder, backends=("tensorrt-rtx",))
+    assert [metric.stage for metric in only.metrics] == ["block/model.onnx"], "the reference always runs"
+
+
+def test_an_engine_is_run_only_on_its_own_kind_of_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "b"
+    add_engine(folder, write_bundle(folder, {}))
+    other = Availability(
+        backend="tensorrt", version="10.13", can_compile=True, can_run=True, device="NVIDIA L4 (SM 8.9)"
+    )
+    monkeypatch.setattr(load_backend("tensorrt"), "probe", lambda: other)
+    (reason,) = check_bundle(folder).not_run.values()
+    assert reason == "tensorrt: the engine is for compute capability 9.0, not NVIDIA L4 (SM 8.9)"
+
+
 def test_the_report_is_kept_in_the_bundle(tmp_path: Path) -> None:
     folder = tmp_path / "b"
     write_bundle(folder, {})
@@ -237,8 +342,33 @@ def test_the_spec_s_limits_replace_those_of_lowered_precisions_and_only_tighten_
     assert not judge_difference(half, good, exact=False, floor=None, parity=tight).passed
 
 
+def test_a_wrong_direction_and_nan_fail_whatever_else_fits() -> None:
+    half = replace(WHERE, precision="fp16")
+    for wrong, reason in (
+        (make_difference(cosine=0.99), "cosine 0.99"),
+        (make_difference(cosine=float("nan")), "cosine nan"),
+        (make_difference(max_abs=float("nan")), "largest error nan"),
+        (make_difference(max_abs=0.0, cosine=1.0, non_finite=3), "3 elements are NaN or infinite"),
+    ):
+        row = judge_difference(half, wrong, exact=False, floor=None, parity={})
+        assert not row.passed and row.reason.startswith(reason)
+
+
+def test_a_difference_is_that_of_the_worst_element_of_the_reference_s_scale() -> None:
+    reference = np.array([[3e5, -4e5], [0.0, 5e5]], np.float32)  # beyond float16
+    value = reference + np.array([[0, 0], [300, 100]], np.float32)
+    found = measure_difference("y", value, reference)
+    assert (found.max_abs, found.mean_abs, found.non_finite) == (300, 100, 0)
+    assert found.reference_rms == pytest.approx(np.sqrt(50e10 / 4))
+    assert measure_difference("y", value * np.float32(np.nan), reference).non_finite == 4
+    strict = judge_difference(
+        replace(WHERE, precision="int8"), found, exact=False, floor=None, parity={"max_abs": 299.0}
+    )
+    assert not strict.passed, "the spec's max_abs is in the output's own units"
+
+
 def test_integers_and_booleans_must_be_equal() -> None:
-    one_off = measure_difference("y", np.array([1, 2, 4]), np.array([1, 2, 3]))
+    one_off = measure_difference("y", np.array([10**6, 2, 4]), np.array([10**6, 2, 3]))
     same = measure_difference("y", np.array([True, False]), np.array([True, False]))
     assert not judge_difference(WHERE, one_off, exact=True, floor=None, parity={}).passed
     assert judge_difference(WHERE, same, exact=True, floor=None, parity={}).passed

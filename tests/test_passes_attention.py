@@ -65,6 +65,24 @@ def test_lowered_attention_equals_its_body(lowering: str, causal: int, window: i
     assert all(node.domain == "" for node in lowered.graph.all_nodes())
 
 
+@pytest.mark.parametrize("lowering", ["onnxruntime", "tensorrt-8"])
+def test_a_query_that_sees_nothing_is_uniform(lowering: str) -> None:
+    """More queries than keys, and a window of 2: the last ones see none. The answer is the mean of all values."""
+    text = ATTENTION.format(causal=1, window=2, bias="", bias_input="").replace("2,4,5,16", "2,4,12,16")
+    feed = {"q": random(2, 4, 12, 16), "k": random(2, 2, 7, 16, seed=1) * 50, "v": random(2, 2, 7, 16, seed=2)}
+    lowered = run_pipeline(parse(text), lowering=lowering, precision="fp32").model
+    (out,) = run(lowered, feed)
+    assert np.abs(out[:, ::2, -1] - feed["v"].mean(axis=2)).max() < 1e-6
+    assert differ(run(parse(text), feed), [out]) < 2e-5
+
+
+def test_a_bias_and_a_causal_mask_are_one_operand() -> None:
+    model, _ = make_attention(1, 0, bias=True)
+    lowered = run_pipeline(model, lowering="onnxruntime", precision="fp32").model
+    (node,) = [node for node in lowered.graph if node.op_type == "Attention"]
+    assert "is_causal" not in node.attributes and len(node.inputs) == 4
+
+
 def test_a_wrong_scale_would_be_seen() -> None:
     model, feed = make_attention(1, 0, bias=False)
     lowered = run_pipeline(model, lowering="onnxruntime", precision="fp32").model
@@ -104,6 +122,18 @@ def test_another_transpose_is_not_folded() -> None:
     feed = {"x": random(2, 5, 64), "c": random(2, 7, 32, seed=1)}
     lowered = run_pipeline(model, lowering="onnxruntime", precision="fp32").model
     assert count_ops(lowered)["Transpose"] == 3
+    assert differ(run(model, feed), run(lowered, feed)) < 2e-6
+
+
+@pytest.mark.parametrize(("before", "after"), [("2,5,64] x", "1,10,64] x"), ("2,5,64] y", "1,10,64] y")])
+def test_heads_of_another_batch_are_not_folded(before: str, after: str) -> None:
+    """A Reshape that also moves tokens between batch and sequence is no splitting or merging of heads."""
+    text = FOLDABLE.replace(before, after)
+    model = parse(text.replace("{2, 5, 64}", "{1, 10, 64}") if after.endswith("y") else text)
+    feed = {"x": random(2, 5, 64), "c": random(2, 7, 32, seed=1)}
+    feed["x"] = feed["x"].reshape(1, 10, 64) if after.endswith("x") else feed["x"]
+    lowered = run_pipeline(model, lowering="onnxruntime", precision="fp32").model
+    assert count_ops(lowered)["Transpose"] >= 3
     assert differ(run(model, feed), run(lowered, feed)) < 2e-6
 
 
@@ -159,3 +189,33 @@ def test_layers_share_one_mask() -> None:
     lowered = run_pipeline(parse(text), lowering="onnxruntime", precision="fp32").model
     assert count_ops(lowered)["Attention"] == 2
     assert count_ops(lowered)["Where"] == 1
+
+
+def test_heads_without_a_kernel_keep_the_cached_body() -> None:
+    model = parse(CACHED)
+    assert not LowerCachedAttention(scatter_elements=False, head_dims=range(32, 65))(model).modified
+    assert "the target's Attention takes heads of 32 to 64 channels, not 16" in notes_of(model).log[0]
+
+
+@pytest.mark.parametrize(("lowering", "precision"), [("onnxruntime", "fp32"), ("tensorrt-11", "fp16")])
+def test_layers_of_other_lengths_or_capacities_share_nothing(lowering: str, precision: str) -> None:
+    text = """
+    <ir_version: 10, opset_import: ["": 18, "metagen": 1]>
+    g (float[2,2,T,16] q, float[2,2,T,16] k, float[2,2,S,16] pk, float[2,2,U,16] longer, int64[2] start, int64[2] later)
+        => (float[2,2,T,16] x, float[2,2,T,16] y, float[2,2,T,16] z) {
+        x, a, b = metagen.MetagenCachedAttention <scale: float = 0.25, groups: int = 1> (q, k, k, pk, pk, start)
+        y, c, d = metagen.MetagenCachedAttention <scale: float = 0.25, groups: int = 1> (q, k, k, pk, pk, later)
+        z, e, f = metagen.MetagenCachedAttention <scale: float = 0.25, groups: int = 1> (q, k, k, longer, longer, start)
+    }"""
+    model = parse(text)
+    feed = {
+        "q": random(2, 2, 3, 16),
+        "k": random(2, 2, 3, 16, seed=1),
+        "pk": random(2, 2, 9, 16, seed=2),
+        "longer": random(2, 2, 12, 16, seed=3),
+        "start": np.array([2, 5]),
+        "later": np.array([6, 0]),
+    }
+    lowered = run_pipeline(model, lowering=lowering, precision=precision).model
+    assert count_ops(lowered)["Attention"] == 3
+    assert differ(run(model, feed), run(lowered, feed)) < (2e-6 if precision == "fp32" else 5e-3)

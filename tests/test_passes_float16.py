@@ -8,6 +8,7 @@ import pytest
 
 from exporters.passes import run_pipeline
 from exporters.passes._types import find_schema, find_type_errors
+from exporters.passes.convert_to_float16 import ConvertToFloat16
 from specs.errors import GraphError
 from tests.passes_support import count_ops, differ, parse, random, run
 
@@ -90,7 +91,8 @@ def test_a_mask_saturates_and_gives_no_nan(masked: float) -> None:
         y = Softmax (s)
     }}"""
     model, half, _ = convert(text, {"zero": np.float32(0), "masked": np.float32(masked)})
-    feed = {"scores": random(2, 4, scale=30), "visible": np.array([[True, False, True, False], [False] * 4])}
+    scores = np.stack([random(4, scale=30), np.full(4, -60, np.float32)])  # -65504 - 60 would be infinite
+    feed = {"scores": scores, "visible": np.array([[True, False, True, False], [False] * 4])}
     after = run(half, feed)[0]
     assert np.isfinite(after).all()
     assert np.abs(run(model, feed)[0][0] - after[0]).max() < 2e-2
@@ -114,6 +116,121 @@ def test_reasons(body: str, weights: dict[str, np.ndarray], reason: str) -> None
     feed = {"x": np.abs(random(4, 4))}
     assert reason in kept["n"]
     assert differ(run(model, feed), run(half, feed)) == 0
+
+
+def test_constants_beyond_float16() -> None:
+    """A limit saturates to the end of the range, a mask to half of it, and an infinity stays one."""
+    text = f"""{HEADER} g (float[4] x, bool[4] visible) => (float clipped, float filled, float hidden) {{
+        shape = Constant <value = int64[1] {{4}}> ()
+        clipped = Clip (x, low, high)
+        fill = ConstantOfShape <value = float[1] {{-1000000000.0}}> (shape)
+        filled = Add (x, fill)
+        hidden = Where (visible, x, gone)
+    }}"""
+    weights = {"low": np.float32(-1e6), "high": np.float32(1e6), "gone": np.float32(-np.inf)}
+    model = parse(text, weights)
+    result = run_pipeline(model, lowering="tensorrt-10", precision="fp16")
+    feed = {"x": np.array([-5e4, 1, 2, 5e4], np.float32), "visible": np.array([True, False, True, False])}
+    clipped, filled, hidden = run(result.model, feed)
+    assert np.abs(clipped - feed["x"]).max() <= 16
+    assert np.isfinite(filled[1:]).all() and (filled[1:3] < -3e4).all()
+    assert np.isneginf(hidden[1]) and hidden[2] == 2
+    assert "ConvertToFloat16: 1 values of 'high' saturate" in result.log
+
+
+def test_a_dequantized_type_that_is_written_on_the_node_is_kept() -> None:
+    text = """<ir_version: 10, opset_import: ["": 23]> g (int8[4] q, float[4] x) => (float[4] y) {
+        d = DequantizeLinear <output_dtype: int = 1> (q, scale)
+        y = Add (d, x)
+    }"""
+    model = parse(text, {"scale": np.float32(0.25)})
+    half = run_pipeline(model, lowering="tensorrt-11", precision="fp16").model
+    for node in half.graph:
+        schema = find_schema(node, half.opset_imports)
+        assert schema is not None
+        assert find_type_errors(node, schema) == []
+    feed = {"q": np.array([-3, 0, 5, 127], np.int8), "x": random(4)}
+    assert differ(run(model, feed), run(half, feed)) < 3e-3
+
+
+def test_the_pass_checks_its_own_result() -> None:
+    mixed = parse(f"{HEADER} g (float[4] x, float16[4] h) => (float[4] y) {{ [sum] y = Add (x, h) }}")
+    with pytest.raises(ir.passes.PostconditionError, match="Add 'sum'"):
+        ConvertToFloat16().ensures(mixed)
+
+
+NUMBERS = [  # [n] must not see half precision: its result would be another one
+    ("int64 y", "[n] y = ArgMax (x)", "discontinuous"),
+    ("int64 y", "one = Constant <value = int64[1] {1}> () [n] v, y = TopK (x, one)", "discontinuous"),
+    ("bool y", "[n] y = Less (x, other)", "discontinuous"),
+    ("bool y", "[n] y = GreaterOrEqual (x, other)", "discontinuous"),
+    ("bool y", "[n] y = Equal (x, other)", "discontinuous"),
+    ("int64 y", "[n] y = Cast <to: int = 7> (x)", "discontinuous"),
+    ("float y", "[n] y = Round (x)", "discontinuous"),
+    ("float y", "[n] y = Ceil (x)", "discontinuous"),
+    ("float y", "[n] y = Sign (x)", "discontinuous"),
+    ("int64 y", "[n] v, y = MaxPool <kernel_shape = [2, 2]> (image)", "discontinuous"),
+    ("float y", "[n] y = Cast <to: int = 1> (index)", "index"),
+    ("float y", "zero = Constant <value = int64 {0}> () [n] y = CumSum (x, zero)", "range"),
+    ("float y", "[n] y = ReduceSum (x)", "range"),
+    ("float y", "[n] y = ReduceL2 (x)", "range"),
+    ("float y", "two = Constant <value = float {2.0}> () [n] y = Pow (x, two)", "range"),
+    ("float y", "[n] y = Log (x)", "range"),
+    ("float y", "[n] y = Softplus (x)", "range"),
+    ("float y", '[n] y = ScatterND <reduction = "add"> (x, place, other)', "range"),
+    ("float y", "three = Constant <value = float {3.0}> () [n] a = Mul (x, three) y = Sin (a)", "angle"),
+]
+
+
+@pytest.mark.parametrize(("output", "body", "family"), NUMBERS, ids=[body for _, body, _ in NUMBERS])
+def test_what_would_change_stays_float32(output: str, body: str, family: str) -> None:
+    inputs = "float[4,4] x, float[4,4] other, float[1,2,4,4] image, int64[4] index, int64[4,1] place"
+    model, half, kept = convert(f"{HEADER} g ({inputs}) => ({output}) {{ {body} }}")
+    x = np.abs(random(4, 4)) * 300
+    feed = {
+        "x": x,
+        "other": np.nextafter(x, np.float32(0)),
+        "image": random(1, 2, 4, 4, seed=1),
+        "index": np.array([0, 3, 2049, 70001]),
+        "place": np.array([[1], [1], [0], [3]]),
+    }
+    assert kept["n"].startswith(family)
+    for before, after in zip(run(model, feed), run(half, feed), strict=True):
+        assert np.array_equal(before, after)
+
+
+@pytest.mark.parametrize(
+    ("body", "weights"),
+    [
+        ("[n] y = Mul (x, c)", {"c": np.array([1, 1e-8, 2, 3], np.float32)}),
+        ("[n] y = Add (x, c)", {"c": np.array([1e-6, 0, 0, 0], np.float32)}),
+        (
+            "[n] y = BatchNormalization (x, a, a, a, c)",
+            {"a": np.ones(4, np.float32), "c": np.array([1, 1e-7, 1, 1], np.float32)},
+        ),
+    ],
+)
+def test_small_constants_that_matter(body: str, weights: dict[str, np.ndarray]) -> None:
+    _, _, kept = convert(f"{HEADER} g (float[4,4] x) => (float[4,4] y) {{ {body} }}", weights)
+    assert "float16 is exact from 6.1e-5" in kept["n"]
+
+
+def test_a_few_small_weights_of_many_do_not_matter() -> None:
+    weight = random(8, 8)
+    weight[0, 0] = 1e-7
+    _, _, kept = convert(f"{HEADER} g (float[4,8] x) => (float[4,8] y) {{ y = MatMul (x, W) }}", {"W": weight})
+    assert kept == {}
+
+
+def test_reasons_hold_inside_of_branches() -> None:
+    text = f"""{HEADER} g (bool c, float[2,8] x) => (float[2,8] y) {{
+        y = If (c) <
+            then_branch = t () => (float[2,8] a) {{ [inside] a = Exp (x) }},
+            else_branch = e () => (float[2,8] b) {{ b = Neg (x) }}
+        >
+    }}"""
+    _, _, kept = convert(text)
+    assert kept["inside"].startswith("range")
 
 
 def test_subgraphs_are_converted_inside() -> None:

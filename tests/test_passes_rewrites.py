@@ -32,6 +32,32 @@ def test_shared_transposed_weights_are_folded_once() -> None:
     assert differ(before, run(model, feed)) == 0
 
 
+def test_every_permutation_is_its_own_tensor() -> None:
+    text = f"""{HEADER} g (float[2,3,4] x) => (float u, float v, float w) {{
+        a = Transpose <perm = [1, 0, 2]> (W) u = Add (x, a)
+        b = Transpose <perm = [0, 2, 1]> (V) v = MatMul (x, b)
+        c = Transpose (W) d = Transpose <perm = [2, 1, 0]> (W) e = Sub (c, d) w = Identity (c)
+    }}"""
+    model = parse(text, {"W": random(3, 2, 4), "V": random(2, 5, 4, seed=1)})
+    feed = {"x": random(2, 3, 4, seed=2)}
+    before = run(model, feed)
+    assert FoldTransposedWeights()(model).modified
+    assert "Transpose" not in count_ops(model)
+    assert model.graph.initializers["W/transposed"].shape == ir.Shape([2, 3, 4])
+    assert differ(before, run(model, feed)) == 0
+
+
+def test_a_transposed_weight_that_is_an_output_stays() -> None:
+    model = parse(
+        f"{HEADER} g (float[2] x) => (float y, float[2] z) {{ y = Transpose (W) z = Neg (x) }}", {"W": random(4, 8)}
+    )
+    feed = {"x": random(2)}
+    before = run(model, feed)
+    FoldTransposedWeights()(model)
+    assert [value.name for value in model.graph.outputs] == ["y", "z"]
+    assert differ(before, run(model, feed)) == 0
+
+
 def test_a_transposed_input_is_not_a_weight() -> None:
     model = parse(f"{HEADER} g (float[4,8] w, float[2,8] x) => (float y) {{ t = Transpose (w) y = MatMul (x, t) }}")
     assert not FoldTransposedWeights()(model).modified
@@ -51,9 +77,10 @@ GELU = """{header} g (float[2,64] x) => (float y) {{
 }}"""
 
 
-@pytest.mark.parametrize(
-    "tail", ["d = Mul (half, c) y = Mul (x, d)", "d = Mul (x, c) y = Mul (d, half)", "d = Mul (x, half) y = Mul (d, c)"]
-)
+TAILS = ["d = Mul (half, c) y = Mul (x, d)", "d = Mul (x, c) y = Mul (d, half)", "d = Mul (x, half) y = Mul (d, c)"]
+
+
+@pytest.mark.parametrize("tail", TAILS)
 def test_every_order_of_gelu_is_found(tail: str) -> None:
     model = parse(GELU.format(header=HEADER, half=0.5, tail=tail))
     feed = {"x": random(2, 64, scale=3)}
@@ -64,14 +91,31 @@ def test_every_order_of_gelu_is_found(tail: str) -> None:
     assert differ(run(model, feed), run(fused, feed)) > 1e-5  # the exact and the tanh GELU are told apart
 
 
-def test_another_factor_is_no_gelu() -> None:
-    model = parse(GELU.format(header=HEADER, half=0.4, tail="d = Mul (half, c) y = Mul (x, d)"))
+@pytest.mark.parametrize("tail", TAILS)
+@pytest.mark.parametrize("wrong", [("half", 0.5005), ("root", 1.4135), ("one", 1.0005)])
+def test_another_factor_is_no_gelu(wrong: tuple[str, float], tail: str) -> None:
+    model = parse(GELU.format(header=HEADER, half=0.5, tail=tail))
+    name, factor = wrong
+    (node,) = [node for node in model.graph if node.outputs[0].name == name]
+    node.attributes["value"] = ir.AttrTensor("value", ir.tensor(np.float32(factor)))
     assert not FuseGelu()(model).modified
 
 
 def test_gelu_of_another_value_is_no_gelu() -> None:
     text = GELU.format(header=HEADER, half=0.5, tail="d = Mul (half, c) z = Neg (x) y = Mul (z, d)")
     assert not FuseGelu()(parse(text)).modified
+
+
+@pytest.mark.parametrize(
+    "bounds", ["start: int = 1", "start: int = -2", "end: int = -1", "start: int = 1, end: int = 3"]
+)
+def test_sizes_are_cut_out_as_shape_does(bounds: str) -> None:
+    """TensorRT 8 ignores both attributes."""
+    model = parse(f"{HEADER} g (float[A,B,C,D] x) => (int64[N] y) {{ y = Shape <{bounds}> (x) }}")
+    lowered = run_pipeline(model, lowering="tensorrt-8", precision="fp32").model
+    assert count_ops(lowered) == {"Shape": 1, "Slice": 1}
+    feed = {"x": random(2, 3, 5, 7)}
+    assert run(model, feed)[0].tolist() == run(lowered, feed)[0].tolist()
 
 
 def test_types_are_found_behind_an_unknown_operator() -> None:

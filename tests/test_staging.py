@@ -46,6 +46,32 @@ def test_a_bundle_is_replaced(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["x.bundle"]
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENOSPC])
+def test_a_bundle_comes_back_when_its_successor_cannot_take_its_place(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "x.bundle"
+    _write_bundle(output, "old")
+    rename = Path.rename
+
+    def fail_once(path: Path, target: Path) -> Path:
+        if path.name.endswith(".partial"):
+            raise OSError(number, os.strerror(number))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail_once)
+    with pytest.raises(OutputError):
+        _write_bundle(output, "new")
+    assert (output / MANIFEST_NAME).read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["x.bundle"]
+
+
+def test_parents_that_were_made_for_nothing_go_again(tmp_path: Path) -> None:
+    with pytest.raises(ValueError), stage_bundle(tmp_path / "a" / "b" / "x.bundle"):  # noqa: PT011
+        raise ValueError
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("kind", ["file", "folder", "dangling link"])
 def test_other_things_are_never_replaced(tmp_path: Path, kind: str) -> None:
     output = tmp_path / "precious"

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from engines.backends import _trt_versions
-from engines.backends.base import CompileRequest, CompileResult, Progress
+from engines.backends.base import CompileRequest, CompileResult
 from engines.backends.worker import ROOT, make_environment
 from engines.onnx_file import Node, OnnxFile, read_onnx
 from specs.disk import translate_os_errors, word_os_error
 from specs.errors import BuildError, GraphError, MetagenError, OutputError
+from specs.progress import Progress
 from specs.report import PrecisionShares
 
 _TAIL_LINES = 12
@@ -66,7 +67,7 @@ def compile_graph(
         raise _translate(name, graph, request.output, heard, status, tail)
     done = heard.done
     shares = PrecisionShares(**done["shares"]) if done["shares"] else None
-    warnings = tuple(dict.fromkeys(heard.warnings))
+    said = (*heard.warnings, *_drop_noise(heard.errors))  # errors too: 8.6 calls a timing cache that it drops one
     return CompileResult(
         backend_version=done["version"],
         seconds=done["seconds"],
@@ -74,7 +75,7 @@ def compile_graph(
         layers=done["layers"],
         shares=shares,
         gpu=gpu,
-        notes=(*done["notes"], *(f"compiler: {text}" for text in warnings)),
+        notes=(*done["notes"], *(f"compiler: {text}" for text in dict.fromkeys(said))),
     )
 
 
@@ -157,7 +158,7 @@ def _listen(line: bytes, heard: _Heard, progress: Progress) -> None:
 def _translate(
     compiler: str, graph: OnnxFile, output: Path, heard: _Heard, status: int, tail: list[str]
 ) -> MetagenError:
-    said = [text for text in heard.errors if not any(noise in text for noise in _NOISE)]
+    said = _drop_noise(heard.errors)
     if heard.failed is None:
         ended = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
         return BuildError(
@@ -189,6 +190,10 @@ def _translate(
         got=_shorten("; ".join([failed["problem"], *said])),
         fix=_find_remedy(words) or default,
     )
+
+
+def _drop_noise(errors: list[str]) -> list[str]:
+    return [text for text in errors if not any(noise in text for noise in _NOISE)]
 
 
 def _find_remedy(words: str) -> str:

@@ -10,21 +10,17 @@ A backend is stateless: everything it needs is in the request, and everything it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from specs.progress import Progress
 from specs.report import PrecisionShares
 
 #: What is happening, and the fraction done (None when unknown).
-Progress = Callable[[str, "float | None"], None]
 
 Sizes = tuple[int, ...]
-
-
-def ignore_progress(message: str, fraction: float | None) -> None:
-    """A progress callback for callers that show none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engines.backends.base import Availability, CompileRequest, CompileResult, Progress
+from engines.backends.base import Availability, CompileRequest, CompileResult
 from engines.onnx_file import read_onnx
 from specs.errors import BuildError, GraphError, MetagenError, missing_dependency
+from specs.progress import Progress
 
 NAME = "onnxruntime"
 #: Distributions that provide the module, the one with CUDA first.

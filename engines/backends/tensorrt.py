@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from engines.backends import _trt_compile
-from engines.backends.base import Availability, CompileRequest, CompileResult, Progress
+from engines.backends.base import Availability, CompileRequest, CompileResult
 from engines.runtime.cuda import find_gpu
 from specs.errors import BuildError, PreflightError, missing_dependency
+from specs.progress import Progress
 
 NAME = "tensorrt"
 #: Distributions that provide the module `tensorrt`; a Jetson's is the system package's own.
@@ -108,7 +109,7 @@ def _read_engine(path: Path) -> Mapping[str, Any]:
             fix="it was built by another version or for another GPU: build it again",
         )
     text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-    layers = json.loads(text).get("Layers", [])
+    layers = json.loads(text, strict=False).get("Layers", [])  # 8.6 joins names by a bare control character
     return {"version": trt.__version__, "layers": layers, "device_memory_bytes": engine.device_memory_size}
 
 

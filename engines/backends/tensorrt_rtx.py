@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from engines.backends import _trt_compile
-from engines.backends.base import Availability, CompileRequest, CompileResult, Progress
+from engines.backends.base import Availability, CompileRequest, CompileResult
 from engines.runtime.cuda import find_gpu
 from specs.errors import BuildError, PreflightError, missing_dependency
+from specs.progress import Progress
 
 NAME = "tensorrt-rtx"
 DISTRIBUTION = "tensorrt_rtx_cu13"

@@ -10,6 +10,7 @@ shapes and addresses and is dropped with them. Calls are serialised by a lock, s
 
 TensorRT 8 has no int64: such inputs are narrowed to int32 here, and refused when a value does not fit.
 
+Run on an H200 with TensorRT 8.6.0 on 2026-11-22; not run with 10, 11 or TensorRT-RTX.
 Not done: arrays that are on the GPU already, keeping a cache there between calls, more than one optimization profile.
 """
 
@@ -219,7 +220,7 @@ def _make_logger(trt: Any) -> Any:
 
         def log(self, severity: Any, text: str) -> None:
             if severity <= trt.ILogger.Severity.ERROR:
-                self.errors = [*self.errors[-3:], text.strip()]
+                self.errors = [*self.errors[-3:], " ".join(text.split())]
 
         def take(self) -> str:
             text, self.errors = "; ".join(self.errors), []

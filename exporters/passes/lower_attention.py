@@ -7,7 +7,8 @@ The 3-D form takes the projections as they come, so that the head transposes aro
 ONNX Runtime 1.31, CPU, ViT-B shapes: 3-D 1.2x the decomposed pattern, 4-D and the contrib MultiHeadAttention 1.0x.
 
 A causal op without bias keeps `is_causal`; a window, or causal with a bias, becomes an additive mask whose lowest
-value is finite, so that a row that sees nothing is uniform as in torch, never NaN. Where the op does not fire, its
+value is finite, so that a row that sees nothing is uniform as in torch, never NaN. It is half the lowest float: of a
+row that holds the lowest one alone, ONNX Runtime 1.31 makes zeros. Where the op does not fire, its
 function body is inlined instead, and the log says why.
 """
 
@@ -30,7 +31,7 @@ from exporters.passes._graph import (
 
 #: No limit.
 ANY_HEAD_DIM = range(1, 1 << 30)
-_MASKED = np.float32(np.finfo(np.float32).min)
+_MASKED = np.float32(np.finfo(np.float32).min / 2)
 _HEADS_FIRST = (0, 2, 1, 3)  # [B, T, H, D] <-> [B, H, T, D]
 
 
@@ -121,7 +122,7 @@ def check_attention(node: ir.Node) -> str | None:
 
 
 def build_mask(build: Builder, visible: ir.Value, dtype: ir.DataType) -> ir.Value:
-    """0 where `visible`, else the lowest finite float."""
+    """0 where `visible`, else half the lowest float."""
     low = build.constant(np.array(_MASKED, dtype=dtype.numpy()))
     return build("Where", visible, build.constant(np.array(0, dtype=dtype.numpy())), low, dtype=dtype)
 

@@ -1,7 +1,7 @@
 """LowerCachedAttention: metagen::MetagenCachedAttention -> a cache update + ONNX Attention.
 
     k' = TensorScatter(past_k, k, start)        v' = TensorScatter(past_v, v, start)      (opset 24)
-    mask_B1TS = 0 where s <= start_b + t, else the lowest finite float; layers share it
+    mask_B1TS = 0 where s <= start_b + t, else half the lowest float; layers share it
     out = Attention(q, k', v', mask, scale)
 
 TensorScatter needs no index per element. TensorRT takes it only for a cache of static capacity; there, and where the

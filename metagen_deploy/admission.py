@@ -1,0 +1,98 @@
+"""What is refused, and when: before an export starts where that can be known, else before it becomes a bundle."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from specs.bundle import MANIFEST_NAME, SPEC_NAME, Manifest, digest_file, read_manifest
+from specs.errors import BuildError, GraphError, OutputError, SpecError, TargetError
+from specs.schema import IMPLEMENTED_PRECISIONS, Precision, Spec
+from specs.targets import Target, load_target, require_fit
+
+
+def admit_targets(spec: Spec, precisions: Sequence[Precision]) -> list[Target]:
+    """The spec's targets, each proved large enough and able to run every precision that is asked.
+
+    Raises:
+        TargetError: with the numbers.
+    """
+    asked = [spec.model_copy(update={"precision": {"default": p}}) for p in precisions] or [spec]
+    targets = [load_target(name) for name in spec.targets]
+    for target in targets:
+        for one in asked:
+            require_fit(one, target)
+    return targets
+
+
+def is_made_of(bundle: Path, source: Path, *, target: str | None) -> bool:
+    """Whether a bundle is that of an ONNX file, with graphs for `target`. One made of a spec is refused."""
+    if not (bundle / MANIFEST_NAME).is_file() or not source.is_file():
+        return False
+    if (bundle / SPEC_NAME).is_file():
+        raise OutputError(
+            f"the bundle beside {source.name} was made of a spec, and would be replaced",
+            where=str(bundle),
+            fix=f"metagen-deploy export {source} -o BUNDLE, then metagen-deploy build BUNDLE",
+        )
+    manifest = read_manifest(bundle)
+    has_target = target is None or any(t.target == target for graph in manifest.graphs for t in graph.typed)
+    return manifest.spec_digest == digest_file(source) and has_target
+
+
+def refuse_folder(source: str) -> None:
+    """A folder is neither a spec nor an ONNX file."""
+    if os.path.isfile(os.path.join(source, MANIFEST_NAME)):  # noqa: PTH113, PTH118 - pathlib raises for a name too long
+        raise SpecError("this is a bundle already", where=source, fix=f"metagen-deploy build {source}")
+    if os.path.isdir(source):  # noqa: PTH112
+        raise SpecError(
+            "checkpoint folders are not taken yet",
+            where=source,
+            allowed="a shipped spec (see `metagen-deploy specs`), a spec's YAML file, or an .onnx file",
+            fix="write a spec whose `weights: {source: ...}` names the .safetensors, or export the model to ONNX",
+        )
+
+
+def refuse_repeats(option: str, values: Sequence[str]) -> None:
+    """A value that is given twice is a slip, and would be made twice under one name."""
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            raise TargetError(f"{option} {value} is given twice", fix="keep one of the two")
+
+
+def refuse_unimplemented(precisions: Sequence[Precision]) -> None:
+    """Precisions that the language reserves but no pass writes are errors, not silent fp32."""
+    for precision in precisions:
+        if precision not in IMPLEMENTED_PRECISIONS:
+            raise TargetError(
+                f"precision '{precision}' is not implemented yet",
+                where="--precision",
+                allowed=", ".join(IMPLEMENTED_PRECISIONS),
+                fix="choose one of these",
+            )
+
+
+def require_asked_precision(folder: Path, manifest: Manifest) -> None:
+    """A precision that a user's file could not be given is an error, not a bundle of another precision.
+
+    Raises:
+        GraphError: with the shares of what it computes in.
+    """
+    from engines.precision import measure_shares, require_precision
+
+    sizes = {name: opt for name, (_, opt, _) in manifest.dims.items()}
+    for graph in manifest.graphs:
+        for typed in graph.typed:
+            if typed.precision == graph.precision:
+                continue
+            try:
+                require_precision(measure_shares(folder / typed.file, sizes), typed.precision, where=typed.file)
+            except BuildError as error:
+                raise GraphError(
+                    f"{typed.precision} was asked for, and {typed.lowering} can compute too little of this model in it",
+                    where=f"graph '{graph.name}' for target '{typed.target}'",
+                    got=error.got,
+                    allowed=error.allowed,
+                    fix="leave --precision away, or ask for another one or another target",
+                ) from None
