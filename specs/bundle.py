@@ -168,7 +168,7 @@ def write_manifest(folder: Path, manifest: Manifest, texts: Mapping[str, str] | 
     new = {name: text.encode("utf-8") for name, text in (texts or {}).items()}
     entries = {name: FileEntry(bytes=len(data), sha256=hashlib.sha256(data).hexdigest()) for name, data in new.items()}
     manifest = replace(manifest, files={**manifest.files, **entries})
-    new[MANIFEST_NAME] = (json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n").encode("utf-8")
+    new[MANIFEST_NAME] = _sign(asdict(manifest)).encode("utf-8")
     try:
         for name, data in new.items():
             path = folder / name
@@ -181,6 +181,30 @@ def write_manifest(folder: Path, manifest: Manifest, texts: Mapping[str, str] | 
             _name_temporary(folder / name).unlink(missing_ok=True)
         raise
     return manifest
+
+
+def _sign(data: dict[str, Any]) -> str:
+    """The manifest's text: its data in one exact spelling, with the digest of that spelling under `digest`."""
+    return _spell({**data, "digest": digest_text(_spell(data))})
+
+
+def _spell(data: Mapping[str, Any]) -> str:
+    return json.dumps(data, indent=1, sort_keys=True) + "\n"
+
+
+def _verify_manifest(folder: Path) -> None:
+    """Refuse a manifest of which any byte was changed after it was written."""
+    path = folder / MANIFEST_NAME
+    data = _read_json(path)
+    assert isinstance(data, dict)  # it was parsed before
+    data.pop("digest", None)
+    if path.read_text(encoding="utf-8") != _sign(data):
+        raise BundleError(
+            "the manifest was changed after it was written",
+            where=str(path),
+            allowed="the text that metagen-deploy wrote",
+            fix="copy the bundle again, or export it again",
+        )
 
 
 def _name_temporary(path: Path) -> Path:
@@ -221,11 +245,13 @@ def _refuse_constant(name: str) -> object:
 
 
 def verify_files(folder: Path, manifest: Manifest, only: Iterable[str] | None = None) -> None:
-    """Compare files with the manifest's digests (all of them, or `only` these).
+    """Compare files with the manifest's digests: all of them and the manifest with its own, or `only` these.
 
     Raises:
         BundleError: a file is missing, of another size, or of another digest.
     """
+    if only is None:
+        _verify_manifest(folder)
     for relative in manifest.files if only is None else only:
         entry = manifest.files.get(relative)
         path = resolve_inside(folder, relative)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import random
 from collections.abc import Iterator
@@ -11,7 +12,17 @@ from typing import Any
 
 import pytest
 
-from specs.bundle import MANIFEST_NAME, Manifest, read_manifest, resolve_inside, verify_files, write_manifest
+from specs.bundle import (
+    MANIFEST_NAME,
+    FileEntry,
+    Manifest,
+    digest_file,
+    index_files,
+    read_manifest,
+    resolve_inside,
+    verify_files,
+    write_manifest,
+)
 from specs.errors import BundleError
 
 GOOD: dict[str, Any] = {
@@ -234,3 +245,18 @@ def test_links_in_a_circle_are_outside(tmp_path: Path) -> None:
     (tmp_path / "b").symlink_to("a")
     with pytest.raises(BundleError, match="outside the bundle"):
         resolve_inside(tmp_path, "a/x")
+
+
+def test_a_digest_is_that_of_the_whole_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("specs.bundle._CHUNK_BYTES", 10)
+    content = bytes(range(25))
+    (tmp_path / "file").write_bytes(content)
+    assert digest_file(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+def test_a_known_digest_is_trusted_only_for_the_same_size(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"four")
+    known = {"file": FileEntry(bytes=4, sha256="known")}
+    assert index_files(tmp_path, known) == known
+    (tmp_path / "file").write_bytes(b"five!")
+    assert index_files(tmp_path, known)["file"].sha256 == hashlib.sha256(b"five!").hexdigest()

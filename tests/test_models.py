@@ -20,7 +20,7 @@ from specs.load import load_spec
 from specs.models.clip_text import ClipText
 from specs.models.decoder import Decode, Decoder, Prefill, compute_angles, rotate
 from specs.models.fusion import FUSIONS
-from specs.models.layers import activate
+from specs.models.layers import Mlp, activate
 from specs.models.vision import VisionTransformer
 from specs.schema import Spec, WeightsSpec
 
@@ -161,6 +161,52 @@ def test_vision_transformer_against_torchs_own_encoder() -> None:
     torch.testing.assert_close(model(image), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["image_vit_base:tiny", "multimodal_clip:tiny"])
+def test_every_layer_takes_the_spec_s_epsilon_and_activation(name: str) -> None:
+    spec = load_spec(name)
+    parts = {
+        part: config.model_copy(update={"layer_norm_eps": 3e-4, "activation": "gelu_tanh"})
+        if isinstance(config, VisionTransformerComponent | ClipTextComponent)
+        else config
+        for part, config in spec.components.items()
+    }
+    changed = spec.model_copy(update={"components": parts})
+    for graph in get_handler(changed).build(changed):
+        norms = {module.eps for module in graph.module.modules() if isinstance(module, nn.LayerNorm)}
+        activations = {module.activation for module in graph.module.modules() if isinstance(module, Mlp)}
+        assert (norms, activations) == (({3e-4}, {"gelu_tanh"}) if norms else (set(), set()))
+    for graph in get_handler(spec).build(spec):
+        activations = {module.activation for module in graph.module.modules() if isinstance(module, Mlp)}
+        wanted = {"classifier": {"gelu"}, "fusion": set()}.get(graph.component, {"quick_gelu"})
+        assert activations == wanted, graph.component
+
+
+@pytest.mark.parametrize("name", ["image_vit_base:tiny", "text_llm_tiny:tiny", "multimodal_clip:tiny"])
+def test_every_parameter_has_an_influence(name: str) -> None:
+    """A norm, a position or a bias that is left out changes no shape: only this notices."""
+    spec = load_spec(name)
+    handler = get_handler(spec)
+    for graph in handler.build(spec):
+        sizes = {name: max(dim.min, min(dim.max, 3 + index)) for index, (name, dim) in enumerate(spec.dims.items())}
+        inputs = handler.make_inputs(spec, graph, sizes=sizes, seed=0)
+        arguments = [torch.from_numpy(inputs[tensor.name]) for tensor in graph.inputs]
+
+        def run(module: nn.Module = graph.module, arguments: list[Tensor] = arguments) -> list[Tensor]:
+            with torch.inference_mode():
+                result = module(*arguments)
+            return list(result) if isinstance(result, tuple) else [result]
+
+        before = run()
+        for path, parameter in graph.module.named_parameters():
+            kept = parameter.detach().clone()
+            with torch.no_grad():
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+            changed = any(not torch.equal(a, b) for a, b in zip(before, run(), strict=True))
+            with torch.no_grad():
+                parameter.copy_(kept)
+            assert changed, f"{graph.name}: {path}"
+
+
 def test_activations() -> None:
     x = torch.linspace(-4, 4, 801)
     exact = x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
@@ -180,6 +226,21 @@ def test_clip_text_reads_the_end_of_text_and_ignores_what_follows() -> None:
         out = model(ids)
     torch.testing.assert_close(out[0], out[1], rtol=1e-5, atol=1e-6)
     assert (out[0] - out[2]).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("theta", [1e4, 5e5])
+def test_rotary_angles_by_hand(theta: float) -> None:
+    config = load_spec("text_llm_tiny:tiny").components["decoder"]
+    config = config.model_copy(update={"rope_theta": theta})
+    assert isinstance(config, DecoderComponent)
+    width, position = config.head_width, 30_001
+    angles = np.array([position * theta ** (-2 * p / width) for p in range(width // 2)])
+    cos, sin = compute_angles(torch.tensor([[position]]), config, torch.float64)
+    assert np.abs(cos.numpy().reshape(-1) - np.cos(angles)).max() < 1e-9
+    assert np.abs(sin.numpy().reshape(-1) - np.sin(angles)).max() < 1e-9
+    exact = compute_angles(torch.tensor([[position]]), config, torch.float32)[0]
+    half = compute_angles(torch.tensor([[position]]), config, torch.float16)[0]
+    assert torch.equal(half, exact.to(torch.float16)), "rounded at the end, not before the cosine"
 
 
 def test_rotary_positions_are_a_rotation_and_relative() -> None:

@@ -232,6 +232,7 @@ SQUARE = random(64, 64, seed=1, scale=0.1)
         ("p = MatMul (x, W) s = Add (p, b) y = MatMul (s, W)", {"W": SQUARE, "b": random(64)}, (2, 2), ""),
         ("p = MatMul (x, W) r = Relu (p) y = Gemm <transB: int = 1> (r, W)", {"W": SQUARE}, (2, 2), ""),
         ("p = MatMul (x, W) r = Relu (p) y = MatMul (r, V)", {"W": SQUARE, "V": SQUARE * 3}, (2, 2), ""),
+        ("p = MatMul (x, W) n = Neg (W) y = MatMul (p, n)", {"W": SQUARE}, (1, 1), ""),  # read as it is, too
         ("y = MatMul (x, W)", {"W": random(2, 64, 64, scale=0.1)}, (0, 0), ""),
     ],
 )

@@ -16,8 +16,8 @@ from small_bundles import make_decoder_weights as make_weights
 
 from engines.runtime import Session, load
 from engines.runtime.cuda import Gpu
-from engines.runtime.preflight import Machine
-from specs.bundle import EngineFile, TypedGraph, read_manifest, write_manifest
+from engines.runtime.preflight import Machine, list_candidates, verify_candidate
+from specs.bundle import EngineFile, TypedGraph, digest_file, read_manifest, write_manifest
 from specs.errors import BundleError, GraphError, InputError, ParityError, PreflightError
 
 H200 = Gpu(name="NVIDIA H200", compute_capability="9.0")
@@ -180,6 +180,12 @@ def test_a_shape_that_was_seen_excuses_nothing_else(session: Session) -> None:
     with pytest.raises(InputError, match="unknown input 'extra'"):
         session.run({"image": images, "extra": images})
 
+    class Lookalike:  # another library's array may have a numpy dtype and a shape, and lie on another device
+        dtype, shape = images.dtype, images.shape
+
+    with pytest.raises(InputError, match="is no numpy array"):
+        session.run({"image": Lookalike()})  # type: ignore[dict-item]
+
 
 def test_a_dim_means_one_size_in_every_input(tmp_path: Path) -> None:
     session = load(write_decoder(tmp_path / "d.bundle", make_weights()), threads=1)
@@ -255,6 +261,28 @@ def test_a_typed_graph_of_another_target_is_not_taken_on_the_cpu(bundle: Path) -
     assert get_bias(load(bundle, machine=make_machine())) == 0
 
 
+def test_a_graph_lowered_for_tensorrt_is_no_graph_for_onnx_runtime(bundle: Path) -> None:
+    typed = TypedGraph(target="h200", precision="fp16", lowering="tensorrt-10", opset=20, file="part/classifier.onnx")
+    change_manifest(bundle, graph={"typed": (typed, dataclasses.replace(typed, target="cpu"))})
+    manifest = read_manifest(bundle)
+    for machine in (make_machine(), make_machine(H200, cuda=True)):
+        found = list_candidates(manifest, manifest.graphs[0], backend="onnxruntime", precision=None, machine=machine)
+        assert {candidate.precision for candidate in found} == {"fp32"}
+
+
+def test_a_changed_plugin_is_found_before_it_is_loaded(bundle: Path) -> None:
+    (bundle / "part/plugin.so").write_bytes(b"library")
+    engine = add_engine(bundle, plugins={"Op": digest_file(bundle / "part/plugin.so")})
+    manifest = read_manifest(bundle)
+    machine = make_machine(H200, tensorrt="8.6.0")
+    (candidate,) = list_candidates(manifest, manifest.graphs[0], backend="tensorrt", precision=None, machine=machine)
+    assert (candidate.file, candidate.plugins, candidate.obstacle) == (engine.file, ("part/plugin.so",), "")
+    verify_candidate(bundle, manifest, candidate)
+    (bundle / "part/plugin.so").write_bytes(b"LIBRARY")
+    with pytest.raises(BundleError, match="a file of the bundle was changed"):
+        verify_candidate(bundle, manifest, candidate)
+
+
 def test_a_precision_that_is_not_there_is_an_error_not_another_precision(bundle: Path) -> None:
     add_typed(bundle, "int8")
     with pytest.raises(PreflightError) as caught:
@@ -282,6 +310,7 @@ def test_an_unknown_backend_names_the_known_ones(bundle: Path) -> None:
         ),
         (make_machine(H200), {}, "the package 'tensorrt' does not import: No module named 'tensorrt'"),
         (make_machine(H200, tensorrt="10.3.0"), {}, "built with tensorrt 8.6.0, 10.3.0 is installed"),
+        (make_machine(H200, tensorrt="8.6.1.6"), {}, "built with tensorrt 8.6.0, 8.6.1.6 is installed"),
         (
             make_machine(H200, tensorrt="8.6.0"),
             {"plugins": {"MetagenAttention": "f" * 64}},
@@ -422,6 +451,15 @@ def test_weights_outside_the_bundle_are_refused(tmp_path: Path) -> None:
     change_manifest(folder)
     with pytest.raises(GraphError, match="external data outside its own folder"):
         load(folder)
+
+
+def test_a_graph_that_the_manifest_does_not_list_is_refused(bundle: Path) -> None:
+    """Nothing would say whether it was changed."""
+    manifest = read_manifest(bundle)
+    files = {name: entry for name, entry in manifest.files.items() if name != "part/classifier.onnx"}
+    write_manifest(bundle, dataclasses.replace(manifest, files=files))
+    with pytest.raises(BundleError, match="a file is not listed in the manifest"):
+        load(bundle)
 
 
 def test_weights_that_the_manifest_does_not_list_are_refused(tmp_path: Path) -> None:

@@ -85,6 +85,24 @@ def test_16_bits_keep_the_upper_8() -> None:
     assert (decode_png(write_png(rows, width=4, depth=16, colour=0))[:, :, 0] == values >> 8).all()
 
 
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_16_bits_of_a_file_keep_the_upper_8(suffix: str, tmp_path: Path) -> None:
+    """Pillow writes PNG rows with filters, whose left neighbour is two bytes away; TIFF is read through Pillow."""
+    values = (np.arange(24 * 20, dtype=np.uint16).reshape(24, 20) * 137) ^ 0x2A5
+    path = tmp_path / f"deep.{suffix}"
+    Image.fromarray(values).save(path)
+    image = load_image(path, height=24, width=20, channels=1)[0, 0]
+    assert (image == (values >> 8).astype(np.float32) / np.float32(255)).all()
+
+
+@pytest.mark.parametrize(("kind", "samples"), [("P5", 1), ("P6", 3)])
+def test_a_pnm_s_own_largest_value_is_white(kind: str, samples: int, tmp_path: Path) -> None:
+    values = np.arange(16 * samples, dtype=np.uint8) % 16
+    (tmp_path / "x.pnm").write_bytes(f"{kind} 4 4 15\n".encode() + values.tobytes())
+    image = load_image(tmp_path / "x.pnm", height=4, width=4, channels=samples)[0]
+    assert np.abs(image - values.reshape(4, 4, samples).transpose(2, 0, 1) / 15).max() < 1e-6
+
+
 def test_a_damaged_png_is_a_value_error_wherever_it_is_cut_or_changed() -> None:
     rows = np.zeros((4, 13), np.uint8)
     data = write_png(rows, width=4, depth=8, colour=2)
@@ -154,6 +172,9 @@ def test_channels_are_repeated_weighted_or_dropped() -> None:
     assert (repeated == colour[:, :, 0] / np.float32(255)).all()
     without_alpha = load_image(colour, height=4, width=4, channels=3)[0]
     assert (without_alpha == colour[:, :, :3].transpose(2, 0, 1) / np.float32(255)).all()
+    for channels in (1, 3):
+        grey_of_alpha = load_image(colour[:, :, :2], height=4, width=4, channels=channels)[0]
+        assert (grey_of_alpha == colour[:, :, 0] / np.float32(255)).all()
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from small_bundles import (
     MAX_CACHE,
     SIDE,
     VOCAB,
+    change_manifest,
     generate_with_numpy,
+    make_classifier,
     make_decoder_weights,
     write_classifier,
     write_clip,
@@ -19,6 +22,7 @@ from small_bundles import (
 )
 
 from engines.runtime import Request, Session, TextGeneration, answer, load
+from engines.runtime.pipelines.batching import softmax
 from engines.runtime.text import BytesTokenizer
 from specs.errors import BundleError, InputError, MissingDependency, ParityError
 
@@ -102,6 +106,30 @@ def test_text_goes_in_and_comes_out_in_pieces(decoder: TextGeneration) -> None:
     assert whole[0] == expected
     assert "".join(decoder.stream("hello", max_new_tokens=20)) == expected
     assert "".join(decoder.stream("yo", max_new_tokens=20)) == whole[1]
+
+
+def test_nan_is_never_an_answer(tmp_path: Path) -> None:
+    pictures = np.zeros((1, SIDE, SIDE), np.float32)
+    graph = make_classifier(bias=float("nan"))
+    folder = write_classifier(tmp_path / "c.bundle")
+    onnx.save_model(graph, folder / "part/classifier.onnx")
+    change_manifest(folder)
+    with pytest.raises(ParityError, match="output 'logits' holds NaN or Inf"):
+        load(folder, threads=1).pipeline.classify(pictures[0])
+    pipeline = load(write_clip(tmp_path / "s.bundle"), threads=1).pipeline
+    with pytest.raises(ParityError, match="output 'similarity' holds NaN or Inf"):
+        pipeline.compare_features(np.full((2, 2), np.nan, np.float32), np.ones((2, 2), np.float32))
+
+
+def test_probabilities_of_any_scores() -> None:
+    shares = softmax(np.array([[1e4, 0, -1e4], [-1e4, -1e4, -1e4]], np.float32))
+    assert np.abs(shares - [[1, 0, 0], [1 / 3, 1 / 3, 1 / 3]]).max() < 1e-12
+
+
+def test_every_byte_is_shown_as_itself() -> None:
+    text = bytes(range(128)).decode()
+    assert BytesTokenizer().decode(range(128)) == text
+    assert BytesTokenizer().encode(text) == list(range(128))
 
 
 def test_nan_logits_stop_generation(tmp_path: Path) -> None:
