@@ -31,6 +31,7 @@ from specs.bundle import (
     digest_file,
     read_manifest,
     verify_files,
+    verify_manifest,
     write_manifest,
 )
 from specs.disk import translate_os_errors
@@ -75,6 +76,7 @@ def build_bundle(
     if not os.access(folder, os.W_OK):
         raise OutputError("the bundle cannot be written to", where=str(folder), fix="copy it to a folder of yours")
     progress("reading every file", None)
+    verify_manifest(folder)
     verify_files(folder, manifest, _list_sources(manifest))
     earlier = {row.file: row for row in read_build_report(folder)}
     rows = []

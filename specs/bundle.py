@@ -192,7 +192,7 @@ def _spell(data: Mapping[str, Any]) -> str:
     return json.dumps(data, indent=1, sort_keys=True) + "\n"
 
 
-def _verify_manifest(folder: Path) -> None:
+def verify_manifest(folder: Path) -> None:
     """Refuse a manifest of which any byte was changed after it was written."""
     path = folder / MANIFEST_NAME
     data = _read_json(path)
@@ -251,7 +251,7 @@ def verify_files(folder: Path, manifest: Manifest, only: Iterable[str] | None = 
         BundleError: a file is missing, of another size, or of another digest.
     """
     if only is None:
-        _verify_manifest(folder)
+        verify_manifest(folder)
     for relative in manifest.files if only is None else only:
         entry = manifest.files.get(relative)
         path = resolve_inside(folder, relative)

@@ -43,6 +43,21 @@ def test_a_changed_byte_in_any_file(verb: str, here: Path, capsys: Capture) -> N
 
 
 @pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("change", [("batch", "bitch"), ("\n ", "\n  ")], ids=["a letter", "white space"])
+def test_a_changed_byte_in_the_manifest(verb: str, change: tuple[str, str], here: Path, capsys: Capture) -> None:
+    path = Path("net.bundle/manifest.json")
+    path.write_text(path.read_text().replace(*change))
+    refuse(
+        spell(verb),
+        f"the manifest was changed after it was written\n"
+        f"  where:   {path}\n"
+        "  allowed: the text that metagen-deploy wrote\n"
+        "  fix:     copy the bundle again, or export it again",
+        capsys,
+    )
+
+
+@pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("loss", ["truncated", "removed"])
 def test_a_file_that_is_not_all_there(verb: str, loss: str, here: Path, capsys: Capture) -> None:
     path = Path("net.bundle/model/weights.float.data")
