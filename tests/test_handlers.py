@@ -383,9 +383,57 @@ def test_calibration_file_with_pickled_objects_or_cut_short(tmp_path: Path) -> N
 
 
 def test_static_batch_is_filled_from_the_beginning(tmp_path: Path) -> None:
-    spec, graph = digits_graph(tmp_path, image=GOOD)
+    shades = (GOOD * np.arange(len(GOOD), dtype=np.float32)[:, None, None, None] / 4).astype(np.float32)
+    spec, graph = digits_graph(tmp_path, image=shades)
     spec = spec.model_copy(update={"dims": {"batch": Dim(min=3, opt=3, max=3)}})
-    assert [len(b["image"]) for b in get_handler(spec).load_calibration(spec, graph)] == [3, 3]
+    batches = [batch["image"] for batch in get_handler(spec).load_calibration(spec, graph)]
+    assert [len(batch) for batch in batches] == [3, 3]
+    assert np.array_equal(np.concatenate(batches), shades[[0, 1, 2, 3, 0, 1]])
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"token_ids": "vocabulary"}, "array 'token_ids' holds values out of range"),
+        ({"token_ids": "wide"}, "array 'token_ids' has the wrong shape"),
+        ({"lengths": 0}, "array 'lengths' holds values out of range"),
+        ({"lengths": 9}, "array 'lengths' says more tokens than 'token_ids' has"),
+        ({}, ""),
+    ],
+)
+def test_prompts_that_the_model_cannot_read(changes: dict[str, Any], problem: str, tmp_path: Path) -> None:
+    spec = load_spec("text_llm_tiny:tiny")
+    vocabulary = spec.components["decoder"].vocab_size  # type: ignore[union-attr]
+    ids, lengths = np.full((2, 8), vocabulary - 1), np.array([8, 1])
+    if changes.get("token_ids") == "wide":
+        ids = np.zeros((2, spec.dims["tokens"].max + 1), np.int64)
+    elif changes:
+        (ids if "token_ids" in changes else lengths)[0] = vocabulary if "token_ids" in changes else changes["lengths"]
+    np.savez(tmp_path / "c.npz", token_ids=ids, lengths=lengths)
+    spec = spec.model_copy(update={"calibration": CalibrationSpec(source=str(tmp_path / "c.npz"))})
+    handler = get_handler(spec)
+    graph = handler.build(spec)[0]
+    if not problem:
+        assert sum(len(batch["lengths"]) for batch in handler.load_calibration(spec, graph)) == 2
+        return
+    with pytest.raises(CalibrationError) as caught:
+        list(handler.load_calibration(spec, graph))
+    assert caught.value.problem == problem
+
+
+def test_seeded_weights_keep_activations_near_unit_variance_and_leave_nothing_out() -> None:
+    """A bias of zero or a scale of one could be lost without a difference."""
+    spec = load_spec("multimodal_clip:tiny")
+    for graph in get_handler(spec).build(spec):
+        for name, parameter in graph.module.named_parameters():
+            if "norm" in name and name.endswith("weight"):
+                assert abs(float(parameter.mean()) - 1) < 0.02 and float(parameter.std()) > 0, name
+            elif name.endswith("bias"):
+                assert float(parameter.abs().max()) > 0, name
+            elif parameter.dim() == 2 and "embedding" not in name:
+                assert float(parameter.std()) * parameter.shape[1] ** 0.5 == pytest.approx(0.95, abs=0.08), (
+                    name
+                )  # cut at two sigma
 
 
 @pytest.mark.parametrize(

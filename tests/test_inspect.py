@@ -125,8 +125,8 @@ QDQ = "xq = QuantizeLinear (x, s, z) xd = DequantizeLinear (xq, s, z) "
         (QDQ + "y = MatMul (xd, F)", {"fp32": 1.0}),
         ("y = com.microsoft.DynamicQuantizeMatMul (x, W, s, z)", {"int8": 1.0}),
         ("i = DynamicQuantizeLinear (x) y = MatMulInteger (i, W)", {"int8": 1.0}),
-        (QDQ + "w = DequantizeLinear (W, s, z) a = MatMul (xd, w) b = MatMul (a, F) c = MatMul (b, F) y = MatMul (c, F)",
-         {"fp32": 0.75, "int8": 0.25}),
+        (QDQ + "w = DequantizeLinear (W, s, z) a = MatMul (xd, w) b = MatMul (a, F) c = MatMul (b, F)"
+         " y = MatMul (c, F)", {"fp32": 0.75, "int8": 0.25}),
     ],
 )  # fmt: skip
 def test_a_product_counts_as_what_it_computes_in(body: str, compute: dict[str, float], tmp_path: Path) -> None:

@@ -359,3 +359,24 @@ def test_attention_fusion_without_modalities_gives_zeros() -> None:
     torch.testing.assert_close(weights.sum(-1), torch.tensor([1.0, 1.0, 0.0]))
     assert weights[1, 1] == 0
     assert not embedding[2].any()
+
+
+def test_fusions_against_plain_formulas() -> None:
+    """Which feature comes first, and what the gate, the temperature and the query do with them."""
+    image, text = torch.randn(3, 6), torch.randn(3, 4)
+    gated = FusionComponent(kind="fusion.gated", projection_size=8)
+    model = fill(FUSIONS["fusion.gated"](gated, image_size=6, text_size=4))
+    with torch.inference_mode():
+        a, b = image @ model.projection.image.weight.T, text @ model.projection.text.weight.T
+        gate = torch.sigmoid(torch.cat([a, b], 1) @ model.gate.weight.T + model.gate.bias)
+        torch.testing.assert_close(model(image, text), gate * a + (1 - gate) * b)
+    config = FusionComponent(kind="fusion.attention", projection_size=8, temperature=0.25)
+    model = fill(FUSIONS["fusion.attention"](config, image_size=6, text_size=4))
+    presence = torch.tensor([[True, True], [True, False], [False, True]])
+    with torch.inference_mode():
+        a, b = image @ model.projection.image.weight.T, text @ model.projection.text.weight.T
+        scores = torch.stack([a @ model.query, b @ model.query], 1) / (8**0.5 * 0.25)
+        wanted = scores.masked_fill(~presence, -math.inf).softmax(1)
+        embedding, weights = model(image, text, presence)
+        torch.testing.assert_close(weights, wanted)
+        torch.testing.assert_close(embedding, wanted[:, :1] * a + wanted[:, 1:] * b)

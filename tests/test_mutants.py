@@ -66,7 +66,11 @@ MUTANTS: dict[str, tuple[Any, str, Change]] = {
     "float16 is scaled": (
         convert_to_float16,
         "_narrow",
-        lambda right: lambda array, half, limit: right(np.asarray(array * np.float32(1.1)), half, limit),
+        lambda right: (
+            lambda array, half, limit: right(
+                np.asarray(array * np.where(np.abs(array) < 10, np.float32(1.1), np.float32(1))), half, limit
+            )
+        ),
     ),
     "int8 scales of weights are halved": (
         _weighted,

@@ -137,6 +137,51 @@ def test_heads_of_another_batch_are_not_folded(before: str, after: str) -> None:
     assert differ(run(model, feed), run(lowered, feed)) < 2e-6
 
 
+def test_another_order_of_axes_is_no_splitting_of_heads() -> None:
+    text = FOLDABLE.replace("{2, 5, 4, 16}", "{2, 4, 5, 16}").replace(
+        "q = Transpose <perm = [0, 2, 1, 3]>", "q = Transpose <perm = [0, 1, 2, 3]>"
+    )
+    feed = {"x": random(2, 5, 64), "c": random(2, 7, 32, seed=1)}
+    lowered = run_pipeline(parse(text), lowering="onnxruntime", precision="fp32").model
+    assert differ(run(parse(text), feed), run(lowered, feed)) < 2e-6
+
+
+def test_layers_of_other_rules_or_sizes_have_masks_of_their_own() -> None:
+    node = "metagen.MetagenAttention <scale: float = 0.3, causal: int = {}, window: int = {}, groups: int = 1>"
+    text = f"""<ir_version: 10, opset_import: ["": 18, "metagen": 1]>
+    g (float[1,2,5,16] q, float[1,2,7,16] k, float[1,2,9,16] n)
+        => (float[1,2,5,16] a, float[1,2,5,16] b, float[1,2,5,16] c, float[1,2,5,16] d) {{
+        a = {node.format(1, 2)} (q, k, k) b = {node.format(0, 2)} (q, k, k)
+        c = {node.format(1, 3)} (q, k, k) d = {node.format(1, 2)} (q, n, n)
+    }}"""
+    feed = {name: random(1, 2, size, 16, seed=size) for name, size in (("q", 5), ("k", 7), ("n", 9))}
+    lowered = run_pipeline(parse(text), lowering="onnxruntime", precision="fp32").model
+    assert count_ops(lowered)["Attention"] == 4
+    assert differ(run(parse(text), feed), run(lowered, feed)) < 2e-6
+
+
+@pytest.mark.parametrize(
+    ("shape", "reason"),
+    [
+        ("float[4,5,7]", "a 3-D bias broadcasts differently in Attention"),
+        ("float[2,1,N,7]", "its bias has N in place of T = 5"),
+        ("float[2,1,?,7]", "its bias has "),
+        ("float[7]", "its bias is not known to have 2 to 4 dimensions"),
+    ],
+)
+def test_a_bias_of_another_form_keeps_the_body(shape: str, reason: str) -> None:
+    text = ATTENTION.format(causal=0, window=0, bias=", bias", bias_input=f", {shape} bias")
+    model = parse(text)
+    assert not LowerAttention(fold_heads=False)(model).modified
+    assert f"keeps its body: {reason}" in notes_of(model).log[0]
+
+
+def test_two_unknown_sizes_are_not_taken_for_equal() -> None:
+    text = ATTENTION.format(causal=0, window=0, bias=", bias", bias_input=", float[2,1,?,7] bias")
+    model = parse(text.replace("float[2,4,5,16] q", "float[2,4,?,16] q"))
+    assert not LowerAttention(fold_heads=False)(model).modified
+
+
 def test_a_bias_that_broadcasts_keeps_the_body() -> None:
     text = ATTENTION.format(causal=0, window=0, bias=", bias", bias_input=", float[2,1,1,7] bias")
     model = parse(text)

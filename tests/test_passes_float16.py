@@ -230,7 +230,8 @@ def test_operators_outside_of_the_standard_domain_and_their_own_scores() -> None
     }"""
     kept = run_pipeline(parse(text), lowering="tensorrt-10", precision="fp16").keep_fp32
     assert kept == ("n: discontinuous: trees, scalers and encoders compare and index",)
-    text = """<ir_version: 10, opset_import: ["": 23]> g (float[1,2,4,8] q) => (float[1,2,4,8] y, float[1,2,4,4] scores) {
+    text = """<ir_version: 10, opset_import: ["": 23]>
+    g (float[1,2,4,8] q) => (float[1,2,4,8] y, float[1,2,4,4] scores) {
         [n] y, k, v, scores = Attention <is_causal: int = 1> (q, q, q)
     }"""
     kept = run_pipeline(parse(text), lowering="tensorrt-11", precision="fp16").keep_fp32
