@@ -20,6 +20,7 @@ _IN_THE_WAY = (
     errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY, errno.EBUSY, errno.EXDEV,
     errno.ENAMETOOLONG, errno.ELOOP,
 )  # fmt: skip
+_BROKEN = (errno.EIO, errno.ESTALE)
 _NO_TEMPORARY = "No usable temporary directory"  # what `tempfile` says, as a FileNotFoundError
 
 
@@ -49,6 +50,13 @@ def word_os_error(error: OSError, path: Path | None = None) -> OutputError | Non
     if error.errno in _IN_THE_WAY:
         return OutputError(
             "this path cannot be used", where=where, got=said, fix="choose another one, below a folder of yours"
+        )
+    if error.errno in _BROKEN:
+        return OutputError(
+            "the disk reported an error; nothing was left half-written",
+            where=where,
+            got=said,
+            fix="look at the disk's health (dmesg), or write to another disk",
         )
     if _NO_TEMPORARY in str(error):
         return OutputError(

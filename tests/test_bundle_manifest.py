@@ -226,6 +226,8 @@ def test_a_limit_that_is_not_a_number_does_not_switch_a_gate_off(tmp_path: Path)
         (("graphs", 0, "typed", 0, "opset"), "18", "graphs[0].typed[0].opset must be int, got str"),
         (("graphs", 0, "engines", 0, "plugins"), {"a": 1}, "graphs[0].engines[0].plugins.a must be str, got int"),
         (("dims", "batch"), [1, True, 4], "dims.batch must be [min, opt, max] in rising order"),
+        (("dims", "batch"), [1, 8, 4], "dims.batch must be [min, opt, max] in rising order"),
+        (("dims", "batch"), [0, 1, 4], "dims.batch must be [min, opt, max] in rising order"),
         (("files", "a/model.onnx", "bytes"), -1, "files[a/model.onnx].bytes must not be negative"),
         (("graphs",), GOOD["graphs"] * 2, "graphs names 'model' twice"),
         (("graphs", 0, "outputs"), GOOD["graphs"][0]["outputs"] * 2, "graphs[0].outputs names 'y' twice"),
@@ -238,6 +240,23 @@ def test_errors_name_the_field(tmp_path: Path, path: tuple[Any, ...], value: Any
     assert error.problem == f"manifest: {words}"
     assert error.where == str(tmp_path / MANIFEST_NAME)
     assert error.fix == "export the bundle again"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("graphs", 0, "file"),
+        ("graphs", 0, "golden"),
+        ("graphs", 0, "evaluation"),
+        ("graphs", 0, "typed", 0, "file"),
+        ("graphs", 0, "engines", 0, "file"),
+    ],
+)
+@pytest.mark.parametrize("outside", ["../x", "/etc/passwd", "a/../../x"])
+def test_no_reference_leaves_the_bundle(path: tuple[Any, ...], outside: str, tmp_path: Path) -> None:
+    error = read_text(tmp_path, json.dumps(change(path, "replace", outside)))
+    assert isinstance(error, BundleError)
+    assert error.problem == f"the manifest names a path outside the bundle: {outside!r}"
 
 
 def test_links_in_a_circle_are_outside(tmp_path: Path) -> None:

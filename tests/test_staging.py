@@ -90,7 +90,11 @@ def test_other_things_are_never_replaced(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("number", "words"),
-    [(errno.ENOSPC, "the disk is full; nothing was left half-written"), (errno.EACCES, "access was denied")],
+    [
+        (errno.ENOSPC, "the disk is full; nothing was left half-written"),
+        (errno.EACCES, "access was denied"),
+        (errno.EIO, "the disk reported an error"),
+    ],
 )
 def test_refusals_of_the_system_are_worded(tmp_path: Path, number: int, words: str) -> None:
     with pytest.raises(OutputError, match=words) as caught, stage_bundle(tmp_path / "x.bundle"):
