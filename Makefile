@@ -40,8 +40,10 @@ format: $(READY) ## rewrite the sources in house style
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(READY) ## the figures of benchmarks/RESULTS.md, measured again on this machine
-	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+# bench_tensorrt.py is for a GPU host with TensorRT, and takes a bundle: see its docstring.
+bench: $(READY) ## the CPU figures of benchmarks/RESULTS.md, measured again on this machine
+	@for name in cli_startup session_overhead vit_cpu export; do \
+		echo "== benchmarks/bench_$$name.py"; $(BIN)/python benchmarks/bench_$$name.py || exit 1; done
 
 clean: ## everything that can be made again
 	rm -rf .venv demo build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
