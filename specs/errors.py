@@ -139,7 +139,7 @@ def translate_import_error(error: ImportError, *, extra: str, needed_for: str) -
 
 
 def name_nearest(word: str, known: Iterable[str]) -> str:
-    """`'batch', 'image' (did you mean 'image'?)`: the known words, and the one most like `word`."""
+    """`batch, image (did you mean 'image'?)`: the known words, and the one most like `word`."""
     words = sorted(known)
     near = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
     listed = ", ".join(words) if words else "nothing"
