@@ -25,7 +25,10 @@ _SHAPES = {
     "MetagenGatedLinear": [(2, 5, 8), (12, 8), (12, 8)],
     "MetagenGatedFusion": [(3, 8), (3, 8), (8, 16), (8,)],
     "MetagenModalityFusion": [(3, 2, 8), (8,)],
+    "MetagenAdaLayerNorm": [(2, 5, 8), (2, 1, 8), (2, 1, 8)],
+    "MetagenGroupNormSilu": [(2, 8, 3, 5), (8,), (8,)],
 }
+_RANKS = {"MetagenGatedLinear": (3,), "MetagenAdaLayerNorm": (3,), "MetagenGroupNormSilu": (4,)}
 _EXTRA_INPUTS = {
     "MetagenCachedAttention": [torch.tensor([0, 4])],
     "MetagenModalityFusion": [torch.tensor([[True, True], [False, True], [False, False]])],
@@ -42,9 +45,18 @@ _CASES: list[tuple[str, tuple[object, ...], dict[str, object]]] = [
     ("MetagenGatedLinear", ("gelu_tanh",), {"activation": "gelu_tanh"}),
     ("MetagenGatedFusion", (), {}),
     ("MetagenModalityFusion", (0.7,), {"scale": 8**-0.5 / 0.7}),
+    ("MetagenAdaLayerNorm", (1e-6,), {"eps": 1e-6, "channels": 8}),
+    ("MetagenGroupNormSilu", (4, 1e-5), {"groups": 4, "eps": 1e-5, "rank": 4}),
+    ("MetagenGroupNormSilu", (1, 1e-6), {"groups": 1, "eps": 1e-6, "rank": 4}),
 ]
 # attribute -> a wrong value, which the comparison must notice
-_MUTANTS: dict[str, object] = {"scale": 0.3 * 2**0.5, "causal": 1, "window": 3, "activation": "gelu_tanh"}
+_MUTANTS: dict[str, object] = {
+    "scale": 0.3 * 2**0.5,
+    "causal": 1,
+    "window": 3,
+    "activation": "gelu_tanh",
+    "eps": 1e-3,
+}
 
 
 def _make_tensors(name: str) -> list[torch.Tensor]:
@@ -65,7 +77,7 @@ def _run_body(name: str, tensors: list[torch.Tensor], attributes: dict[str, obje
     ]
     attrs = [ir.convenience.convert_attribute(key, value) for key, value in attributes.items()]  # type: ignore[arg-type]
     node = ir.Node(DOMAIN, name, inputs, attrs, num_outputs=len(op.outputs))
-    ranks = (4, 4, 4) if "Attention" in name else (3,) if name == "MetagenGatedLinear" else (2, 2)
+    ranks = (4, 4, 4) if "Attention" in name else _RANKS.get(name, (2, 2))
     for output, out_name, rank in zip(node.outputs, op.outputs, ranks, strict=False):
         output.name, output.type, output.shape = out_name, ir.TensorType(ir.DataType.FLOAT), ir.Shape([None] * rank)
     graph = ir.Graph(inputs, node.outputs, nodes=[node], name="g", opset_imports={"": 18, DOMAIN: DOMAIN_VERSION})
@@ -176,6 +188,27 @@ def test_a_missing_modality_has_no_influence() -> None:
     assert fused[2].abs().max() == 0 and weights[2].sum() == 0, "nothing present: zeros, never NaN"
 
 
+def test_norms_equal_what_models_spell_without_them() -> None:
+    x, shift, scale = _make_tensors("MetagenAdaLayerNorm")
+    wanted = functional.layer_norm(x, (8,), eps=1e-6) * (1 + scale) + shift
+    for drop in (lambda t: t, lambda t: t[:, 0]):
+        torch.testing.assert_close(ops.ada_layer_norm(x, drop(shift), drop(scale), eps=1e-6), wanted)
+    x, weight, bias = _make_tensors("MetagenGroupNormSilu")
+    wanted = functional.silu(functional.group_norm(x, 4, weight, bias, 1e-5))
+    torch.testing.assert_close(ops.group_norm_silu(x, weight, bias, groups=4, eps=1e-5), wanted)
+    with ops.plain_torch():
+        torch.testing.assert_close(ops.group_norm_silu(x, weight, bias, groups=4, eps=1e-5), wanted)
+
+
+def test_norms_refuse_shapes_that_do_not_fit() -> None:
+    x, shift, scale = _make_tensors("MetagenAdaLayerNorm")
+    with pytest.raises(ValueError, match=r"shift and scale both \[B, C\] or \[B, 1, C\], got \[2, 5, 8\], \[2, 8\]"):
+        ops.ada_layer_norm(x, shift[:, 0], scale, eps=1e-6)
+    x, weight, bias = _make_tensors("MetagenGroupNormSilu")
+    with pytest.raises(ValueError, match="C divisible by groups = 3"):
+        ops.group_norm_silu(x, weight, bias, groups=3, eps=1e-5)
+
+
 def test_equal_nodes_share_a_body_and_different_ones_do_not() -> None:
     class Two(nn.Module):
         def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -201,6 +234,10 @@ def _attend(**options: object) -> Callable[..., torch.Tensor]:
     return lambda q, k, v, *bias: ops.attention(q, k, v, *bias, scale=0.3, **options)  # type: ignore[arg-type]
 
 
+def _normalise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    return ops.group_norm_silu(x, weight, bias, groups=4, eps=1e-5)
+
+
 _TRACED: dict[str, tuple[Callable[..., object], tuple[tuple[int, ...], ...]]] = {
     "grouped": (_attend(causal=True), ((2, 6, 4, 8), (2, 2, 4, 8), (2, 2, 4, 8))),
     "window": (_attend(causal=True, window=2), ((2, 2, 5, 8),) * 3),
@@ -212,6 +249,11 @@ _TRACED: dict[str, tuple[Callable[..., object], tuple[tuple[int, ...], ...]]] = 
     "gelu": (lambda x, g, u: ops.gated_linear(x, g, u, activation="gelu"), ((2, 3, 8), (6, 8), (6, 8))),
     "gelu_tanh": (lambda x, g, u: ops.gated_linear(x, g, u, activation="gelu_tanh"), ((2, 3, 8), (6, 8), (6, 8))),
     "gate": (ops.gated_fusion, ((3, 8), (3, 8), (8, 16), (8,))),
+    "ada": (lambda x, s, t: ops.ada_layer_norm(x, s, t, eps=1e-6), ((2, 5, 8), (2, 8), (2, 8))),
+    "ada, one row kept": (lambda x, s, t: ops.ada_layer_norm(x, s, t, eps=1e-6), ((2, 5, 8), (2, 1, 8), (2, 1, 8))),
+    "group norm 1-D": (_normalise, ((2, 8, 6), (8,), (8,))),
+    "group norm 2-D": (_normalise, ((2, 8, 3, 5), (8,), (8,))),
+    "group norm 3-D": (_normalise, ((2, 8, 3, 5, 2), (8,), (8,))),
     "modalities": (lambda f, q, p: ops.modality_fusion(f, q, p > 0, temperature=0.7)[0], ((3, 2, 8), (8,), (3, 2))),
 }
 

@@ -8,15 +8,26 @@ from collections.abc import Iterator
 import onnx
 import onnx_ir as ir
 
+from exporters.ops.ada_layer_norm import ADA_LAYER_NORM
 from exporters.ops.attention import ATTENTION
 from exporters.ops.base import DOMAIN, DOMAIN_VERSION, CustomOp, build_function, make_schema, spell_overload
 from exporters.ops.cached_attention import CACHED_ATTENTION
 from exporters.ops.gated_fusion import GATED_FUSION
 from exporters.ops.gated_linear import GATED_LINEAR
+from exporters.ops.group_norm_silu import GROUP_NORM_SILU
 from exporters.ops.modality_fusion import MODALITY_FUSION
 
 CUSTOM_OPS: dict[str, CustomOp] = {
-    op.name: op for op in (ATTENTION, CACHED_ATTENTION, GATED_LINEAR, GATED_FUSION, MODALITY_FUSION)
+    op.name: op
+    for op in (
+        ATTENTION,
+        CACHED_ATTENTION,
+        GATED_LINEAR,
+        GATED_FUSION,
+        MODALITY_FUSION,
+        ADA_LAYER_NORM,
+        GROUP_NORM_SILU,
+    )
 }
 
 

@@ -39,10 +39,11 @@ class Body(tape.Tape):
     def __call__(self, op_type: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
         return self.op(op_type, inputs, attributes)
 
-    def constant(self, value: float | Sequence[int] | int) -> ir.Value:
-        """A float becomes float32, ints become int64."""
-        dtype = np.float32 if isinstance(value, float) else np.int64
-        return self.op("Constant", [], {"value": ir.tensor(np.asarray(value, dtype=dtype))})
+    def constant(self, value: float | int | Sequence[float] | Sequence[int]) -> ir.Value:
+        """Floats become float32, ints become int64."""
+        array = np.asarray(value)
+        dtype = np.float32 if array.dtype.kind == "f" else np.int64
+        return self.op("Constant", [], {"value": ir.tensor(array.astype(dtype))})
 
     def dim(self, value: ir.Value, axis: int) -> ir.Value:
         """The size of one axis, as an int64 scalar."""
