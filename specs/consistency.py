@@ -7,17 +7,12 @@ from pathlib import Path
 from specs.components import VisionTransformerComponent
 from specs.document import Document
 from specs.errors import CalibrationError, MetagenError, SpecError, WeightsError, name_nearest
-from specs.graphs import find_family
+from specs.families import FAMILIES
+from specs.graphs import find_family, name_roles
 from specs.schema import IMPLEMENTED_PRECISIONS, Spec
 from specs.targets import load_target
 
-#: objective -> the kinds of component of which it needs one
-_OBJECTIVE_NEEDS = {
-    "classification": ("vision.vit",),
-    "autoregressive": ("text.decoder",),
-    "contrastive": ("fusion.late", "fusion.gated", "fusion.attention"),
-}
-_MODALITY_READERS = {"image": "vision.", "text": "text."}
+_MODALITY_READERS = {"image": ("vision.", "diffusion."), "text": ("text.",), "audio": ("audio.",)}
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -52,6 +47,11 @@ def check_consistency(document: Document, spec: Spec) -> Spec:
             allowed="a cache that holds at least the longest prompt",
             fix="raise dims.cache.max, or lower dims.tokens.max",
         )
+    try:
+        family.check(spec, name_roles(spec))
+    except SpecError as error:
+        path = tuple((error.where or "").split("."))
+        raise _relocate(error, document.locate(path)) from None
     return spec.model_copy(update={"dims": dims})
 
 
@@ -61,25 +61,24 @@ def _relocate(error: MetagenError, where: str) -> MetagenError:
 
 def _check_objective(document: Document, spec: Spec) -> None:
     kinds = [component.kind for component in spec.components.values()]
-    needed = _OBJECTIVE_NEEDS.get(spec.objective)
-    if needed and not set(needed) & set(kinds):
-        reason = " with num_classes" if spec.objective == "classification" else ""
-        possible = [o for o, need in _OBJECTIVE_NEEDS.items() if set(need) & set(kinds)]
+    family = find_family(spec.components)
+    able = [one for one in FAMILIES if spec.objective in one.objectives]
+    if able and family not in able:
         raise SpecError(
-            f"objective '{spec.objective}' needs a component of kind {' or '.join(needed)}{reason}",
+            f"objective '{spec.objective}' does not describe {family.title} of these components",
             where=document.locate(("objective",)),
             got=", ".join(kinds),
-            allowed=f"with these components: {', '.join(possible)}",
-            fix="change the objective, or add the component",
+            allowed=", ".join(family.objectives),
+            fix="change the objective, or the components",
         )
     for modality in spec.modality.inputs:
-        prefix = _MODALITY_READERS.get(modality)
-        if prefix and not any(kind.startswith(prefix) for kind in kinds):
+        prefixes = _MODALITY_READERS.get(modality)
+        if prefixes and not any(kind.startswith(prefixes) for kind in kinds):
             raise SpecError(
                 f"modality.inputs names '{modality}', and no component reads it",
                 where=document.locate(("modality", "inputs")),
                 got=", ".join(kinds),
-                allowed=f"a component whose kind begins with '{prefix}'",
+                allowed="a component whose kind begins with " + " or ".join(f"'{prefix}'" for prefix in prefixes),
                 fix="change the modality, or add the component",
             )
 

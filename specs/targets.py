@@ -12,17 +12,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from specs.components import (
-    ClipTextComponent,
-    Component,
-    DecoderComponent,
-    FusionComponent,
-    VisionTransformerComponent,
-)
 from specs.document import parse_document, read_text
 from specs.errors import TargetError, name_nearest
 from specs.graphs import count_parameters, find_family
-from specs.schema import IMPLEMENTED_PRECISIONS, Dim, Spec
+from specs.schema import IMPLEMENTED_PRECISIONS, Spec
 
 FOLDER = Path(__file__).with_name("targets")
 GIB = 1 << 30
@@ -139,17 +132,17 @@ def estimate_fit(spec: Spec, target: Target) -> Fit:
     """
     counts = count_parameters(spec)
     family = find_family(spec.components)
-    dims = {**family.dims, **spec.dims}
+    sizes = {name: dim.max for name, dim in {**family.dims, **spec.dims}.items()}
     weight_bytes = activation_bytes = cache_bytes = 0
     for name, component in spec.components.items():
         precision = spec.precision_of(name)
-        table = _count_table(component) if precision == "int8" else 0
+        table = component.count_table() if precision == "int8" else 0
         weight_bytes += (counts[name] - table) * _WEIGHT_BYTES.get(precision, 2) + table * 4
+        held = component.count_activations(sizes)
         activation_bytes = max(
-            activation_bytes, _estimate_activations(component, dims, _ACTIVATION_BYTES.get(precision, 2))
+            activation_bytes, 3 * held.layer * _ACTIVATION_BYTES.get(precision, 2) + 4 * held.interface
         )
-        if isinstance(component, DecoderComponent):
-            cache_bytes += 2 * dims["batch"].max * component.count_cache_bytes(dims["cache"].max, 4)
+        cache_bytes += 4 * component.count_state(sizes)
     workspace_bytes = max(GIB // 4, 4 * max(counts.values()))
     total = weight_bytes + activation_bytes + cache_bytes + workspace_bytes
     available = target.memory_bytes - target.reserved_bytes
@@ -208,29 +201,3 @@ def require_fit(spec: Spec, target: Target) -> Fit:
         fix=f"lower {' or '.join(f'dims.{name}.max' for name in find_family(spec.components).dims)}, choose a lower"
         " precision, or another target",
     )
-
-
-def _count_table(component: Component) -> int:
-    """Parameters of the embedding table, which is looked up and so never quantised."""
-    if isinstance(component, ClipTextComponent | DecoderComponent):
-        return component.vocab_size * component.hidden_size
-    return 0
-
-
-def _estimate_activations(component: Component, dims: dict[str, Dim], value_bytes: int) -> int:
-    batch = dims["batch"].max
-    if isinstance(component, FusionComponent):
-        return 4 * batch * (4 * component.projection_size + batch)
-    if isinstance(component, DecoderComponent):
-        tokens, width, mlp = dims["tokens"].max, component.hidden_size, 2 * component.mlp_size
-        width = max(width, component.num_heads * component.head_width)
-        outside = batch * component.vocab_size
-    elif isinstance(component, VisionTransformerComponent):
-        tokens, width, mlp = component.num_patches + 1, component.hidden_size, component.mlp_width
-        outside = batch * component.num_channels * component.image_size**2
-    else:
-        assert isinstance(component, ClipTextComponent), component.kind
-        tokens, width, mlp = component.context_length, component.hidden_size, component.mlp_width
-        outside = batch * component.context_length
-    layer = batch * tokens * (4 * width + mlp) + batch * component.num_heads * tokens * tokens
-    return 3 * layer * value_bytes + 4 * outside

@@ -216,11 +216,11 @@ BAD = [
         "objective: classification",
         "objective: contrastive",
         SpecError,
-        "objective 'contrastive' needs a component of kind fusion.late or fusion.gated or fusion.attention\n"
+        "objective 'contrastive' does not describe an image classifier of these components\n"
         "  where:   my.yaml:3\n"
         "  got:     vision.vit\n"
-        "  allowed: with these components: classification\n"
-        "  fix:     change the objective, or add the component",
+        "  allowed: classification\n"
+        "  fix:     change the objective, or the components",
         id="objective-without-component",
     ),
     pytest.param(

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from specs.components import ClipTextComponent, FusionComponent, VisionTransformerComponent
-from specs.graphs import GraphSpec, name_roles, tower_widths
+from specs.families.similarity import measure_towers
+from specs.graphs import GraphSpec, name_roles
 from specs.handlers.base import Handler
 from specs.handlers.image import describe_image, make_image
 from specs.handlers.text import BYTE_VOCABULARY
@@ -24,7 +25,7 @@ class MultimodalHandler(Handler):
     """`vision.clip`, `text.clip`, and one of `fusion.*`."""
 
     def make_components(self, spec: Spec) -> dict[str, nn.Module]:
-        image_size, text_size = tower_widths(spec)
+        image_size, text_size = measure_towers(spec.components, name_roles(spec))
         modules: dict[str, nn.Module] = {}
         for name, config in spec.components.items():
             if isinstance(config, VisionTransformerComponent):

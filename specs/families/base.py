@@ -1,0 +1,106 @@
+"""What a family is: a combination of components that this tool knows how to drive.
+
+A family decides which graphs there are, which dynamic dimensions they have, and how a host uses them. Nothing here
+needs torch; `specs/handlers` has the torch modules of each family, `engines/runtime/pipelines` its host loop.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from specs.components import Component
+from specs.schema import Dim, Spec, TensorSpec
+
+Components = Mapping[str, Component]
+Roles = Mapping[str, str]  # role -> the name of the component that plays it
+
+BATCH = Dim(min=1, opt=1, max=8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphSpec:
+    """One graph of a bundle: its unique name, the component it belongs to, and what goes in and comes out."""
+
+    name: str
+    component: str
+    file_stem: str  # "model", or "prefill" and "decode"
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class Family(ABC):
+    """One combination of component kinds, by role; and the dims such a spec has, with what they are when not given."""
+
+    kind: ClassVar[str]  # names a handler, and a pipeline of the runtime
+    title: ClassVar[str]
+    roles: ClassVar[Mapping[str, tuple[str, ...]]]  # role -> the kinds that can play it
+    optional: ClassVar[frozenset[str]] = frozenset()  # roles that a spec may leave empty
+    dims: ClassVar[Mapping[str, Dim]]
+    architectures: ClassVar[tuple[str, ...]] = ("transformer", "hybrid")
+    objectives: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def list_graphs(self, components: Components, roles: Roles) -> tuple[GraphSpec, ...]:
+        """Every graph, in the order in which they are exported."""
+
+    def check(self, spec: Spec, roles: Roles) -> None:
+        """Refuse sizes of different parts that contradict each other.
+
+        Raises:
+            SpecError: its `where` is a key below the spec, e.g. `components.fusion.projection_size`.
+        """
+
+    def count_parameters(self, components: Components, roles: Roles) -> dict[str, int]:
+        """Trainable parameters by component, tied tensors counted once."""
+        return {name: component.count_parameters() for name, component in components.items()}
+
+    def count_macs(self, components: Components, roles: Roles, tokens: int) -> dict[str, int]:
+        """Multiply-accumulates by component of one forward of one sample; `tokens` of text without a fixed length."""
+        return {name: component.count_macs(tokens) for name, component in components.items()}
+
+
+def assign_roles(family: type[Family] | Family, components: Components) -> Roles | None:
+    """role -> component's name, when these components and no others fill the family's roles.
+
+    A component called like a role plays it, if its kind may; the others follow by kind alone, which must leave one
+    choice. So a component's name matters only where two roles take the same kind.
+    """
+    roles: dict[str, str] = {}
+    left = dict(components)
+    for role, kinds in family.roles.items():
+        if role in left and left[role].kind in kinds:
+            del left[role]
+            roles[role] = role
+    for role, kinds in family.roles.items():
+        if role in roles:
+            continue
+        able = [name for name, component in left.items() if component.kind in kinds]
+        if len(able) == 1:
+            roles[role] = able[0]
+            del left[able[0]]
+        elif able or role not in family.optional:
+            return None
+    return None if left else {role: roles[role] for role in family.roles if role in roles}
+
+
+def make_float(name: str, *shape: int | str, low: float = -1.0, high: float = 1.0) -> TensorSpec:
+    """A float32 tensor."""
+    return TensorSpec(name=name, dtype="float32", shape=shape, low=low, high=high)
+
+
+def make_ids(name: str, *shape: int | str, vocab_size: int) -> TensorSpec:
+    """Token ids below `vocab_size`, int64."""
+    return TensorSpec(name=name, dtype="int64", shape=shape, low=0, high=vocab_size)
+
+
+def make_lengths(name: str = "lengths") -> TensorSpec:
+    """How many elements of each row are valid, int64 [batch]."""
+    return TensorSpec(name=name, dtype="int64", shape=("batch",), low=1, high=2)
+
+
+def make_model_graph(name: str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> GraphSpec:
+    """The graph of a component that has one."""
+    return GraphSpec(name=name, component=name, file_stem="model", inputs=inputs, outputs=outputs)

@@ -1,0 +1,33 @@
+"""Image classifiers: one graph, pixels in, logits out."""
+
+from __future__ import annotations
+
+from typing import cast, final
+
+from specs.components import VisionTransformerComponent
+from specs.families.base import BATCH, Components, Family, GraphSpec, Roles, make_float, make_model_graph
+from specs.schema import TensorSpec
+
+
+@final
+class ImageClassificationFamily(Family):
+    """`vision.vit`."""
+
+    kind = "image-classification"
+    title = "an image classifier"
+    roles = {"classifier": ("vision.vit",)}
+    dims = {"batch": BATCH}
+    objectives = ("classification",)
+
+    def list_graphs(self, components: Components, roles: Roles) -> tuple[GraphSpec, ...]:
+        name = roles["classifier"]
+        config = cast(VisionTransformerComponent, components[name])
+        assert config.num_classes
+        logits = make_float("logits", "batch", config.num_classes)
+        return (make_model_graph(name, (make_image(config),), (logits,)),)
+
+
+def make_image(config: VisionTransformerComponent) -> TensorSpec:
+    """Pixels [batch, channels, height, width] in [0, 1)."""
+    size = config.image_size
+    return make_float("image", "batch", config.num_channels, size, size, low=0.0)

@@ -1,0 +1,54 @@
+"""Gives pages of a mapped file back to the system, so that reading a large file does not count as using memory.
+
+What lies in a file mapping (a checkpoint, a weight pool, the scratch file of an export) is read again when it is
+touched, mostly from the system's cache. Plain C library calls: no torch, no numpy.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import mmap
+
+#: How much a loop over a large mapping may touch before it gives pages back.
+CHUNK_BYTES = 64 << 20
+
+
+def drop_pages(address: int, length: int) -> None:
+    """Forget the pages that hold `length` bytes from `address`.
+
+    Only for mappings of files: shared ones (written data stays, in the system's cache), or private ones that nobody
+    has written to. Private memory would lose its content. Does nothing where the C library has no madvise.
+    """
+    libc = _load_libc()
+    if libc is not None and length > 0:
+        start = address - address % mmap.PAGESIZE
+        libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(address + length - start), mmap.MADV_DONTNEED)
+
+
+def trim_heap() -> None:
+    """Give freed heap back to the system (glibc keeps it otherwise)."""
+    libc = _load_libc()
+    if libc is not None and hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+
+
+def list_file_mappings() -> list[tuple[int, int]]:
+    """Start and end address of every part of this process's memory that is a mapped file; empty where unknown."""
+    try:
+        with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
+            parts = [line.split(maxsplit=5) for line in maps]
+    except OSError:
+        return []
+    # inode 0: private memory, heap and stack
+    return [(int(a, 16), int(b, 16)) for p in parts if p[4] != "0" for a, b in [p[0].split("-")]]
+
+
+@functools.cache
+def _load_libc() -> ctypes.CDLL | None:
+    try:
+        libc = ctypes.CDLL(None)
+        libc.madvise  # noqa: B018  # asked for here: a system without it is served, only with more memory
+    except (OSError, AttributeError):
+        return None
+    return libc
