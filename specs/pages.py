@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import mmap
+from pathlib import Path
 
 #: How much a loop over a large mapping may touch before it gives pages back.
 CHUNK_BYTES = 64 << 20
@@ -36,7 +37,7 @@ def trim_heap() -> None:
 def list_file_mappings() -> list[tuple[int, int]]:
     """Start and end address of every part of this process's memory that is a mapped file; empty where unknown."""
     try:
-        with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
+        with Path("/proc/self/maps").open(encoding="utf-8", errors="replace") as maps:
             parts = [line.split(maxsplit=5) for line in maps]
     except OSError:
         return []

@@ -26,6 +26,10 @@ RECOMMENDED_OBJECTIVES: dict[tuple[tuple[str, ...], tuple[str, ...]], tuple[str,
     (("image",), ("label",)): ("classification",),
     (("text",), ("image",)): ("diffusion",),
     (("audio",), ("audio",)): ("autoregressive",),
+    (("audio",), ("text",)): ("autoregressive", "ctc"),
+    (("text",), ("audio",)): ("autoregressive", "diffusion"),
+    (("text",), ("embedding",)): ("contrastive", "masked"),
+    (("image", "text"), ("text",)): ("autoregressive",),
     (("text",), ("video",)): ("diffusion",),
     (("image", "text"), ("embedding",)): ("contrastive",),
 }
@@ -66,9 +70,23 @@ class WeightsSpec(Frozen):
     """Where parameters come from."""
 
     source: str = Field(
-        default="random", description="`random`, or a .safetensors file (relative to the spec's own folder)"
+        default="random",
+        description="`random`, a .safetensors file or a checkpoint's folder (relative to the spec's own folder)",
     )
     seed: int = Field(default=0, ge=0, description="seed of random weights, and of example inputs")
+    dtype: Literal["fp32", "fp16", "bf16"] = Field(
+        default="fp32", description="what random weights are stored in; those of a file keep their own type"
+    )
+
+
+class TokenizerSpec(Frozen):
+    """How text becomes the ids that a component reads, and back."""
+
+    source: str = Field(
+        description="a `tokenizer.json` of the tokenizers library (relative to the spec's own folder)",
+    )
+    end_tokens: tuple[int, ...] = Field(default=(), description="ids that end a generated text")
+    pad_token: int = Field(default=0, ge=0, description="id that fills a text up to a fixed length")
 
 
 class CalibrationSpec(Frozen):
@@ -112,7 +130,7 @@ class Spec(Frozen):
     description: str = ""
     modality: ModalitySpec
     architecture: Literal["transformer", "cnn", "diffusion", "hybrid"] = "transformer"
-    objective: Literal["autoregressive", "masked", "diffusion", "classification", "contrastive"]
+    objective: Literal["autoregressive", "masked", "diffusion", "classification", "contrastive", "ctc"]
     components: dict[Name, SerializeAsAny[Component]] = Field(min_length=1)
     weights: WeightsSpec = WeightsSpec()
     dims: dict[str, Dim] = Field(default_factory=dict, description="dynamic dimensions by name")
@@ -122,6 +140,9 @@ class Spec(Frozen):
     targets: tuple[str, ...] = Field(default=("cpu",), min_length=1)
     calibration: CalibrationSpec = CalibrationSpec()
     evaluation: EvaluationSpec | None = None
+    tokenizers: dict[Name, TokenizerSpec] = Field(
+        default_factory=dict, description="by the component whose ids they make; bytes or bare ids where absent"
+    )
     labels: tuple[str, ...] = Field(default=(), description="class names, in the order of the logits")
     parity: ParitySpec = ParitySpec()
     variant: str | None = Field(default=None, description="set by the loader: which of `variants` this is")
@@ -138,6 +159,9 @@ class Spec(Frozen):
         for name in self.precision:
             if name != "default" and name not in self.components:
                 raise ValueError(f"precision names '{name}', which is no component")
+        for name in self.tokenizers:
+            if name not in self.components:
+                raise ValueError(f"tokenizers names '{name}', which is no component")
         return self
 
     def precision_of(self, component: str) -> Precision:

@@ -74,10 +74,12 @@ def test_build_in_float64_for_the_noise_floor() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_weights_are_widened(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_half_weights_keep_their_type(tmp_path: Path, dtype: torch.dtype) -> None:
     save_file({n: t.to(dtype) for n, t in load_file(WEIGHTS).items()}, tmp_path / "w.safetensors")
     spec = with_weights(tmp_path / "w.safetensors")
-    assert {p.dtype for p in get_handler(spec).build(spec)[0].module.parameters()} == {torch.float32}
+    assert {p.dtype for p in get_handler(spec).build(spec)[0].module.parameters()} == {dtype}
+    asked = get_handler(spec).build(spec, dtype=torch.float32)[0].module
+    assert {p.dtype for p in asked.parameters()} == {torch.float32}
 
 
 def test_missing_file(tmp_path: Path) -> None:

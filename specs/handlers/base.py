@@ -19,7 +19,7 @@ from torch import nn
 
 from specs.graphs import GraphSpec, list_graphs
 from specs.handlers.data import check_labels, load_arrays, take_batch
-from specs.handlers.weights import fill_parameters
+from specs.handlers.weights import ParameterSource, fill_parameters
 from specs.schema import Spec, TensorSpec
 
 Arrays = dict[str, NDArray[Any]]
@@ -55,19 +55,29 @@ class Handler(ABC):
 
     @final
     def build(
-        self, spec: Spec, *, dtype: torch.dtype = torch.float32, scratch: Path | None = None
+        self,
+        spec: Spec,
+        *,
+        dtype: torch.dtype | None = None,
+        scratch: Path | None = None,
+        parameters: ParameterSource | None = None,
     ) -> tuple[GraphModule, ...]:
-        """Every graph's module, with the spec's weights. Graphs of one component share its parameters.
+        """Every graph's module. Graphs of one component share its parameters.
 
         Modules are created without storage and filled in place, so that memory never holds a model twice; with a
-        `scratch` folder their parameters lie in a mapped file there, and need not be in memory at all.
+        `scratch` folder their parameters lie in mapped files, and need not be in memory at all.
+
+        Args:
+            dtype: of every parameter; None keeps the type each is stored in. Modules with float16 or bfloat16
+                parameters compute in float32 inside `specs.handlers.widening.widened_parameters()`, and not without.
+            parameters: where the values come from; None: what the spec's `weights` names.
 
         Raises:
             WeightsError: the file is damaged, or does not hold exactly these tensors in these shapes.
         """
         with torch.device("meta"):
             components = self.make_components(spec)
-        fill_parameters(components, spec.weights, dtype=dtype, scratch=scratch)
+        fill_parameters(components, parameters or spec.weights, dtype=dtype, scratch=scratch)
         return tuple(
             GraphModule(
                 **{key: getattr(graph, key) for key in GraphSpec.__dataclass_fields__},

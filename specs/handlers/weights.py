@@ -16,6 +16,7 @@ Norm scales and biases are drawn too, around 1 and 0, so that a graph that lost 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from specs.errors import WeightsError, name_nearest
-from specs.pages import CHUNK_BYTES, drop_pages
+from specs.pages import CHUNK_BYTES, drop_pages, list_file_mappings
 from specs.schema import WeightsSpec
 
 #: The types that parameters are stored in, by torch's and by safetensors' name.
@@ -110,24 +111,20 @@ def fill_parameters(
         for name, like in expected.items()
         if not _is_kept(stored[name], dtype)
     }
-    allocate = (
-        _map_storage(derived, scratch)
-        if scratch
-        else lambda name: torch.empty(*derived[name][:1], dtype=derived[name][1])
-    )
+    allocate = _map_storage(derived, scratch)
     for name in expected:
         listed = stored[name]
-        if _is_kept(listed, dtype):
+        if name not in derived:
             value = source.read(name)
+            in_file = lies_in_file(value)
         else:
             value = allocate(name)
+            in_file = scratch is not None
             _write_value(source, name, listed, value)
-        _check_value(name, listed, value)
+        _check_value(name, listed, value, in_file=in_file)
         part, _, inside = name.partition(".")
         owner, _, leaf = inside.rpartition(".")
         setattr(components[part].get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False))
-        if listed.mapped or scratch:
-            drop_tensor(value)
 
 
 def open_source(weights: WeightsSpec, expected: Mapping[str, Tensor]) -> ParameterSource:
@@ -141,8 +138,14 @@ def open_source(weights: WeightsSpec, expected: Mapping[str, Tensor]) -> Paramet
     return SafetensorsFile(Path(weights.source))
 
 
+def lies_in_file(value: Tensor) -> bool:
+    """Whether a tensor's bytes are those of a mapped file, whose pages can be dropped."""
+    start, end = value.data_ptr(), value.data_ptr() + value.nbytes
+    return any(first <= start and end <= last for first, last in list_file_mappings())
+
+
 def drop_tensor(value: Tensor) -> None:
-    """Give back the pages of a tensor that lies in a file mapping."""
+    """Give back the pages of a tensor that lies in a file mapping, and only of such a one."""
     drop_pages(value.data_ptr(), value.nbytes)
 
 
@@ -210,16 +213,21 @@ class SafetensorsFile:
                 f"weights in '{path.suffix}' files are not read: they can hold code",
                 where=str(path),
                 allowed=".safetensors",
-                fix="convert once: safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'model.safetensors')",
+                fix="convert once:"
+                " safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'model.safetensors')",
             )
         self._path, self.where = path, str(path)
-        self._file = self._guard(lambda: safe_open(path, framework="pt"))
+        with _word_errors(path):
+            self._file = safe_open(path, framework="pt")
 
     def list_tensors(self) -> Mapping[str, StoredTensor]:
-        return self._guard(lambda: {name: self._describe(name) for name in self._file.keys()})  # noqa: SIM118
+        with _word_errors(self._path):
+            return {name: self._describe(name) for name in self._file.keys()}  # noqa: SIM118  # no mapping
 
     def read(self, name: str) -> Tensor:
-        return self._guard(lambda: self._file.get_tensor(name))
+        with _word_errors(self._path):
+            value: Tensor = self._file.get_tensor(name)
+        return value
 
     def fill(self, name: str, out: Tensor) -> None:
         raise AssertionError(f"'{name}' is mapped, not derived")
@@ -234,20 +242,20 @@ class SafetensorsFile:
             origin=f"tensor '{name}' of {self._path}",
         )
 
-    def _guard[T](self, step: Callable[[], T]) -> T:
-        try:
-            return step()
-        except FileNotFoundError:
-            raise WeightsError(
-                "the weights file does not exist", where=self.where, fix="correct weights.source"
-            ) from None
-        except (SafetensorError, OSError, ValueError) as error:
-            raise WeightsError(
-                "the weights file is truncated, or is not safetensors",
-                where=self.where,
-                got=str(error).splitlines()[0] if str(error) else type(error).__name__,
-                fix="copy or download it again, or convert it again",
-            ) from None
+
+@contextlib.contextmanager
+def _word_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise WeightsError("the weights file does not exist", where=str(path), fix="correct weights.source") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(
+            "the weights file is truncated, or is not safetensors",
+            where=str(path),
+            got=str(error).splitlines()[0] if str(error) else type(error).__name__,
+            fix="copy or download it again, or convert it again",
+        ) from None
 
 
 def _is_kept(listed: StoredTensor, dtype: torch.dtype | None) -> bool:
@@ -269,22 +277,23 @@ def _write_value(source: ParameterSource, name: str, listed: StoredTensor, out: 
     else:
         value = torch.empty(out.shape, dtype=_dtype_of(listed))
         source.fill(name, value)
-    for piece, place in zip(
-        split_tensor(value), split_tensor(out, elements=CHUNK_BYTES // value.itemsize), strict=True
-    ):
+    in_file, elements = lies_in_file(value), CHUNK_BYTES // value.itemsize
+    for piece, place in zip(split_tensor(value), split_tensor(out, elements=elements), strict=True):
         place.copy_(piece)
-        if listed.mapped:
+        if in_file:
             drop_tensor(piece)
 
 
-def _map_storage(wanted: Mapping[str, tuple[tuple[int, ...], torch.dtype]], folder: Path) -> Callable[[str], Tensor]:
-    """A function that returns a named tensor's place in one mapped file, which has room for all `wanted`."""
+def _map_storage(
+    wanted: Mapping[str, tuple[tuple[int, ...], torch.dtype]], folder: Path | None
+) -> Callable[[str], Tensor]:
+    """A function that returns a named tensor's place: in one mapped file for all `wanted`, or by itself."""
     offsets, total = {}, 0
     for name, (shape, dtype) in wanted.items():
         offsets[name] = total
         total += -(-math.prod(shape) * dtype.itemsize // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
-    if not total:
-        return lambda name: torch.empty(*wanted[name][:1], dtype=wanted[name][1])
+    if folder is None or not total:
+        return lambda name: torch.empty(wanted[name][0], dtype=wanted[name][1])
     path = folder / ".parameters"
     with path.open("wb") as file:  # a full disk is an error here; later it would be a signal that kills the process
         os.posix_fallocate(file.fileno(), 0, total)
@@ -345,13 +354,13 @@ def _spell_dtype(dtype: torch.dtype | str) -> str:
     return f"{kinds[dtype[0]]}{dtype[1:]}" if dtype[:1] in kinds and dtype[1:].isdigit() else dtype.lower()
 
 
-def _check_value(name: str, listed: StoredTensor, value: Tensor) -> None:
-    """Look for NaN and infinity; the extremes of a piece show them, at a twentieth of the cost of `isfinite`."""
+def _check_value(name: str, listed: StoredTensor, value: Tensor, *, in_file: bool) -> None:
+    """Look for NaN and infinity: the extremes of a piece show them, at a twentieth of the cost of `isfinite`."""
     bad = 0
     for piece in split_tensor(value):
         if piece.numel() and not all(math.isfinite(extreme) for extreme in map(float, piece.aminmax())):
             bad += int((~torch.isfinite(piece)).sum())
-        if listed.mapped:
+        if in_file:
             drop_tensor(piece)
     if bad:
         raise WeightsError(
