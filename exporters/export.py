@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ import onnx_ir as ir
 
 from exporters.calibrate import Method as CalibrationMethod
 from exporters.calibrate import measure_ranges
+from exporters.checkpoints import open_checkpoint, write_report
 from exporters.golden import compute_outputs, measure_noise_floor, write_evaluation, write_golden
 from exporters.lower import PORTABLE_OPSET, lower
 from exporters.memory import page_out, release
@@ -29,7 +31,7 @@ from exporters.weights import WeightPool
 from specs.bundle import Graph, IoTensor, Manifest, TypedGraph, digest_text, index_files, write_manifest
 from specs.graphs import GraphSpec
 from specs.handlers import GraphModule, Handler, get_handler
-from specs.load import dump_spec
+from specs.load import dump_spec, is_checkpoint, name_tokenizer_asset
 from specs.progress import Progress
 from specs.schema import Precision, Spec
 from specs.targets import Target
@@ -81,7 +83,8 @@ def export_spec(
     """
     progress(f"building {spec.name}", None)
     handler = get_handler(spec)
-    modules = list(handler.build(spec, scratch=folder))
+    checkpoint = open_checkpoint(Path(spec.weights.source), spec) if is_checkpoint(Path(spec.weights.source)) else None
+    modules = list(handler.build(spec, scratch=folder, parameters=checkpoint.source if checkpoint else None))
     components: dict[str, _Component] = {}
     count = len(modules)
     while modules:
@@ -99,6 +102,9 @@ def export_spec(
             )
         )
     (folder / "spec.yaml").write_text(dump_spec(spec), encoding="utf-8")
+    _write_assets(spec, folder)
+    if checkpoint:
+        write_report(folder, checkpoint)
     return finish_bundle(
         folder,
         Manifest(
@@ -113,6 +119,14 @@ def export_spec(
         ),
         components={name: component.pool for name, component in components.items()},
     )
+
+
+def _write_assets(spec: Spec, folder: Path) -> None:
+    """Copy each component's tokenizer to where the bundle keeps it."""
+    for name, tokenizer in spec.tokenizers.items():
+        path = folder / name_tokenizer_asset(name)
+        path.parent.mkdir(exist_ok=True)
+        shutil.copyfile(tokenizer.source, path)
 
 
 def finish_bundle(folder: Path, manifest: Manifest, *, components: Mapping[str, WeightPool]) -> Manifest:

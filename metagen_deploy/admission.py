@@ -8,6 +8,7 @@ from pathlib import Path
 
 from specs.bundle import MANIFEST_NAME, SPEC_NAME, Manifest, digest_file, read_manifest
 from specs.errors import BuildError, GraphError, OutputError, SpecError, TargetError
+from specs.load import is_checkpoint
 from specs.schema import IMPLEMENTED_PRECISIONS, Precision, Spec
 from specs.targets import Target, load_target, require_fit
 
@@ -42,15 +43,15 @@ def is_made_of(bundle: Path, source: Path, *, target: str | None) -> bool:
 
 
 def refuse_folder(source: str) -> None:
-    """A folder is neither a spec nor an ONNX file."""
+    """A folder that is neither a spec, nor an ONNX file, nor a checkpoint."""
     if os.path.isfile(os.path.join(source, MANIFEST_NAME)):  # noqa: PTH113, PTH118 - pathlib raises for a name too long
         raise SpecError("this is a bundle already", where=source, fix=f"metagen-deploy build {source}")
-    if os.path.isdir(source):  # noqa: PTH112
+    if os.path.isdir(source) and not is_checkpoint(Path(source)):  # noqa: PTH112
         raise SpecError(
-            "checkpoint folders are not taken yet",
+            "this folder is no checkpoint: it has neither config.json nor model_index.json",
             where=source,
-            allowed="a shipped spec (see `metagen-deploy specs`), a spec's YAML file, or an .onnx file",
-            fix="write a spec whose `weights: {source: ...}` names the .safetensors, or export the model to ONNX",
+            allowed="a checkpoint's folder, a shipped spec, a spec's YAML file, or an .onnx file",
+            fix="correct the path, or write a spec whose `weights: {source: ...}` names the .safetensors",
         )
 
 

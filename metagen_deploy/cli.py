@@ -78,10 +78,10 @@ def show(spec: str | None, schema: bool, targets: tuple[str, ...]) -> None:
     if spec is None:
         raise click.UsageError("Missing argument 'SPEC' (or option '--schema').")
     from metagen_deploy import describe
-    from specs.load import load_spec
+    from metagen_deploy.pipeline import load_source
     from specs.targets import estimate_fit, load_target
 
-    loaded = load_spec(spec)
+    loaded = load_source(spec)
     judged = tuple(load_target(name) for name in targets or loaded.targets)
     describe.print_spec(loaded, tuple((target, estimate_fit(loaded, target)) for target in judged))
 

@@ -159,6 +159,20 @@ def load_overridden(
     dims: Mapping[str, Dim] | None = None,
 ) -> Spec:
     """Load a spec and put the command line's choices in place of its own."""
-    from specs.load import load_spec, override_spec
+    from specs.load import override_spec
 
-    return override_spec(load_spec(source), targets=tuple(targets), weights=weights, calibration=calibration, dims=dims)
+    spec = load_source(source)
+    return override_spec(spec, targets=tuple(targets), weights=weights, calibration=calibration, dims=dims)
+
+
+def load_source(source: str) -> Spec:
+    """A shipped spec, a spec's YAML file, or what a checkpoint's folder says of itself."""
+    from specs.load import is_checkpoint, load_spec
+
+    if not is_checkpoint(Path(source)):
+        return load_spec(source)
+    try:
+        from exporters.checkpoints import read_spec
+    except ImportError as error:
+        raise translate_import_error(error, extra="export", needed_for="reading a checkpoint") from error
+    return read_spec(Path(source))

@@ -144,11 +144,11 @@ def _check_sources(document: Document, spec: Spec) -> None:
             allowed=".safetensors",
             fix="convert once: safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'model.safetensors')",
         )
-    if source != "random" and not source.endswith(".safetensors"):
+    if source != "random" and not source.endswith(".safetensors") and "/" not in source:
         raise WeightsError(
             f"weights.source is neither 'random' nor a .safetensors file: '{source}'",
             where=where,
-            allowed="random, or the path of a .safetensors file",
+            allowed="random, the path of a .safetensors file, or a checkpoint's folder with a slash (./NAME)",
             fix="correct weights.source",
         )
     evaluation = spec.evaluation.source if spec.evaluation else None

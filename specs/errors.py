@@ -6,6 +6,7 @@ Standard library only: an edge device raises these too.
     ├── SpecError                   the YAML: syntax, unknown key, wrong type, contradiction
     ├── TargetError                 the target does not exist, or the spec cannot fit it
     ├── WeightsError                missing, truncated, mis-shaped, extra or NaN weights
+    ├── CheckpointError             a checkpoint's folder: unknown family, contradiction, custom code
     ├── CalibrationError            calibration data of the wrong kind
     ├── GraphError                  an ONNX file we cannot take, or a graph a pass cannot rewrite
     ├── ExportError                 the torch model did not become a graph
@@ -73,6 +74,10 @@ class TargetError(MetagenError):
 
 class WeightsError(MetagenError):
     """Weights are missing, truncated, mis-shaped, superfluous or not finite."""
+
+
+class CheckpointError(MetagenError):
+    """A checkpoint's folder that cannot be taken."""
 
 
 class CalibrationError(MetagenError):

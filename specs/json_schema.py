@@ -12,14 +12,15 @@ from pydantic import Field, TypeAdapter
 from specs.components import COMPONENTS
 from specs.schema import IMPLEMENTED_PRECISIONS, Spec
 
-_Component = Annotated[Union[tuple(dict.fromkeys(COMPONENTS.values()))], Field(discriminator="kind")]  # noqa: UP007
+#: Made from the table, which no type checker can follow.
+_COMPONENT: Any = Annotated[Union[tuple(dict.fromkeys(COMPONENTS.values()))], Field(discriminator="kind")]  # noqa: UP007
 
 
 def make_json_schema() -> dict[str, Any]:
     """JSON Schema (2020-12) of the whole file, with components as a union told apart by `kind`, and `variants`."""
     schema = Spec.model_json_schema()
     definitions = schema["$defs"]
-    component = TypeAdapter(_Component).json_schema(ref_template="#/$defs/{model}")
+    component = TypeAdapter(_COMPONENT).json_schema(ref_template="#/$defs/{model}")
     definitions.update(component.pop("$defs"))
     definitions.pop("Component", None)
     definitions["AnyComponent"] = component

@@ -33,6 +33,9 @@ __all__ = ["dump_spec", "list_zoo", "load_spec", "make_json_schema", "override_s
 ZOO = Path(__file__).with_name("zoo")
 _ZOO_PREFIX = "zoo:"
 
+#: One of these makes a folder a checkpoint: of transformers, of diffusers.
+CHECKPOINT_FILES = ("config.json", "model_index.json")
+
 #: What a variant may override beside components' sizes.
 VARIANT_SECTIONS = ("dims", "calibration")
 
@@ -275,13 +278,13 @@ def _resolve_sources(spec: Spec, folder: Path, options: Collection[str] = ()) ->
         "calibration": CalibrationError,
         "evaluation": CalibrationError,
     }
-    update = {}
+    update: dict[str, Any] = {}
     for key, kind in kinds.items():
         part = getattr(spec, key)
         if part is None or part.source == "random":
             continue
         path = resolve_source(part.source, folder)
-        if not path.is_file():
+        if not path.is_file() and not (key == "weights" and is_checkpoint(path)):
             problem, fix = (
                 f"the file that {key}.source names",
                 f"correct {key}.source; it is relative to the spec's own folder",
@@ -292,10 +295,33 @@ def _resolve_sources(spec: Spec, folder: Path, options: Collection[str] = ()) ->
                 f"{problem} {'is a folder' if path.is_dir() else 'does not exist'}",
                 where=str(path),
                 got=None if part.source == str(path) else part.source,
+                allowed="a folder with " + " or ".join(CHECKPOINT_FILES)
+                if key == "weights" and path.is_dir()
+                else None,
                 fix=fix,
             )
         update[key] = part.model_copy(update={"source": str(path)})
+    update["tokenizers"] = {
+        name: part.model_copy(update={"source": str(_resolve_tokenizer(name, part.source, folder))})
+        for name, part in spec.tokenizers.items()
+    }
     return spec.model_copy(update=update)
+
+
+def _resolve_tokenizer(name: str, source: str, folder: Path) -> Path:
+    path = resolve_source(source, folder)
+    if not path.is_file():
+        raise SpecError(
+            f"the file that tokenizers.{name}.source names {'is a folder' if path.is_dir() else 'does not exist'}",
+            where=str(path),
+            fix="give a tokenizer.json; it is relative to the spec's own folder",
+        )
+    return path
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether `path` is a folder as Hugging Face libraries save models; what is in it is for the importers."""
+    return any((path / name).is_file() for name in CHECKPOINT_FILES)
 
 
 def dump_spec(spec: Spec) -> str:
@@ -304,7 +330,17 @@ def dump_spec(spec: Spec) -> str:
     for key in ("weights", "calibration", "evaluation"):
         if key in data:
             data[key]["source"] = _make_portable(data[key]["source"])
+    if Path(spec.weights.source).is_absolute() and not spec.weights.source.endswith(".safetensors"):
+        data["weights"]["source"] = f"./{data['weights']['source']}"  # a checkpoint's folder
+    for name, part in data["tokenizers"].items():
+        if Path(part["source"]).is_absolute():
+            part["source"] = name_tokenizer_asset(name)
     return dump_document(data)
+
+
+def name_tokenizer_asset(component: str) -> str:
+    """Where a bundle keeps a component's tokenizer."""
+    return f"assets/{component}.tokenizer.json"
 
 
 def _make_portable(source: str) -> str:

@@ -19,6 +19,7 @@ from specs.schema import (
     ModalitySpec,
     ParitySpec,
     Spec,
+    TokenizerSpec,
     WeightsSpec,
 )
 
@@ -32,6 +33,7 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "evaluation": EvaluationSpec,
     "parity": ParitySpec,
     "dims": Dim,
+    "tokenizers": TokenizerSpec,
 }
 
 #: pydantic's error type -> what is allowed
@@ -175,7 +177,7 @@ def _describe_field(path: tuple[str | int, ...], data: Mapping[str, Any]) -> str
     """What the schema says about a key, when it says anything."""
     if path[0] in ("precision", "targets", "labels"):
         return Spec.model_fields[str(path[0])].description
-    if path[0] in ("components", "dims"):
+    if path[0] in ("components", "dims", "tokenizers"):
         owner, rest = path[:2], path[2:]
     else:
         owner, rest = path[:1], path[1:]

@@ -46,7 +46,7 @@ class Family(ABC):
     def list_graphs(self, components: Components, roles: Roles) -> tuple[GraphSpec, ...]:
         """Every graph, in the order in which they are exported."""
 
-    def check(self, spec: Spec, roles: Roles) -> None:
+    def check(self, spec: Spec, roles: Roles) -> None:  # noqa: B027 - most families have nothing to refuse
         """Refuse sizes of different parts that contradict each other.
 
         Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast, final
+from typing import ClassVar, cast, final
 
 from specs.components import VisionTransformerComponent
 from specs.families.base import BATCH, Components, Family, GraphSpec, Roles, make_float, make_model_graph
@@ -15,8 +15,8 @@ class ImageClassificationFamily(Family):
 
     kind = "image-classification"
     title = "an image classifier"
-    roles = {"classifier": ("vision.vit",)}
-    dims = {"batch": BATCH}
+    roles: ClassVar = {"classifier": ("vision.vit",)}
+    dims: ClassVar = {"batch": BATCH}
     objectives = ("classification",)
 
     def list_graphs(self, components: Components, roles: Roles) -> tuple[GraphSpec, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast, final
+from typing import ClassVar, cast, final
 
 from specs.components import DecoderComponent
 from specs.families.base import BATCH, Components, Family, GraphSpec, Roles, make_float, make_ids, make_lengths
@@ -15,8 +15,8 @@ class TextGenerationFamily(Family):
 
     kind = "text-generation"
     title = "a text decoder"
-    roles = {"decoder": ("text.decoder",)}
-    dims = {"batch": BATCH, "tokens": Dim(min=1, opt=128, max=1024), "cache": Dim(min=16, opt=1024, max=2048)}
+    roles: ClassVar = {"decoder": ("text.decoder",)}
+    dims: ClassVar = {"batch": BATCH, "tokens": Dim(min=1, opt=128, max=1024), "cache": Dim(min=16, opt=1024, max=2048)}
     objectives = ("autoregressive",)
 
     def list_graphs(self, components: Components, roles: Roles) -> tuple[GraphSpec, ...]:

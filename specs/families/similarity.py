@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast, final
+from typing import ClassVar, cast, final
 
 from specs.components import ClipTextComponent, FusionComponent, VisionTransformerComponent
 from specs.families.base import BATCH, Components, Family, GraphSpec, Roles, make_float, make_ids, make_model_graph
@@ -16,12 +16,12 @@ class ImageTextSimilarityFamily(Family):
 
     kind = "image-text-similarity"
     title = "two towers and a fusion"
-    roles = {
+    roles: ClassVar = {
         "image_encoder": ("vision.clip",),
         "text_encoder": ("text.clip",),
         "fusion": ("fusion.late", "fusion.gated", "fusion.attention"),
     }
-    dims = {"batch": BATCH}
+    dims: ClassVar = {"batch": BATCH}
     objectives = ("contrastive",)
 
     def list_graphs(self, components: Components, roles: Roles) -> tuple[GraphSpec, ...]:

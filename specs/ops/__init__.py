@@ -14,17 +14,21 @@ from specs.ops._ada_layer_norm import ada_layer_norm
 from specs.ops._attention import attention, cached_attention
 from specs.ops._gated_fusion import gated_fusion
 from specs.ops._gated_linear import GateActivation, gated_linear
+from specs.ops._grid_sample_3d import PaddingMode, SampleMode, grid_sample_3d
 from specs.ops._group_norm_silu import group_norm_silu
 from specs.ops._modality_fusion import modality_fusion
 from specs.ops._plain import plain_torch
 
 __all__ = [
     "GateActivation",
+    "PaddingMode",
+    "SampleMode",
     "ada_layer_norm",
     "attention",
     "cached_attention",
     "gated_fusion",
     "gated_linear",
+    "grid_sample_3d",
     "group_norm_silu",
     "modality_fusion",
     "plain_torch",

@@ -1,0 +1,24 @@
+"""What a host is told of a component's tokenizer: `pipeline.tokenizer` in the manifest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from specs.load import name_tokenizer_asset
+from specs.schema import Spec
+
+#: A byte tokenizer needs the 256 bytes, and an id each for the beginning and the end of a text.
+BYTE_VOCABULARY = 258
+
+
+def describe_tokenizer(spec: Spec, component: str, *, vocab_size: int) -> dict[str, Any]:
+    """The component's `tokenizer.json` where the spec names one, else bytes where they fit, else bare ids."""
+    tokenizer = spec.tokenizers.get(component)
+    if tokenizer is None:
+        return {"kind": "bytes" if vocab_size >= BYTE_VOCABULARY else "ids"}
+    return {
+        "kind": "tokenizers",
+        "file": name_tokenizer_asset(component),
+        "end_tokens": list(tokenizer.end_tokens),
+        "pad_token": tokenizer.pad_token,
+    }
