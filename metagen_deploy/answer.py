@@ -9,21 +9,22 @@ from __future__ import annotations
 import os
 import sys
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from engines.runtime import Answer, Session, TextGeneration, answer, load
-from engines.runtime.answer import Request
+from engines.runtime import Answer, Picture, Request, Session, Sound, answer, load
+from engines.runtime.media import encode_png, encode_wav
 from metagen_deploy.tables import print_table
 from specs.bundle import read_manifest, verify_files
 from specs.disk import translate_os_errors
 from specs.errors import InputError, OutputError
 
 _TENSOR_SUFFIXES = (".npy", ".npz")
-_ANSWER_SUFFIXES = (".npz", ".json", ".txt")
+_MEDIA: dict[str, type[Picture | Sound]] = {".png": Picture, ".wav": Sound}
+_ANSWER_SUFFIXES = (".npz", ".json", ".txt", *_MEDIA)
 
 
 def answer_request(
@@ -47,8 +48,9 @@ def answer_request(
         _announce_choices(session)
         pictures, tensors = _sort_inputs(session, inputs)
         request = Request(files=(*files, *pictures), prompts=prompts, inputs=tensors, graph=graph)
-        if isinstance(session.pipeline, TextGeneration) and len(prompts) == 1 and not (request.files or tensors):
-            found = _stream_continuation(session.pipeline, prompts[0])
+        pieces = None if request.inputs else session.pipeline.stream_answer(request)
+        if pieces is not None:
+            found = _print_pieces(request, pieces)
         else:
             found = answer(session, request)
             print_table("", found.header, found.spell_rows())
@@ -94,18 +96,30 @@ def _sort_inputs(session: Session, inputs: Mapping[str, str]) -> tuple[list[str]
     return list(pictures.values()), tuple(f"{name}={file}" for name, file in inputs.items() if name not in pictures)
 
 
-def _stream_continuation(pipeline: TextGeneration, prompt: str) -> Answer:
-    pieces = []
-    for piece in pipeline.stream(prompt):
-        pieces.append(piece)
+def _print_pieces(request: Request, pieces: Iterator[str]) -> Answer:
+    """Print a text as it comes."""
+    text = []
+    for piece in pieces:
+        text.append(piece)
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
-    return Answer(header=("prompt", "continuation"), rows=((prompt, "".join(pieces)),))
+    return Answer(header=("prompt", "continuation"), rows=((" ".join(request.prompts), "".join(text)),))
 
 
 def _write_answer(path: Path, found: Answer) -> None:
-    """Write through a temporary file beside `path`, so that a failure leaves what was there."""
+    """Write the answer to `path`; several pictures or sounds to `<stem>-1`, `<stem>-2`, ... beside it."""
+    if path.suffix in _MEDIA:
+        made = [one for one in found.media if isinstance(one, _MEDIA[path.suffix])]
+        if not made:
+            raise InputError(
+                f"this answer holds nothing that a {path.suffix} could", got=str(path), fix=f"-o {path.stem}.json"
+            )
+        for index, one in enumerate(made, 1):
+            data = encode_png(one) if isinstance(one, Picture) else encode_wav(one)
+            numbered = path if len(made) == 1 else path.with_name(f"{path.stem}-{index}{path.suffix}")
+            _write_file(numbered, lambda stream, data=data: stream.write(data))  # type: ignore[misc]
+        return
     if path.suffix == ".npz" and not found.arrays:
         raise InputError(
             "this answer is text, not tensors", got=str(path), allowed=".json or .txt", fix=f"-o {path.stem}.json"
@@ -115,11 +129,16 @@ def _write_answer(path: Path, found: Answer) -> None:
         ".json": lambda stream: stream.write((found.to_json() + "\n").encode(errors="replace")),
         ".txt": lambda stream: stream.write((found.to_text() + "\n").encode(errors="replace")),
     }
+    _write_file(path, writers[path.suffix])
+
+
+def _write_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Write through a temporary file beside `path`, so that a failure leaves what was there."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with translate_os_errors(path):
         try:
             with temporary.open("wb") as stream:
-                writers[path.suffix](stream)
+                write(stream)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

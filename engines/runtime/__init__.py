@@ -10,9 +10,10 @@ package imports nothing else: no torch, onnx, pydantic, yaml or click.
 
 from __future__ import annotations
 
-from engines.runtime.answer import Answer, Request, answer
+from engines.runtime.answer import answer
 from engines.runtime.graph_session import Choice, GraphSession
 from engines.runtime.pipelines import ImageClassification, ImageTextSimilarity, Tensors, TextGeneration
+from engines.runtime.request import Answer, Picture, Request, Sound
 from engines.runtime.session import Session, load
 
 __all__ = [
@@ -21,8 +22,10 @@ __all__ = [
     "GraphSession",
     "ImageClassification",
     "ImageTextSimilarity",
+    "Picture",
     "Request",
     "Session",
+    "Sound",
     "Tensors",
     "TextGeneration",
     "answer",

@@ -1,20 +1,18 @@
-"""What a command line hands over (files, prompts, texts) through a bundle's own pipeline, as rows to print."""
+"""What a command line hands over: through a bundle's own pipeline, or as tensors straight into a graph."""
 
 from __future__ import annotations
 
-import json
 import math
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from engines.runtime.graph_session import GraphSession
 from engines.runtime.image import load_image
-from engines.runtime.pipelines import ImageClassification, ImageTextSimilarity, TextGeneration
+from engines.runtime.request import Answer, Request
 from engines.runtime.session import Session
 from specs.bundle import IoTensor
 from specs.errors import InputError, name_nearest
@@ -22,63 +20,7 @@ from specs.errors import InputError, name_nearest
 if TYPE_CHECKING:
     from engines.runtime.arrays import Array
 
-
-#: A value of an answer; a tuple is a shape, None a number that there is none of.
-Cell = str | float | tuple[int, ...] | None
-
 _DAMAGED = (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What was asked: which of these a bundle uses depends on its pipeline, and one it does not use is an error."""
-
-    files: tuple[str, ...] = ()  # pictures, or one .npz of tensors
-    prompts: tuple[str, ...] = ()  # prompts to go on from, or texts to compare pictures with
-    inputs: tuple[str, ...] = ()  # "name=file": tensors for one graph, whatever the pipeline
-    graph: str | None = None  # which graph `inputs` or an .npz are for, when there are several
-    top_k: int = 5
-    max_new_tokens: int | None = None  # as many as the pipeline gives by default
-    temperature: float = 0.0
-    seed: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """A table, and the arrays behind it where the answer is tensors."""
-
-    header: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    arrays: Mapping[str, Array] = field(default_factory=dict)
-
-    def spell_rows(self) -> list[tuple[str, ...]]:
-        """The rows as a person reads them: a picture is named once, numbers are short."""
-        spelled, before = [], ""
-        for first, *rest in self.rows:
-            repeated = self.header[0] == "picture" and first == before
-            cells = [_spell(cell, name) for cell, name in zip(rest, self.header[1:], strict=True)]
-            spelled.append(("" if repeated else str(first), *cells))
-            before = str(first)
-        return spelled
-
-    def to_text(self) -> str:
-        """Columns aligned by spaces, the last one as it is."""
-        table = [self.header, *self.spell_rows()]
-        widths = [max(len(row[column]) for row in table) for column in range(len(self.header) - 1)]
-        return "\n".join(
-            "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])
-            for row in table
-        )
-
-    def to_json(self) -> str:
-        """A list of objects, one a row, with numbers as numbers."""
-        return json.dumps([dict(zip(self.header, row, strict=True)) for row in self.rows], indent=1, allow_nan=False)
-
-
-def _spell(cell: Cell, column: str) -> str:
-    if isinstance(cell, float):
-        return f"{cell:.4f}" if column == "probability" else f"{cell:.6g}"
-    return str(list(cell) if isinstance(cell, tuple) else "" if cell is None else cell)
 
 
 def answer(session: Session, request: Request) -> Answer:
@@ -92,55 +34,8 @@ def answer(session: Session, request: Request) -> Answer:
     tensors = request.inputs or (len(request.files) == 1 and request.files[0].endswith(".npz"))
     if tensors:
         return _answer_tensors(session, request)
-    pipeline = session.pipeline
-    if isinstance(pipeline, ImageClassification):
-        _require(request, "pictures", files=True)
-        return _answer_classification(pipeline, request)
-    if isinstance(pipeline, TextGeneration):
-        _require(request, "a prompt", prompts=True)
-        return _answer_generation(pipeline, request)
-    if isinstance(pipeline, ImageTextSimilarity):
-        _require(request, "pictures, and texts to compare them with", files=True, prompts=True)
-        return _answer_similarity(pipeline, request)
-    return _answer_tensors(session, request)
-
-
-def _require(request: Request, what: str, *, files: bool = False, prompts: bool = False) -> None:
-    if bool(request.files) != files or bool(request.prompts) != prompts:
-        raise InputError(
-            f"this bundle takes {what}",
-            got=f"{len(request.files)} files, {len(request.prompts)} prompts",
-            fix=f"metagen-deploy run BUNDLE{' FILE ...' if files else ''}{' --prompt TEXT ...' if prompts else ''}",
-        )
-
-
-def _answer_classification(pipeline: ImageClassification, request: Request) -> Answer:
-    found = pipeline.classify_all(request.files, top_k=request.top_k)
-    rows = [
-        (file, label, round(probability, 6))
-        for file, best in zip(request.files, found, strict=True)
-        for label, probability in best
-    ]
-    return Answer(header=("picture", "label", "probability"), rows=tuple(rows))
-
-
-def _answer_generation(pipeline: TextGeneration, request: Request) -> Answer:
-    texts = pipeline.generate(
-        request.prompts,
-        max_new_tokens=request.max_new_tokens,
-        temperature=request.temperature,
-        top_k=0 if request.temperature == 0 else request.top_k,
-        seed=request.seed,
-    )
-    return Answer(header=("prompt", "continuation"), rows=tuple(zip(request.prompts, texts, strict=True)))
-
-
-def _answer_similarity(pipeline: ImageTextSimilarity, request: Request) -> Answer:
-    rows = []
-    for file in request.files:
-        for text, probability in pipeline.classify(file, request.prompts):
-            rows.append((file, text, round(probability, 6)))
-    return Answer(header=("picture", "text", "probability"), rows=tuple(rows))
+    found = session.pipeline.answer(request)
+    return _answer_tensors(session, request) if found is None else found
 
 
 def _answer_tensors(session: Session, request: Request) -> Answer:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from engines.runtime.fields import take_field
+from engines.runtime.pipelines.base import Pipeline
 from engines.runtime.pipelines.classification import ImageClassification
 from engines.runtime.pipelines.generation import TextGeneration
 from engines.runtime.pipelines.similarity import ImageTextSimilarity
@@ -17,9 +18,7 @@ from specs.errors import BundleError, name_nearest
 if TYPE_CHECKING:
     from engines.runtime.graph_session import GraphSession
 
-Pipeline: TypeAlias = "ImageClassification | TextGeneration | ImageTextSimilarity | Tensors"
-
-PIPELINES: dict[str, type[ImageClassification | TextGeneration | ImageTextSimilarity | Tensors]] = {
+PIPELINES: dict[str, type[Pipeline]] = {
     "image-classification": ImageClassification,
     "text-generation": TextGeneration,
     "image-text-similarity": ImageTextSimilarity,

@@ -10,7 +10,9 @@ import numpy as np
 
 from engines.runtime.fields import take_field, take_graph, take_strings
 from engines.runtime.image import load_image
+from engines.runtime.pipelines.base import Pipeline
 from engines.runtime.pipelines.batching import run_rows, softmax
+from engines.runtime.request import Answer, Request, require
 from specs.bundle import Manifest
 from specs.errors import InputError
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @final
-class ImageClassification:
+class ImageClassification(Pipeline):
     """One graph, image -> logits. Labels are the manifest's, or the index where it names none."""
 
     def __init__(self, folder: Path, manifest: Manifest, graphs: Mapping[str, GraphSession]) -> None:
@@ -44,6 +46,16 @@ class ImageClassification:
             [(self._name_class(int(c)), float(row[c])) for c in order]
             for row, order in zip(probabilities, best, strict=True)
         ]
+
+    def answer(self, request: Request) -> Answer:
+        require(request, "pictures", files=True)
+        found = self.classify_all(request.files, top_k=request.top_k)
+        rows = [
+            (file, label, round(probability, 6))
+            for file, best in zip(request.files, found, strict=True)
+            for label, probability in best
+        ]
+        return Answer(header=("picture", "label", "probability"), rows=tuple(rows))
 
     def _name_class(self, index: int) -> str:
         return self._labels[index] if index < len(self._labels) else str(index)

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, final
 import numpy as np
 
 from engines.runtime.fields import take_field, take_graph
+from engines.runtime.pipelines.base import Pipeline
 from engines.runtime.pipelines.batching import softmax
+from engines.runtime.request import Answer, Request, require
 from engines.runtime.text import make_tokenizer
 from specs.bundle import Manifest
 from specs.errors import InputError, ParityError
@@ -32,7 +34,7 @@ _SMALLEST_CACHE = 32  # slots
 
 
 @final
-class TextGeneration:
+class TextGeneration(Pipeline):
     """A decoder with a cache. Greedy by default; with a temperature, seeded sampling among the `top_k` likeliest."""
 
     def __init__(self, folder: Path, manifest: Manifest, graphs: Mapping[str, GraphSession]) -> None:
@@ -124,6 +126,20 @@ class TextGeneration:
             end_token = self._end_token
         sampler = _Sampler(temperature, top_k, seed)
         return self._generate(prompts, max_new_tokens, sampler, end_token)
+
+    def answer(self, request: Request) -> Answer:
+        require(request, "a prompt", prompts=True)
+        texts = self.generate(
+            request.prompts,
+            max_new_tokens=request.max_new_tokens,
+            temperature=request.temperature,
+            top_k=0 if request.temperature == 0 else request.top_k,
+            seed=request.seed,
+        )
+        return Answer(header=("prompt", "continuation"), rows=tuple(zip(request.prompts, texts, strict=True)))
+
+    def stream_answer(self, request: Request) -> Iterator[str] | None:
+        return self.stream(request.prompts[0]) if len(request.prompts) == 1 and not request.files else None
 
     def _generate(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, sampler: _Sampler, end_token: int | None

@@ -10,8 +10,10 @@ import numpy as np
 
 from engines.runtime.fields import take_field, take_graph
 from engines.runtime.image import load_image
+from engines.runtime.pipelines.base import Pipeline
 from engines.runtime.pipelines.batching import get_batch_range, pad_rows, run_rows, softmax
 from engines.runtime.pipelines.classification import take_image_size
+from engines.runtime.request import Answer, Request, require
 from engines.runtime.text import make_tokenizer
 from specs.bundle import Manifest
 from specs.errors import InputError
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @final
-class ImageTextSimilarity:
+class ImageTextSimilarity(Pipeline):
     """Two towers and a fusion that ends in `similarity` [batch, batch], scaled as the model was trained."""
 
     def __init__(self, folder: Path, manifest: Manifest, graphs: Mapping[str, GraphSession]) -> None:
@@ -72,6 +74,15 @@ class ImageTextSimilarity:
         """(text, probability) of one picture among `texts`, likeliest first."""
         probabilities = softmax(self.compare([image], texts))[0]
         return [(texts[i], float(probabilities[i])) for i in np.argsort(-probabilities, kind="stable")]
+
+    def answer(self, request: Request) -> Answer:
+        require(request, "pictures, and texts to compare them with", files=True, prompts=True)
+        rows = [
+            (file, text, round(probability, 6))
+            for file in request.files
+            for text, probability in self.classify(file, request.prompts)
+        ]
+        return Answer(header=("picture", "text", "probability"), rows=tuple(rows))
 
     def compare_features(self, image_features: Array, text_features: Array) -> Array:
         """Similarity [images, texts] of encoded pictures and texts.
