@@ -27,8 +27,14 @@ _SHAPES = {
     "MetagenModalityFusion": [(3, 2, 8), (8,)],
     "MetagenAdaLayerNorm": [(2, 5, 8), (2, 1, 8), (2, 1, 8)],
     "MetagenGroupNormSilu": [(2, 8, 3, 5), (8,), (8,)],
+    "MetagenGridSample3D": [(2, 3, 4, 5, 6), (2, 3, 4, 5, 3)],
 }
-_RANKS = {"MetagenGatedLinear": (3,), "MetagenAdaLayerNorm": (3,), "MetagenGroupNormSilu": (4,)}
+_RANKS = {
+    "MetagenGatedLinear": (3,),
+    "MetagenAdaLayerNorm": (3,),
+    "MetagenGroupNormSilu": (4,),
+    "MetagenGridSample3D": (5,),
+}
 _EXTRA_INPUTS = {
     "MetagenCachedAttention": [torch.tensor([0, 4])],
     "MetagenModalityFusion": [torch.tensor([[True, True], [False, True], [False, False]])],
@@ -48,6 +54,11 @@ _CASES: list[tuple[str, tuple[object, ...], dict[str, object]]] = [
     ("MetagenAdaLayerNorm", (1e-6,), {"eps": 1e-6, "channels": 8}),
     ("MetagenGroupNormSilu", (4, 1e-5), {"groups": 4, "eps": 1e-5, "rank": 4}),
     ("MetagenGroupNormSilu", (1, 1e-6), {"groups": 1, "eps": 1e-6, "rank": 4}),
+    (  # every mode, padding and alignment: tests/test_grid_sample_3d.py
+        "MetagenGridSample3D",
+        ("bilinear", "reflection", False),
+        {"mode": "bilinear", "padding_mode": "reflection", "align_corners": 0},
+    ),
 ]
 # attribute -> a wrong value, which the comparison must notice
 _MUTANTS: dict[str, object] = {
@@ -56,6 +67,9 @@ _MUTANTS: dict[str, object] = {
     "window": 3,
     "activation": "gelu_tanh",
     "eps": 1e-3,
+    "mode": "nearest",
+    "padding_mode": "border",
+    "align_corners": 1,
 }
 
 
@@ -251,6 +265,7 @@ _TRACED: dict[str, tuple[Callable[..., object], tuple[tuple[int, ...], ...]]] = 
     "gate": (ops.gated_fusion, ((3, 8), (3, 8), (8, 16), (8,))),
     "ada": (lambda x, s, t: ops.ada_layer_norm(x, s, t, eps=1e-6), ((2, 5, 8), (2, 8), (2, 8))),
     "ada, one row kept": (lambda x, s, t: ops.ada_layer_norm(x, s, t, eps=1e-6), ((2, 5, 8), (2, 1, 8), (2, 1, 8))),
+    "grid sample": (ops.grid_sample_3d, ((2, 3, 4, 5, 6), (2, 3, 4, 5, 3))),
     "group norm 1-D": (_normalise, ((2, 8, 6), (8,), (8,))),
     "group norm 2-D": (_normalise, ((2, 8, 3, 5), (8,), (8,))),
     "group norm 3-D": (_normalise, ((2, 8, 3, 5, 2), (8,), (8,))),

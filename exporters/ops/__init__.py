@@ -14,6 +14,7 @@ from exporters.ops.base import DOMAIN, DOMAIN_VERSION, CustomOp, build_function,
 from exporters.ops.cached_attention import CACHED_ATTENTION
 from exporters.ops.gated_fusion import GATED_FUSION
 from exporters.ops.gated_linear import GATED_LINEAR
+from exporters.ops.grid_sample_3d import GRID_SAMPLE_3D
 from exporters.ops.group_norm_silu import GROUP_NORM_SILU
 from exporters.ops.modality_fusion import MODALITY_FUSION
 
@@ -27,6 +28,7 @@ CUSTOM_OPS: dict[str, CustomOp] = {
         MODALITY_FUSION,
         ADA_LAYER_NORM,
         GROUP_NORM_SILU,
+        GRID_SAMPLE_3D,
     )
 }
 

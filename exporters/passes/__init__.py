@@ -11,6 +11,12 @@
     tensorrt-10    9-20    pattern                  Q/DQ, int8 weights; the rest float16
     tensorrt-11    9-24    ONNX Attention, 4-D; fp32: pattern    Q/DQ, int8 weights; the rest float16
 
+    lowering       group norm + SiLU         3-D grid sample
+    onnxruntime    body (instance norm)      ONNX GridSample up to 8 channels, else the body
+    tensorrt-8     body                      body, or the plugin
+    tensorrt-10    body                      body, or the plugin
+    tensorrt-11    GroupNormalization 21     body, or the plugin
+
 There is no bf16 for onnxruntime (its CPU kernels take none) nor for tensorrt-8 (it has none).
 """
 
@@ -35,6 +41,8 @@ from exporters.passes.insert_dynamic_quantization import InsertDynamicQuantizati
 from exporters.passes.insert_quantize_dequantize import InsertQuantizeDequantize
 from exporters.passes.lower_attention import LowerAttention
 from exporters.passes.lower_cached_attention import LowerCachedAttention
+from exporters.passes.lower_grid_sample import LowerGridSample
+from exporters.passes.lower_group_norm import LowerGroupNorm
 from exporters.passes.set_opset import SetOpset
 from exporters.passes.slice_shapes import SliceShapes
 from specs.errors import MetagenError, TargetError, name_nearest
@@ -56,14 +64,21 @@ _ATTENTION_4D: Pipeline = (
     LowerCachedAttention(scatter_elements=True, head_dims=_TRT_HEADS),
 )
 
-_ORT: Pipeline = (*_ATTENTION_3D, *_BODY, FuseGelu(), SetOpset(minimum=7, maximum=26), InferTypes())
+_ORT: Pipeline = (*_ATTENTION_3D, LowerGridSample(), *_BODY, FuseGelu(), SetOpset(minimum=7, maximum=26), InferTypes())
 _TRT8: Pipeline = (*_BODY, SetOpset(minimum=7, maximum=17), SliceShapes(), InferTypes())
 _TRT10: Pipeline = (*_BODY, SetOpset(minimum=9, maximum=20), InferTypes())
-_TRT11: Pipeline = (*_BODY, FuseGelu(), SetOpset(minimum=9, maximum=24), InferTypes())
+_TRT11: Pipeline = (LowerGroupNorm(), *_BODY, FuseGelu(), SetOpset(minimum=9, maximum=24), InferTypes())
 _TRT11_HALF: Pipeline = (*_ATTENTION_4D, *_TRT11)
 # float16 scales exist from opset 19
 _TRT10_INT8: Pipeline = (*_BODY, SetOpset(minimum=19, maximum=20), InferTypes())
-_TRT11_INT8: Pipeline = (*_ATTENTION_4D, *_BODY, FuseGelu(), SetOpset(minimum=19, maximum=24), InferTypes())
+_TRT11_INT8: Pipeline = (
+    *_ATTENTION_4D,
+    LowerGroupNorm(),
+    *_BODY,
+    FuseGelu(),
+    SetOpset(minimum=19, maximum=24),
+    InferTypes(),
+)
 
 PIPELINES: dict[tuple[str, str], Pipeline] = {
     ("onnxruntime", "fp32"): (*_ORT, *_END),

@@ -119,6 +119,10 @@ class Builder:
         tensor = ir.tensor(array)
         return add_initializer(self.graph, tensor, self.namer(name or f"{self.origin.name}/constant"))
 
+    def require_opset(self, version: int) -> None:
+        """Say that the node built last means what it does from `version` on: `SetOpset` raises the model to it."""
+        self.nodes[-1].version = version
+
     def insert_before(self, node: ir.Node) -> None:
         """Put what was built in front of `node`."""
         self.graph.insert_before(node, self.nodes)

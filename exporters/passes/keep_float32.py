@@ -1,16 +1,17 @@
 """Which nodes must stay float32 in a half-precision graph, each with its reason.
 
 float16 has 11 bits of precision, a largest value of 65504 and a smallest normal one of 6.1e-5; bfloat16 has the range
-of float32 and 8 bits. Four families lose more than rounding:
+of float32 and 8 bits. Five families lose more than rounding:
 
     discontinuous   a rounded input flips an index, a comparison or an integer         ArgMax, TopK, Floor, Less
     leaves range    squares of |x| > 256, exponentials of x > 11, long sums            Pow, Exp, ReduceSumSquare, CumSum
     index           positions and lengths: integers above 2048 are not exact           Cast(int64), Range
     angle           the argument of a sine: its error is absolute, not relative        what feeds Sin and Cos
+    position        where a tensor is read: a rounded place is another place           what feeds Floor, Cast(int)
 
-From a node of the middle two families float32 follows the data through elementwise arithmetic (mean, epsilon, square
-root, ...) up to and with the first node that applies the statistic to other data. The last rule is about constants: an
-epsilon of 1e-12 is zero in float16, a weight of 1e6 infinite.
+From a node of the second and third family float32 follows the data through elementwise arithmetic (mean, epsilon,
+square root, ...) up to and with the first node that applies the statistic to other data. The last rule is about
+constants: an epsilon of 1e-12 is zero in float16, a weight of 1e6 infinite.
 
 Not here: whether an operator takes float16 at all (its schema says so, see `convert_to_float16`).
 """
@@ -43,8 +44,10 @@ _ELEMENTWISE = frozenset(
 )
 #: ... and ends with these, where they bring the statistic together with other data.
 _APPLIES = frozenset({"Div", "Mul", "Sub", "Add"})
-#: Angles are followed backwards through these only: not through a layer's weights.
-_ANGLE_SOURCES = _ELEMENTWISE - {"MatMul", "Einsum", "Gather", "ReduceMax", "ReduceMin", "ReduceMean"}
+#: These make an index of a position; so does a Cast to integers.
+_PLACES = frozenset({"Floor", "Ceil", "Round"})
+#: Angles and positions are followed backwards through these only: not through a layer's weights.
+_SOURCES = _ELEMENTWISE - {"MatMul", "Einsum", "Gather", "ReduceMax", "ReduceMin", "ReduceMean"}
 #: An overflowing constant is a mask here: it saturates and loses nothing.
 _MASKING = frozenset("Add Sub Where Mul Expand Concat Clip Min Max Pad Identity Reshape Unsqueeze".split())
 
@@ -64,7 +67,7 @@ def find_kept(model: ir.Model, half: ir.DataType) -> Reasons:
                 if _spreads(node):
                     roots[node] = reason
         _follow_forward(graph, roots, reasons)
-        _follow_angles(graph, reasons)
+        _follow_backward(graph, reasons)
     return reasons
 
 
@@ -93,6 +96,8 @@ def _find_discontinuity(node: ir.Node) -> str | None:
         )
     if node.op_type == "MaxPool" and len(node.outputs) > 1:
         return "discontinuous: a rounded input changes the index of a maximum"
+    if node.op_type == "GridSample" and node.inputs[0] is not None and len(node.inputs[0].shape or ()) == 5:
+        return "position: a rounded place to read from is another place"
     if node.op_type not in _DISCONTINUOUS or not reads_float:
         return None
     if node.op_type == "QuantizeLinear" and _has_constant_scale(node):
@@ -173,9 +178,23 @@ def _follow_forward(graph: ir.Graph, roots: Reasons, reasons: Reasons) -> None:
             reasons.setdefault(node, f"follows '{root.name}' ({reason})")
 
 
-def _follow_angles(graph: ir.Graph, reasons: Reasons) -> None:
+def _follow_backward(graph: ir.Graph, reasons: Reasons) -> None:
+    """Angles and positions: the arithmetic that leads up to them."""
+    angles: set[ir.Node] = set()
+    positions: set[ir.Node] = set()
     for node in reversed(graph):
+        if node.op_type not in _SOURCES or not any(is_float(value) for value in node.outputs):
+            continue
         users = [use.node for value in node.outputs for use in value.uses()]
-        feeds = any(user.op_type in _ANGLES or reasons.get(user, "").startswith("angle") for user in users)
-        if feeds and node.op_type in _ANGLE_SOURCES and any(is_float(value) for value in node.outputs):
+        if any(user.op_type in _ANGLES or user in angles for user in users):
+            angles.add(node)
             reasons.setdefault(node, "angle: it is the argument of a sine")
+        if any(_is_place(user) or user in positions for user in users):
+            positions.add(node)
+            reasons.setdefault(node, "position: a rounded place to read from is another place")
+
+
+def _is_place(node: ir.Node) -> bool:
+    if not is_onnx(node, "Cast"):
+        return is_onnx(node, *_PLACES)
+    return ir.DataType(node.attributes["to"].as_int()) in _INTEGERS

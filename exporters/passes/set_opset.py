@@ -88,6 +88,7 @@ class SetOpset(ir.passes.InPlacePass):
         elif version < lowest:
             _raise(model, version, lowest)
         else:
+            _forget_node_versions(model)
             return ir.passes.PassResult(model, modified=False)
         _forget_node_versions(model)
         notes_of(model).log.append(f"SetOpset: {version} -> {model.opset_imports['']}")
@@ -103,7 +104,9 @@ def _list_nodes(model: ir.Model) -> Iterator[ir.Node]:
 
 
 def _first_opset(node: ir.Node) -> int:
-    """The opset that introduced this operator; 1 when onnx does not know it."""
+    """The opset that introduced this operator, or what its builder requires; 1 when onnx does not know it."""
+    if node.version is not None:
+        return node.version
     version = onnx.defs.onnx_opset_version()
     first = 1
     while version > 0 and onnx.defs.has(node.op_type, max_inclusive_version=version):
