@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from exporters.memory import paged
+from exporters.stored_parameters import computing_in_float32
 from specs.errors import ExportError
 from specs.handlers import GraphModule
 
@@ -25,12 +25,12 @@ NOISE_FLOOR_PARAMETERS = 32_000_000
 
 
 def compute_outputs(graph: GraphModule, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Run the module in fp32.
+    """Run the module in fp32, whatever its parameters are stored in.
 
     Raises:
         ExportError: an output holds NaN or infinity: a reference like that would let every engine pass or fail.
     """
-    with paged(graph.module):
+    with computing_in_float32(graph.module):
         outputs = _run(graph.module, graph, inputs)
     for name, array in outputs.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():

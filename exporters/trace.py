@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.export import ExportedProgram
 
+from exporters.stored_parameters import computing_in_float32
 from specs.errors import ExportError
 from specs.handlers import GraphModule
 from specs.schema import Dim
@@ -49,7 +50,7 @@ def choose_sizes(dims: Mapping[str, Dim], *, near: int) -> dict[str, int]:
 
 
 def trace(graph: GraphModule, dims: Mapping[str, Dim], inputs: Mapping[str, np.ndarray]) -> ExportedProgram:
-    """Capture the module's computation for every size that `dims` allows.
+    """Capture the module's computation for every size that `dims` allows, in float32: a narrow parameter gets a Cast.
 
     Args:
         inputs: example arrays, one per graph input; their sizes leave no trace in the program.
@@ -59,7 +60,7 @@ def trace(graph: GraphModule, dims: Mapping[str, Dim], inputs: Mapping[str, np.n
     """
     arguments = tuple(torch.from_numpy(inputs[tensor.name]) for tensor in graph.inputs)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), computing_in_float32(graph.module, tracing=True):
             return torch.export.export(
                 graph.module, arguments, dynamic_shapes=make_dynamic_shapes(graph, dims), strict=False
             )

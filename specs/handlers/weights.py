@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, final
@@ -36,6 +36,7 @@ from specs.schema import WeightsSpec
 PARAMETER_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 _ALIGNMENT_BYTES = 64
+_LARGE_BYTES = 1 << 20  # what is smaller stays in memory until the next `page_out`
 _RANDOM_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _DRAWN_AT_ONCE = 16 << 20  # elements; a multiple of 16, in which torch draws: pieces then equal the whole
 
@@ -116,7 +117,7 @@ def fill_parameters(
         listed = stored[name]
         if name not in derived:
             value = source.read(name)
-            in_file = lies_in_file(value)
+            in_file = value.nbytes >= _LARGE_BYTES and lies_in_file(value)
         else:
             value = allocate(name)
             in_file = scratch is not None
@@ -138,10 +139,14 @@ def open_source(weights: WeightsSpec, expected: Mapping[str, Tensor]) -> Paramet
     return SafetensorsFile(Path(weights.source))
 
 
-def lies_in_file(value: Tensor) -> bool:
-    """Whether a tensor's bytes are those of a mapped file, whose pages can be dropped."""
+def lies_in_file(value: Tensor, mappings: Sequence[tuple[int, int]] | None = None) -> bool:
+    """Whether a tensor's bytes are those of a mapped file, whose pages can be dropped.
+
+    Args:
+        mappings: what `list_file_mappings` said, for a caller who asks for many tensors; a call takes milliseconds.
+    """
     start, end = value.data_ptr(), value.data_ptr() + value.nbytes
-    return any(first <= start and end <= last for first, last in list_file_mappings())
+    return any(first <= start and end <= last for first, last in mappings or list_file_mappings())
 
 
 def drop_tensor(value: Tensor) -> None:
