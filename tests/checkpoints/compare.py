@@ -3,8 +3,8 @@
     error   max |ours - library in float64|
     floor   max |library in float32 - library in float64|: what the library itself is off by
 
-Ours may be off by FLOORS of that: the same additions in another order. Every comparison is a row of docs/checkpoints.md,
-written to the file that METAGEN_CHECKPOINT_ROWS names.
+Ours may be off by FLOORS of that: the same additions in another order. Every comparison is data for the table of
+docs/checkpoints.md, written to the file that METAGEN_CHECKPOINT_ROWS names.
 """
 
 from __future__ import annotations
