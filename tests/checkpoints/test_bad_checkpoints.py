@@ -1,0 +1,221 @@
+"""A folder that is no good checkpoint: one clear message each, exit 1, nothing half-written, nothing executed."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from exporters.checkpoints import IMPORTERS, open_checkpoint, read_spec
+from specs.errors import MetagenError
+
+Spoil = Callable[[Path], object]
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Llama, in two shards with their index."""
+    folder = tmp_path_factory.mktemp("good") / "llama"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=48,
+        intermediate_size=80,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder, max_shard_size="100KB")
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    return folder
+
+
+@pytest.fixture
+def folder(good: Path, tmp_path: Path) -> Path:
+    """A copy that a test may spoil."""
+    return shutil.copytree(good, tmp_path / "llama")
+
+
+def edit_config(**changes: Any) -> Spoil:
+    def spoil(folder: Path) -> None:
+        path = folder / "config.json"
+        data = {**json.loads(path.read_text()), **changes}
+        path.write_text(json.dumps({key: value for key, value in data.items() if value != "REMOVE"}))
+
+    return spoil
+
+
+def edit_tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Spoil:
+    """All tensors in one file, changed."""
+
+    def spoil(folder: Path) -> None:
+        tensors = {name: value for path in folder.glob("*.safetensors") for name, value in load_file(path).items()}
+        for path in [*folder.glob("*.safetensors"), folder / "model.safetensors.index.json"]:
+            path.unlink()
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors")
+
+    return spoil
+
+
+def find_shard(folder: Path) -> Path:
+    return min(folder.glob("*.safetensors"))
+
+
+def truncate(folder: Path) -> None:
+    shard = find_shard(folder)
+    shard.write_bytes(shard.read_bytes()[:-1000])
+
+
+def edit_index(change: Callable[[dict[str, str]], object]) -> Spoil:
+    def spoil(folder: Path) -> None:
+        path = folder / "model.safetensors.index.json"
+        data = json.loads(path.read_text())
+        change(data["weight_map"])
+        path.write_text(json.dumps(data))
+
+    return spoil
+
+
+def keep_pickle_only(folder: Path) -> None:
+    for path in [*folder.glob("*.safetensors"), folder / "model.safetensors.index.json"]:
+        path.unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(print))
+
+
+def remove_weights(folder: Path) -> None:
+    keep_pickle_only(folder)
+    (folder / "pytorch_model.bin").unlink()
+
+
+BAD: dict[str, tuple[Spoil, str]] = {
+    "truncated-shard": (truncate, "the weights file is truncated, or is not safetensors"),
+    "missing-shard": (lambda f: find_shard(f).unlink(), "the index names the shard 'model-00001-of-"),
+    "index-leaves-folder": (
+        edit_index(lambda m: m.update({"model.norm.weight": "../other.safetensors"})),
+        "the index names a shard outside the checkpoint's folder",
+    ),
+    "index-absolute": (
+        edit_index(lambda m: m.update({"model.norm.weight": "/etc/passwd"})),
+        "the index names a shard outside the checkpoint's folder",
+    ),
+    "index-lies": (
+        edit_index(lambda m: m.update({"model.other.weight": next(iter(m.values()))})),
+        "the index says that 'model.other.weight' is in",
+    ),
+    "index-no-json": (
+        lambda f: (f / "model.safetensors.index.json").write_text("{"),
+        "model.safetensors.index.json cannot be read",
+    ),
+    "pickle-only": (keep_pickle_only, "the checkpoint's weights are pickles, which can run code, and are not read"),
+    "no-weights": (remove_weights, "the checkpoint has no weights"),
+    "config-no-json": (lambda f: (f / "config.json").write_text("[1"), "config.json cannot be read"),
+    "config-a-list": (lambda f: (f / "config.json").write_text("[1]"), "config.json is not a mapping"),
+    "config-too-deep": (lambda f: (f / "config.json").write_text("[" * 200_000), "config.json cannot be read"),
+    "config-binary": (lambda f: (f / "config.json").write_bytes(b"\xff\xfe\x00"), "config.json cannot be read"),
+    "custom-code": (
+        edit_config(auto_map={"AutoModel": "evil.Model"}),
+        "this checkpoint asks for code of its own ('auto_map'), which is never run",
+    ),
+    "unknown-family": (edit_config(model_type="llamma"), "there is no importer for 'llamma' checkpoints"),
+    "no-family": (edit_config(model_type="REMOVE"), "the config does not say what model it is of"),
+    "size-missing": (edit_config(hidden_size="REMOVE"), "'hidden_size' is missing in the checkpoint's config"),
+    "size-is-text": (
+        edit_config(hidden_size="48"),
+        "'hidden_size' in the checkpoint's config is not a whole number",
+    ),
+    "size-is-negative": (edit_config(hidden_size=-48), "the checkpoint's config contradicts itself: "),
+    "size-contradicts-tensors": (edit_config(intermediate_size=96), "has the wrong shape"),
+    "vocabulary-contradicts-tensors": (edit_config(vocab_size=301), "has the wrong shape"),
+    "more-layers-than-tensors": (
+        edit_config(num_hidden_layers=3),
+        "the checkpoint lacks the tensor 'model.layers.2.input_layernorm.weight'",
+    ),
+    "fewer-layers-than-tensors": (
+        edit_config(num_hidden_layers=1),
+        "has no place in the model that its config describes",
+    ),
+    "other-activation": (
+        edit_config(hidden_act="xielu"),
+        "'hidden_act' is 'xielu' in the checkpoint's config, which is not implemented",
+    ),
+    "missing-tensor": (
+        edit_tensors(lambda t: t.pop("model.norm.weight")),
+        "the checkpoint lacks the tensor 'model.norm.weight'",
+    ),
+    "extra-tensor": (
+        edit_tensors(lambda t: t.update({"model.layers.0.self_attn.q_proj.lora_A": torch.ones(2, 2)})),
+        "'model.layers.0.self_attn.q_proj.lora_A' has no place in the model",
+    ),
+    "integer-tensor": (
+        edit_tensors(lambda t: t.update({"model.norm.weight": torch.ones(48, dtype=torch.int8)})),
+        "has the wrong type",
+    ),
+    "nan-tensor": (
+        edit_tensors(lambda t: t["model.norm.weight"].fill_(float("nan"))),
+        "holds NaN or infinity",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_checkpoint_is_refused_in_words(case: str, folder: Path, tmp_path: Path) -> None:
+    from metagen_deploy import pipeline
+    from specs.progress import ignore_progress
+
+    spoil, words = BAD[case]
+    spoil(folder)
+    output = tmp_path / "out" / "model.bundle"
+    output.parent.mkdir()
+    with pytest.raises(MetagenError) as caught:
+        pipeline.export(str(folder), output=output, progress=ignore_progress)
+    message = str(caught.value)
+    assert words in message.splitlines()[0], message
+    assert "where:" in message
+    assert not list(output.parent.iterdir()), "nothing half-written"
+
+
+def test_unknown_family_lists_those_there_are_and_the_way_out(folder: Path) -> None:
+    edit_config(model_type="mamba")(folder)
+    with pytest.raises(MetagenError) as caught:
+        read_spec(folder)
+    message = str(caught.value)
+    assert all(importer.title in message for importer in IMPORTERS)
+    assert "metagen-deploy export MODEL.onnx" in message
+
+
+def test_folder_without_config_is_no_checkpoint(tmp_path: Path, metagen: Callable[..., Any]) -> None:
+    (tmp_path / "empty").mkdir()
+    done = metagen("export", "empty", "-o", "x.bundle")
+    assert done.returncode == 1
+    assert "this folder is no checkpoint: it has neither config.json nor model_index.json" in done.stderr
+    assert not (tmp_path / "x.bundle").exists()
+
+
+def test_every_tensor_is_used_or_named_with_its_reason(good: Path) -> None:
+    checkpoint = open_checkpoint(good)
+    assert checkpoint.used == 21
+    assert checkpoint.unused == {}
+
+
+def test_each_model_type_has_one_importer() -> None:
+    names = [name for importer in IMPORTERS for name in importer.model_types]
+    assert len(names) == len(set(names))
+
+
+def test_spec_of_a_checkpoint_is_checked_against_it(good: Path) -> None:
+    spec = read_spec(good)
+    decoder = spec.components["decoder"].model_copy(update={"rope_theta": 20000.0})
+    other = spec.model_copy(update={"components": {"decoder": decoder}})
+    with pytest.raises(MetagenError) as caught:
+        open_checkpoint(good, other)
+    assert "component 'decoder' differs in rope_theta" in str(caught.value)
