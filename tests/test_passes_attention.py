@@ -201,8 +201,9 @@ def test_heads_without_a_kernel_keep_the_body() -> None:
     ("lowering", "operator"), [("onnxruntime", "TensorScatter"), ("tensorrt-11", "ScatterElements")]
 )
 @pytest.mark.parametrize("steps", [1, 3])
-def test_cached_attention_equals_its_body(lowering: str, operator: str, steps: int) -> None:
-    model = parse(CACHED)
+@pytest.mark.parametrize("window", [0, 1, 3])
+def test_cached_attention_equals_its_body(lowering: str, operator: str, steps: int, window: int) -> None:
+    model = parse(CACHED.replace("groups: int = 2", f"groups: int = 2, window: int = {window}") if window else CACHED)
     feed = {
         "q": random(2, 4, steps, 16),
         "k": random(2, 2, steps, 16, seed=1),
@@ -216,6 +217,21 @@ def test_cached_attention_equals_its_body(lowering: str, operator: str, steps: i
     assert {operator: 2, "Attention": 1}.items() <= count_ops(lowered).items()
     assert differ(run(model, feed), run(lowered, feed)) < (2e-6 if precision == "fp32" else 5e-3)
     assert [value.name for value in lowered.graph.outputs] == ["y", "nk", "nv"]
+
+
+def test_windows_do_not_share_a_mask() -> None:
+    full, near = "(q, k, v, pk, pv, start)", "<scale: float = 0.25, groups: int = 2, window: int = 2>"
+    text = CACHED.replace("=> (float[2,4,T,16] y,", "=> (float[2,4,T,16] z, float[2,4,T,16] y,").replace(
+        "    [attend]", f"    z, a, b = metagen.MetagenCachedAttention {near} {full}\n    [attend]"
+    )
+    lowered = run_pipeline(parse(text), lowering="onnxruntime", precision="fp32").model
+    assert (count_ops(lowered)["Attention"], count_ops(lowered)["Where"]) == (2, 2)
+
+
+def test_capped_scores_keep_their_bodies() -> None:
+    model = parse(CACHED.replace("groups: int = 2", "groups: int = 2, softcap: float = 30.0"))
+    assert not LowerCachedAttention(scatter_elements=False)(model).modified
+    assert "its scores are capped" in notes_of(model).log[0]
 
 
 def test_a_cache_of_unknown_rank_keeps_the_body() -> None:

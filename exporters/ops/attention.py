@@ -19,11 +19,15 @@ from exporters.ops.opset import metagen_opset
 from specs import ops as _eager  # noqa: F401  registers torch.ops.metagen
 
 
-def _translate(q: Any, k: Any, v: Any, bias: Any, scale: float, causal: bool, window: int) -> Any:
-    """softmax(scale q k^T + bias) v; query t sees keys s <= t when causal, and s > t - window when window > 0."""
+def _translate(q: Any, k: Any, v: Any, bias: Any, scale: float, causal: bool, window: int, softcap: float = 0.0) -> Any:
+    """softmax(scale q k^T + bias) v; query t sees keys s <= t when causal, and s > t - window when window > 0.
+
+    Where softcap is given, scores become softcap * tanh(scores / softcap) before the bias.
+    """
     inputs = (q, k, v) if bias is None else (q, k, v, bias)
+    capped = {"softcap": softcap} if softcap else {}
     return metagen_opset().MetagenAttention(
-        *inputs, scale=scale, causal=int(causal), window=window, groups=q.shape[1] // k.shape[1]
+        *inputs, scale=scale, causal=int(causal), window=window, groups=q.shape[1] // k.shape[1], **capped
     )
 
 
@@ -36,9 +40,14 @@ def repeat_heads(body: Body, x_BKSD: ir.Value, groups: int) -> ir.Value:
     return body("Reshape", x_BKGSD, shape_BHSD)
 
 
-def attend(body: Body, q: ir.Value, k: ir.Value, v: ir.Value, scale: float, biases: Sequence[ir.Value]) -> ir.Value:
+def attend(
+    body: Body, q: ir.Value, k: ir.Value, v: ir.Value, attributes: Attributes, biases: Sequence[ir.Value]
+) -> ir.Value:
     """The pattern itself; q, k and v have the same number of heads, biases broadcast to BHTS."""
-    scores = body("MatMul", body("Mul", q, body.constant(float(scale))), body("Transpose", k, perm=[0, 1, 3, 2]))
+    scale, softcap = float(attributes["scale"]), float(attributes.get("softcap", 0.0))
+    scores = body("MatMul", body("Mul", q, body.constant(scale)), body("Transpose", k, perm=[0, 1, 3, 2]))
+    if softcap:
+        scores = body("Mul", body("Tanh", body("Div", scores, body.constant(softcap))), body.constant(softcap))
     for bias in biases:
         scores = body("Add", scores, bias)
     return body("MatMul", body("Softmax", scores, axis=-1), v)
@@ -68,8 +77,7 @@ def _build_body(body: Body, inputs: list[ir.Value | None], attributes: Attribute
     groups = int(attributes["groups"])
     masks = _mask_positions(body, q, k, causal=bool(attributes["causal"]), window=int(attributes["window"]))
     biases = [*([bias] if bias is not None else []), *masks]
-    scale = float(attributes["scale"])
-    return [attend(body, q, repeat_heads(body, k, groups), repeat_heads(body, v, groups), scale, biases)]
+    return [attend(body, q, repeat_heads(body, k, groups), repeat_heads(body, v, groups), attributes, biases)]
 
 
 ATTENTION = CustomOp(
@@ -82,6 +90,7 @@ ATTENTION = CustomOp(
         "causal": ir.AttributeType.INT,
         "window": ir.AttributeType.INT,
         "groups": ir.AttributeType.INT,
+        "softcap?": ir.AttributeType.FLOAT,
     },
     translate=_translate,
     build_body=_build_body,

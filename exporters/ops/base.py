@@ -63,7 +63,7 @@ class CustomOp:
         torch_op: the overload of `torch.ops.metagen` that it stands for.
         inputs: name -> type: T the float type that all share, I int64, B bool. A trailing `?` marks an optional one.
         outputs: names; all of type T.
-        attributes: name -> ONNX type.
+        attributes: name -> ONNX type. A trailing `?` marks one that may be left out.
         translate: called by the exporter with torch's arguments; returns the traced node's outputs.
         build_body: records the body and returns its outputs; an absent optional input is None.
     """
@@ -93,15 +93,16 @@ def make_schema(op: CustomOp) -> onnx.defs.OpSchema:
         outputs=[schema.FormalParameter(name, "T") for name in op.outputs],
         type_constraints=[(kind, _TYPES[kind], "") for kind in sorted({*op.inputs.values(), "T"})],
         attributes=[
-            schema.Attribute(name, getattr(schema.AttrType, kind.name), "", required=True)
+            schema.Attribute(name.rstrip("?"), getattr(schema.AttrType, kind.name), "", required=not name.endswith("?"))
             for name, kind in op.attributes.items()
         ],
     )
 
 
 def read_attributes(op: CustomOp, node: ir.Node) -> Attributes:
-    """The node's attributes in the op's order."""
-    return {name: node.attributes[name].value for name in op.attributes}
+    """The node's attributes in the op's order; an optional one that it does not have is left out."""
+    names = {name.rstrip("?"): name.endswith("?") for name in op.attributes}
+    return {name: node.attributes[name].value for name, may in names.items() if not may or name in node.attributes}
 
 
 def spell_overload(op: CustomOp, node: ir.Node) -> str:
@@ -128,7 +129,8 @@ def build_function(op: CustomOp, node: ir.Node, *, opset: int) -> ir.Function:
         opset_imports={"": opset},
         name=op.name,
     )
-    attributes = [ir.Attr(name, kind, None) for name, kind in op.attributes.items()]
+    kinds = {name.rstrip("?"): kind for name, kind in op.attributes.items()}
+    attributes = [ir.Attr(name, kinds[name], None) for name in read_attributes(op, node)]
     return ir.Function(DOMAIN, op.name, spell_overload(op, node), graph=graph, attributes=attributes)
 
 

@@ -54,7 +54,7 @@ class LowerAttention(ir.passes.InPlacePass):
             for node in list(graph):
                 if (node.domain, node.op_type) != ("metagen", "MetagenAttention"):
                     continue
-                reason = check_head_dim(node, self.head_dims) or check_attention(node)
+                reason = check_head_dim(node, self.head_dims) or check_softcap(node) or check_attention(node)
                 if reason:
                     notes.log.append(f"LowerAttention: {describe_node(node)} keeps its body: {reason}")
                     continue
@@ -100,6 +100,13 @@ def check_head_dim(node: ir.Node, head_dims: range) -> str | None:
     if head_dims is ANY_HEAD_DIM or (isinstance(size, int) and size in head_dims):
         return None
     return f"the target's Attention takes heads of {head_dims.start} to {head_dims.stop - 1} channels, not {size}"
+
+
+def check_softcap(node: ir.Node) -> str | None:
+    """A reason where scores are capped: the versions of ONNX Attention do not agree whether mask or cap is first."""
+    if "softcap" not in node.attributes:
+        return None
+    return "its scores are capped, which Attention does before or after the mask depending on who implements it"
 
 
 def check_attention(node: ir.Node) -> str | None:

@@ -1,7 +1,7 @@
 """LowerCachedAttention: metagen::MetagenCachedAttention -> a cache update + ONNX Attention.
 
     k' = TensorScatter(past_k, k, start)        v' = TensorScatter(past_v, v, start)      (opset 24)
-    mask_B1TS = 0 where s <= start_b + t, else half the lowest float; layers share it
+    mask_B1TS = 0 where s <= start_b + t (and s > start_b + t - window), else half the lowest float; layers share it
     out = Attention(q, k', v', mask, scale)
 
 TensorScatter needs no index per element. TensorRT takes it only for a cache of static capacity; there, and where the
@@ -16,7 +16,14 @@ import numpy as np
 import onnx_ir as ir
 
 from exporters.passes._graph import Builder, Namer, describe_node, list_graphs, notes_of, replace_output
-from exporters.passes.lower_attention import ANY_HEAD_DIM, build_mask, check_head_dim, count_up, identify_dims
+from exporters.passes.lower_attention import (
+    ANY_HEAD_DIM,
+    build_mask,
+    check_head_dim,
+    check_softcap,
+    count_up,
+    identify_dims,
+)
 
 Shared = dict[Hashable, ir.Value]
 _INDEX = ir.DataType.INT64
@@ -41,7 +48,7 @@ class LowerCachedAttention(ir.passes.InPlacePass):
             for node in list(graph):
                 if (node.domain, node.op_type) != ("metagen", "MetagenCachedAttention"):
                     continue
-                if reason := _check(node) or check_head_dim(node, self.head_dims):
+                if reason := _check(node) or check_head_dim(node, self.head_dims) or check_softcap(node):
                     notes.log.append(f"LowerCachedAttention: {describe_node(node)} keeps its body: {reason}")
                     continue
                 self._rewrite(Builder(graph, node, namer), node, shared)
@@ -66,7 +73,10 @@ class LowerCachedAttention(ir.passes.InPlacePass):
                 build("TensorScatter", past, new, start, dtype=past.dtype, shape=past.shape, attributes={"axis": 2})
                 for past, new in ((past_k, k), (past_v, v))
             ]
-        mask = _share(shared, build, "mask", start, (q, past_k), lambda: _build_cache_mask(build, q, past_k, slot))
+        window = node.attributes["window"].as_int() if "window" in node.attributes else 0
+        mask = _share(
+            shared, build, f"mask{window}", start, (q, past_k), lambda: _build_mask(build, q, past_k, slot, window)
+        )
         scale = {"scale": node.attributes["scale"].as_float()}
         out = build(
             "Attention", q, *updated, mask, dtype=q.dtype, shape=q.shape, name=node.name or "", attributes=scale
@@ -117,10 +127,15 @@ def _build_index(build: Builder, slot_B1T1: ir.Value, k: ir.Value) -> ir.Value:
     return build("Expand", slot_B1T1, build("Shape", k, dtype=_INDEX), dtype=_INDEX, shape=k.shape)
 
 
-def _build_cache_mask(build: Builder, q: ir.Value, past: ir.Value, slot_B1T1: ir.Value) -> ir.Value:
+def _build_mask(build: Builder, q: ir.Value, past: ir.Value, slot_B1T1: ir.Value, window: int) -> ir.Value:
     """[B, 1, T, S]."""
     assert q.shape is not None and past.shape is not None and q.dtype is not None
-    visible = build("LessOrEqual", count_up(build, past, 2), slot_B1T1, dtype=ir.DataType.BOOL)
+    slot_S = count_up(build, past, 2)
+    visible = build("LessOrEqual", slot_S, slot_B1T1, dtype=ir.DataType.BOOL)
+    if window:
+        oldest = build("Sub", slot_B1T1, build.constant(np.array(window)), dtype=_INDEX)
+        inside = build("Greater", slot_S, oldest, dtype=ir.DataType.BOOL)
+        visible = build("And", visible, inside, dtype=ir.DataType.BOOL)
     mask = build_mask(build, visible, q.dtype)
     mask.shape = ir.Shape([q.shape[0], 1, q.shape[2], past.shape[2]])
     return mask
