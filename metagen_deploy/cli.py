@@ -61,7 +61,7 @@ def specs() -> None:
 
 
 @cli.command()
-@click.argument("spec", required=False)
+@click.argument("spec", required=False, metavar="[SPEC|CHECKPOINT]")
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of a spec, for editors.")
 @click.option(
     "--target", "targets", multiple=True, metavar="T", help="Judge the fit on T instead of the spec's targets."
@@ -105,7 +105,7 @@ def doctor() -> None:
 
 
 @cli.command()
-@click.argument("source", metavar="SPEC|MODEL.onnx")
+@click.argument("source", metavar="SPEC|CHECKPOINT|MODEL.onnx")
 @click.option(
     "-o",
     "--output",
@@ -131,7 +131,7 @@ def doctor() -> None:
     metavar="NAME=MIN:OPT:MAX",
     help="The range of a dynamic dim (repeatable).",
 )
-@click.option("--weights", type=PATH, metavar="PATH", help="A .safetensors file instead of the spec's weights.")
+@click.option("--weights", type=PATH, metavar="PATH", help="A .safetensors file or a checkpoint's folder to use.")
 @click.option("--calibration", type=PATH, metavar="PATH", help="A .npz of samples instead of the spec's.")
 @click.option(
     "--max-host-ram", type=ByteSize(), metavar="SIZE", help="Refuse before starting when more would be needed."
@@ -146,7 +146,7 @@ def export(
     calibration: Path | None,
     max_host_ram: int | None,
 ) -> None:
-    """Make a verified bundle of a spec or an ONNX file."""
+    """Make a verified bundle of a spec, checkpoint or ONNX file."""
     from metagen_deploy import pipeline, render
     from metagen_deploy.progress import show_progress
 

@@ -22,11 +22,11 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 # verb -> its arguments and options, as a user types them. A change here changes the interface: say so in CHANGELOG.md.
 FROZEN = {
     "specs": (),
-    "show": ("[SPEC]", "--schema", "--target..."),
+    "show": ("[SPEC|CHECKPOINT]", "--schema", "--target..."),
     "targets": (),
     "doctor": (),
     "export": (
-        "SPEC|MODEL.onnx",
+        "SPEC|CHECKPOINT|MODEL.onnx",
         "-o/--output!",
         "--target...",
         "--precision...=fp32|fp16|bf16|int8|fp8|int4|auto",
