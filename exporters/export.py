@@ -9,7 +9,6 @@ Nothing here judges numbers: `engines.parity` does, before the staged folder bec
 
 from __future__ import annotations
 
-import functools
 import importlib.metadata
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -220,7 +219,7 @@ def _export_graph(
     page_out(module.module)
     progress(f"{graph.name}: writing weights", None)
     custom_ops = tuple(sorted({name for _, name, _ in model.functions}))
-    component.pool.store(model, after_write=functools.partial(page_out, module.module))
+    component.pool.store(model)
     portable = component.folder / f"{graph.file_stem}.onnx"
     ir.save(model, portable)
     del model

@@ -18,11 +18,17 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+import onnxscript.optimizer
 import torch
 from onnx_ir.passes import common
 from torch.export import ExportedProgram
 
 from exporters.ops import CUSTOM_OPS, attach_bodies, registered_schemas
+from exporters.ops.lstm import STANDARD_OPS
+from exporters.passes._derived import NARROW
+from exporters.passes.fold_transposed_weights import FoldTransposedWeights
+from exporters.passes.store_narrow_weights import StoreNarrowWeights
+from exporters.passes.widen_weights import WidenWeights
 from exporters.trace import make_dynamic_shapes
 from specs import ops
 from specs.errors import ExportError
@@ -33,6 +39,9 @@ from specs.schema import Dim
 PORTABLE_OPSET = 18
 MODULE_KEY = "metagen.module"
 _SCOPES_KEY = "pkg.torch.onnx.name_scopes"
+#: Weights are stored as MatMul takes them, in the type that they came in: typed graphs then share their bytes.
+_TURN_WEIGHTS = (WidenWeights(), FoldTransposedWeights(keep_tied=True), StoreNarrowWeights())
+_SMALL_ELEMENTS = 1024
 
 
 def lower(program: ExportedProgram, graph: GraphModule) -> ir.Model:
@@ -49,9 +58,13 @@ def lower(program: ExportedProgram, graph: GraphModule) -> ir.Model:
                 opset_version=PORTABLE_OPSET,
                 input_names=[tensor.name for tensor in graph.inputs],
                 output_names=[tensor.name for tensor in graph.outputs],
-                custom_translation_table={op.torch_op: op.translate for op in CUSTOM_OPS.values()},
+                custom_translation_table={op.torch_op: op.translate for op in CUSTOM_OPS.values()} | STANDARD_OPS,
                 verbose=False,
+                optimize=False,  # done below, where weights can be left alone
             )
+            assert exported is not None
+            model = exported.model
+            onnxscript.optimizer.optimize_ir(model, should_fold=_decide_fold)
     except torch.onnx.errors.OnnxExporterError as error:
         raise ExportError(
             f"torch.onnx cannot translate component '{graph.component}'",
@@ -59,13 +72,14 @@ def lower(program: ExportedProgram, graph: GraphModule) -> ir.Model:
             got=_find_cause(error),
             fix="rewrite the module with operators that torch.onnx translates, or add a custom op in exporters/ops/",
         ) from error
-    assert exported is not None
-    model = exported.model
     model.graph.name = graph.name
     _rename_dims(model, graph)
     _tidy_metadata(model, graph.component)
     attach_bodies(model)
     common.RemoveUnusedOpsetsPass()(model)
+    for step in _TURN_WEIGHTS:
+        step(model)
+    model.meta.clear()  # the notes of these passes: nothing in them is about a choice of ours
     return model
 
 
@@ -100,6 +114,16 @@ def _quiet_exporter() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+def _decide_fold(node: ir.Node) -> bool | None:
+    """False where folding would copy a weight: into another type, or transposed under a name that says nothing."""
+    if node.op_type not in ("Cast", "Transpose") or not node.inputs or node.inputs[0] is None:
+        return None
+    tensor = node.inputs[0].const_value
+    if tensor is None:
+        return None
+    return False if tensor.dtype in NARROW or tensor.size > _SMALL_ELEMENTS else None
 
 
 def _find_cause(error: BaseException) -> str:

@@ -45,6 +45,8 @@ from exporters.passes.lower_grid_sample import LowerGridSample
 from exporters.passes.lower_group_norm import LowerGroupNorm
 from exporters.passes.set_opset import SetOpset
 from exporters.passes.slice_shapes import SliceShapes
+from exporters.passes.store_narrow_weights import StoreNarrowWeights
+from exporters.passes.widen_weights import WidenWeights
 from specs.errors import MetagenError, TargetError, name_nearest
 
 __all__ = ["PIPELINES", "PipelineResult", "Range", "list_quantizable_tensors", "needs_ranges", "run_pipeline"]
@@ -52,8 +54,16 @@ __all__ = ["PIPELINES", "PipelineResult", "Range", "list_quantizable_tensors", "
 Pipeline = tuple[ir.passes.PassBase, ...]
 
 _BF16 = ir.DataType.BFLOAT16
-_BODY: Pipeline = (InlineFunctions(), FoldTransposedWeights(), common.RemoveUnusedNodesPass(), InferTypes())
+_BODY: Pipeline = (
+    InlineFunctions(),
+    WidenWeights(),
+    FoldTransposedWeights(keep_tied=True),
+    common.RemoveUnusedNodesPass(),
+    InferTypes(),
+)
 _END: Pipeline = (common.RemoveUnusedNodesPass(), CheckGraph())
+#: ONNX Runtime folds Casts of weights when it loads: float32 weights keep the bytes of the portable graph.
+_ORT_END: Pipeline = (StoreNarrowWeights(), *_END)
 # TensorRT 11 has Attention kernels in half precision only; heads of 8 and of 320 channels failed on RTX 1.7
 _TRT_HEADS = range(16, 257)
 
@@ -81,20 +91,32 @@ _TRT11_INT8: Pipeline = (
 )
 
 PIPELINES: dict[tuple[str, str], Pipeline] = {
-    ("onnxruntime", "fp32"): (*_ORT, *_END),
-    ("onnxruntime", "fp16"): (*_ORT, ConvertToFloat16(), *_END),
-    ("onnxruntime", "int8"): (*_ORT, InsertDynamicQuantization(), *_END),
+    ("onnxruntime", "fp32"): (*_ORT, *_ORT_END),
+    ("onnxruntime", "fp16"): (*_ORT, ConvertToFloat16(), *_ORT_END),
+    ("onnxruntime", "int8"): (*_ORT, FoldTransposedWeights(), InsertDynamicQuantization(), *_ORT_END),
     ("tensorrt-8", "fp32"): (*_TRT8, *_END),
     ("tensorrt-8", "fp16"): (*_TRT8, ConvertToFloat16(), *_END),
-    ("tensorrt-8", "int8"): (*_TRT8, InsertQuantizeDequantize(fold_weights=False), *_END),
+    ("tensorrt-8", "int8"): (*_TRT8, FoldTransposedWeights(), InsertQuantizeDequantize(fold_weights=False), *_END),
     ("tensorrt-10", "fp32"): (*_TRT10, *_END),
     ("tensorrt-10", "fp16"): (*_TRT10, ConvertToFloat16(), *_END),
     ("tensorrt-10", "bf16"): (*_TRT10, ConvertToFloat16(_BF16), *_END),
-    ("tensorrt-10", "int8"): (*_TRT10_INT8, InsertQuantizeDequantize(fold_weights=True), ConvertToFloat16(), *_END),
+    ("tensorrt-10", "int8"): (
+        *_TRT10_INT8,
+        FoldTransposedWeights(),
+        InsertQuantizeDequantize(fold_weights=True),
+        ConvertToFloat16(),
+        *_END,
+    ),
     ("tensorrt-11", "fp32"): (*_TRT11, *_END),
     ("tensorrt-11", "fp16"): (*_TRT11_HALF, ConvertToFloat16(), *_END),
     ("tensorrt-11", "bf16"): (*_TRT11_HALF, ConvertToFloat16(_BF16), *_END),
-    ("tensorrt-11", "int8"): (*_TRT11_INT8, InsertQuantizeDequantize(fold_weights=True), ConvertToFloat16(), *_END),
+    ("tensorrt-11", "int8"): (
+        *_TRT11_INT8,
+        FoldTransposedWeights(),
+        InsertQuantizeDequantize(fold_weights=True),
+        ConvertToFloat16(),
+        *_END,
+    ),
 }
 
 
@@ -150,7 +172,7 @@ def list_quantizable_tensors(model: ir.Model) -> tuple[str, ...]:
     visible = {value.name for value in model.graph.inputs}
     visible.update(value.name for node in model.graph for value in node.outputs)
     copy = model.clone()
-    for step in _BODY:
+    for step in (*_BODY, FoldTransposedWeights()):
         step(copy)
     return tuple(dict.fromkeys(name for name in list_activations(find_weighted(copy.graph)) if name in visible))
 

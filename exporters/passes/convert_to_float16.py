@@ -21,6 +21,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from exporters.passes._derived import derive, find_stored
 from exporters.passes._graph import (
     Namer,
     add_initializer,
@@ -42,6 +43,7 @@ _LIMITING = frozenset({"Clip", "Min", "Max"})
 _MASK_LIMIT = LARGEST_FLOAT16 / 2
 #: Weights near zero that vanish are harmless; from this share of a tensor on they are worth a line in the log.
 _NOTABLE_SHARE = 1e-3
+_CONVERTED_AT_ONCE = 4 << 20  # elements
 
 
 class ConvertToFloat16(ir.passes.InPlacePass):
@@ -218,10 +220,10 @@ class _Rewriter:
         """A half twin of an initializer; the original goes when nothing reads it any more."""
         limiting = node.op_type in _LIMITING
         if (value, limiting) not in self.converted:
-            limit = None
-            if self.half == ir.DataType.FLOAT16:
+            stored, limit = find_stored(tensor), None
+            if self.half == ir.DataType.FLOAT16 and (stored is None or stored.dtype != self.half):
                 limit = LARGEST_FLOAT16 if limiting else _MASK_LIMIT
-                self._report_loss(value, tensor)
+                self._report_loss(value, tensor, node)
             graph = value.graph or node.graph
             assert graph is not None
             twin = narrow_lazily(tensor, self.half, limit)
@@ -230,11 +232,21 @@ class _Rewriter:
             )
         return self.converted[value, limiting]
 
-    def _report_loss(self, value: ir.Value, tensor: ir.TensorProtocol) -> None:
-        array = tensor.numpy()
-        magnitude = np.abs(array[np.isfinite(array)])
-        saturated = int((magnitude > LARGEST_FLOAT16).sum())
-        vanished = int(((magnitude > 0) & (magnitude < 2.0**-25)).sum())
+    def _report_loss(self, value: ir.Value, tensor: ir.TensorProtocol, node: ir.Node) -> None:
+        stored = find_stored(tensor)
+        array = (tensor if stored is None else stored).numpy()
+        saturated = vanished = 0
+        for start in range(0, len(pieces := array.reshape(-1)), _CONVERTED_AT_ONCE):
+            piece = pieces[start : start + _CONVERTED_AT_ONCE].astype(np.float32, copy=False)
+            magnitude = np.abs(piece[np.isfinite(piece)])
+            saturated += int((magnitude > LARGEST_FLOAT16).sum())
+            vanished += int(((magnitude > 0) & (magnitude < 2.0**-25)).sum())
+        if saturated and stored is not None:  # a weight that somebody stored with this range: not a mask
+            raise refuse(
+                node,
+                f"{saturated} values of its weight '{value.name}', stored in bfloat16, are beyond float16's 65504",
+                fix="ask for bf16 or fp32",
+            )
         if saturated:
             self.log.append(f"ConvertToFloat16: {saturated} values of '{value.name}' saturate")
         if vanished > _NOTABLE_SHARE * array.size:
@@ -266,18 +278,25 @@ class _Rewriter:
         return cast.outputs[0]
 
 
-def narrow_lazily(tensor: ir.TensorProtocol, half: ir.DataType, limit: float | None) -> ir.LazyTensor:
-    """`tensor` in half precision, computed each time it is read."""
-
-    def evaluate() -> ir.TensorProtocol:
-        return ir.tensor(_narrow(tensor.numpy(), half, limit), dtype=half)
-
-    return ir.LazyTensor(evaluate, dtype=half, shape=tensor.shape)  # type: ignore[arg-type]
+def narrow_lazily(tensor: ir.TensorProtocol, half: ir.DataType, limit: float | None) -> ir.TensorProtocol:
+    """`tensor` in half precision, computed each time it is read; what is stored in it already is taken as it is."""
+    stored = find_stored(tensor)
+    if stored is not None and stored.dtype == half:
+        return stored
+    return derive(
+        tensor, ("narrowed", half, limit), lambda array: _narrow(array, half, limit),
+        dtype=half, shape=ir.Shape(tensor.shape.numpy()),
+    )  # fmt: skip
 
 
 def _narrow(array: np.ndarray, half: ir.DataType, limit: float | None) -> np.ndarray:
     """Round to half precision; finite values beyond float16 saturate to `limit`, infinities stay."""
-    if limit is not None:
-        over = np.isfinite(array) & (np.abs(array) > LARGEST_FLOAT16)
-        array = np.where(over, np.copysign(np.float32(limit), array), array)
-    return array.astype(half.numpy())
+    out = np.empty(array.shape, half.numpy())
+    pieces, places = np.ascontiguousarray(array).reshape(-1), out.reshape(-1)
+    for start in range(0, len(pieces), _CONVERTED_AT_ONCE):
+        piece = pieces[start : start + _CONVERTED_AT_ONCE]
+        if limit is not None:
+            over = np.isfinite(piece) & (np.abs(piece) > LARGEST_FLOAT16)
+            piece = np.where(over, np.copysign(np.float32(limit), piece), piece)
+        places[start : start + _CONVERTED_AT_ONCE] = piece.astype(out.dtype)
+    return out

@@ -1,33 +1,47 @@
 """FoldTransposedWeights: Transpose(weight) -> a weight that is stored transposed.
 
-torch keeps Linear weights as [out, in]; a streamed export leaves `MatMul(x, Transpose(weight))` in the graph. Done per
+torch keeps Linear weights as [out, in]; an export leaves `MatMul(x, Transpose(weight))` in the graph. Done per
 inference by a runtime that does not fold it, and hidden from the quantiser, which looks for a MatMul by a constant.
 The new tensor is lazy: a 3 GB model is not transposed in memory all at once but tensor by tensor as it is written.
 
     W [N, K] --Transpose(1, 0)--> W' [K, N]
+
+Quantisers make a tensor of their own anyway, and need every weight as [K, N]: they come after a fold of tied ones too.
 """
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 
+from exporters.passes._derived import transpose_lazily
 from exporters.passes._graph import (
     Namer,
     add_initializer,
     is_onnx,
     list_graphs,
+    notes_of,
     read_constant,
     remove_dead,
 )
 
+#: A copy of what is smaller costs nothing worth a Transpose per inference.
+_SMALL_BYTES = 1 << 20
+
 
 class FoldTransposedWeights(ir.passes.InPlacePass):
-    """Fires on a Transpose of an initializer that is no graph input; one tensor per (initializer, permutation)."""
+    """Fires on a Transpose of an initializer that is no graph input; one tensor per (initializer, permutation).
+
+    Args:
+        keep_tied: leave a weight that is also read as it is (a tied embedding): it would be stored twice.
+    """
+
+    def __init__(self, *, keep_tied: bool = False) -> None:
+        self.keep_tied = keep_tied
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        namer = Namer(model)
+        namer, log = Namer(model), notes_of(model).log
         made: dict[tuple[ir.Value, tuple[int, ...]], ir.Value] = {}
+        kept: dict[ir.Value, str] = {}
         modified = False
         for graph in list_graphs(model):
             for node in list(graph):
@@ -37,9 +51,13 @@ class FoldTransposedWeights(ir.passes.InPlacePass):
                 tensor = read_constant(source)
                 if source is None or tensor is None or tensor.dtype == ir.DataType.STRING:
                     continue
-                rank = len(tensor.shape)
-                axes = node.attributes["perm"].as_ints() if "perm" in node.attributes else range(rank)[::-1]
-                key = (source, tuple(int(axis) for axis in axes))
+                if source not in kept:
+                    kept[source] = _check(source, tensor) if self.keep_tied else ""
+                    if kept[source]:
+                        log.append(f"FoldTransposedWeights: '{source.name}' stays: {kept[source]}")
+                if kept[source]:
+                    continue
+                key = (source, _read_axes(node, len(tensor.shape)))
                 if key not in made:
                     owner = source.graph or graph
                     made[key] = add_initializer(
@@ -52,14 +70,17 @@ class FoldTransposedWeights(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=modified)
 
 
-def transpose_lazily(tensor: ir.TensorProtocol, axes: tuple[int, ...]) -> ir.LazyTensor:
-    """The transposed tensor, computed each time it is read."""
+def _check(source: ir.Value, tensor: ir.TensorProtocol) -> str:
+    """Why this weight must not be stored transposed, or ""."""
+    if tensor.nbytes < _SMALL_BYTES:
+        return ""
+    other = next((use.node for use in source.uses() if not is_onnx(use.node, "Transpose")), None)
+    return f"{other.op_type} '{other.name}' reads it as it is" if other is not None else ""
 
-    def evaluate() -> ir.TensorProtocol:
-        return ir.tensor(np.ascontiguousarray(tensor.numpy().transpose(axes)), dtype=tensor.dtype)
 
-    shape = ir.Shape([tensor.shape.numpy()[axis] for axis in axes])
-    return ir.LazyTensor(evaluate, dtype=tensor.dtype, shape=shape)
+def _read_axes(node: ir.Node, rank: int) -> tuple[int, ...]:
+    axes = node.attributes["perm"].as_ints() if "perm" in node.attributes else range(rank)[::-1]
+    return tuple(int(axis) for axis in axes)
 
 
 def _drop_unused(value: ir.Value) -> None:
