@@ -17,10 +17,12 @@ from specs.graphs import count_parameters
 from specs.handlers import GraphModule, get_handler
 from specs.handlers.weights import fill_parameters
 from specs.load import load_spec
+from specs.models.causal import Decode, Prefill
 from specs.models.clip_text import ClipText
-from specs.models.decoder import Decode, Decoder, Prefill, compute_angles, rotate
+from specs.models.decoder import Decoder
 from specs.models.fusion import FUSIONS
 from specs.models.layers import Mlp, activate
+from specs.models.rope import Angles, compute_angles, list_frequencies, rotate
 from specs.models.vision import VisionTransformer
 from specs.schema import Spec, WeightsSpec
 
@@ -230,36 +232,44 @@ def test_clip_text_reads_the_end_of_text_and_ignores_what_follows() -> None:
 
 @pytest.mark.parametrize("theta", [1e4, 5e5])
 def test_rotary_angles_by_hand(theta: float) -> None:
-    config = load_spec("text_llm_tiny:tiny").components["decoder"]
-    config = config.model_copy(update={"rope_theta": theta})
-    assert isinstance(config, DecoderComponent)
-    width, position = config.head_width, 30_001
-    angles = np.array([position * theta ** (-2 * p / width) for p in range(width // 2)])
-    cos, sin = compute_angles(torch.tensor([[position]]), config, torch.float64)
+    width, position = 16, 30_001
+    frequencies = list_frequencies(theta, width)
+    by_hand = np.array([theta ** (-2 * p / width) for p in range(width // 2)])
+    np.testing.assert_allclose(frequencies, by_hand, rtol=2e-7)
+    assert [float(np.float32(f)) for f in frequencies] == list(frequencies), "rounded to float32, as published"
+    angles = position * np.array(frequencies)
+    cos, sin = compute_angles(torch.tensor([[position]]), frequencies, torch.float64)
     assert np.abs(cos.numpy().reshape(-1) - np.cos(angles)).max() < 1e-9
     assert np.abs(sin.numpy().reshape(-1) - np.sin(angles)).max() < 1e-9
-    exact = compute_angles(torch.tensor([[position]]), config, torch.float32)[0]
-    half = compute_angles(torch.tensor([[position]]), config, torch.float16)[0]
+    exact = compute_angles(torch.tensor([[position]]), frequencies, torch.float32)[0]
+    half = compute_angles(torch.tensor([[position]]), frequencies, torch.float16)[0]
     assert torch.equal(half, exact.to(torch.float16)), "rounded at the end, not before the cosine"
 
 
 def test_rotary_positions_are_a_rotation_and_relative() -> None:
-    config = load_spec("text_llm_tiny:tiny").components["decoder"]
-    assert isinstance(config, DecoderComponent)
-    q, k = torch.randn(2, 1, 1, 1, config.head_width).unbind()
+    width = 16
+    frequencies = list_frequencies(1e4, width)
+    q, k = torch.randn(2, 1, 1, 1, width).unbind()
+
+    def angles_at(position: int, dtype: torch.dtype = torch.float32) -> Angles:
+        return compute_angles(torch.tensor([[position]]), frequencies, dtype)
 
     def score(query_at: int, key_at: int) -> Tensor:
-        a, b = (
-            rotate(x, compute_angles(torch.tensor([[p]]), config, x.dtype)) for x, p in ((q, query_at), (k, key_at))
-        )
+        a, b = rotate(q, angles_at(query_at)), rotate(k, angles_at(key_at))
         torch.testing.assert_close(a.norm(), q.norm())
         return (a * b).sum()
 
     torch.testing.assert_close(score(5, 3), score(105, 103), rtol=1e-4, atol=1e-4)
     assert abs(float(score(5, 3) - score(5, 4))) > 1e-3
-    cos, _ = compute_angles(torch.tensor([[2047]]), config, torch.float16)
-    frequency = config.rope_theta ** (-np.arange(0, config.head_width, 2) / config.head_width)
-    np.testing.assert_allclose(cos[0, 0, 0].float().numpy(), np.cos(2047 * frequency), atol=2e-3)
+    cos, _ = angles_at(2047, torch.float16)
+    np.testing.assert_allclose(cos[0, 0, 0].float().numpy(), np.cos(2047 * np.array(frequencies)), atol=2e-3)
+
+
+def test_channels_beyond_the_rotary_share_have_no_position() -> None:
+    x = torch.randn(1, 2, 3, 16)
+    turned = rotate(x, compute_angles(torch.tensor([[1, 2, 3]]), list_frequencies(1e4, 12), x.dtype))
+    assert torch.equal(turned[..., 12:], x[..., 12:])
+    assert not torch.isclose(turned[..., :12], x[..., :12]).all()
 
 
 @pytest.fixture(scope="module")

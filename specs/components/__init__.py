@@ -6,32 +6,61 @@ any machine; `specs/models/` holds the modules built from them, and a test compa
 
 from __future__ import annotations
 
+from specs.components.autoencoder import VaeComponent
+from specs.components.avatar import AppearanceComponent, MotionComponent, RendererComponent
 from specs.components.base import Activation, Activations, Component, LayerCount, Size, TransformerSizes
+from specs.components.decoder import CausalComponent, DecoderComponent, Gpt2Component
+from specs.components.encodec import EncodecComponent
 from specs.components.fusion import FusionComponent
-from specs.components.text import ClipTextComponent, DecoderComponent
+from specs.components.text import ClipTextComponent
+from specs.components.unet import UNetComponent
 from specs.components.vision import VisionTransformerComponent
+from specs.components.wav2vec2 import Wav2Vec2Component
+from specs.components.whisper import WhisperDecoderComponent, WhisperEncoderComponent
 
 __all__ = [
     "COMPONENTS",
     "Activation",
     "Activations",
+    "AppearanceComponent",
+    "CausalComponent",
     "ClipTextComponent",
     "Component",
     "DecoderComponent",
+    "EncodecComponent",
     "FusionComponent",
+    "Gpt2Component",
     "LayerCount",
+    "MotionComponent",
+    "RendererComponent",
     "Size",
     "TransformerSizes",
+    "UNetComponent",
+    "VaeComponent",
     "VisionTransformerComponent",
+    "Wav2Vec2Component",
+    "WhisperDecoderComponent",
+    "WhisperEncoderComponent",
 ]
 
 #: kind -> configuration; the one place where kinds are listed.
 COMPONENTS: dict[str, type[Component]] = {
     "vision.vit": VisionTransformerComponent,
     "vision.clip": VisionTransformerComponent,
+    "vision.siglip": VisionTransformerComponent,
     "text.clip": ClipTextComponent,
     "text.decoder": DecoderComponent,
+    "text.gpt2": Gpt2Component,
     "fusion.late": FusionComponent,
     "fusion.gated": FusionComponent,
     "fusion.attention": FusionComponent,
+    "diffusion.vae": VaeComponent,
+    "diffusion.unet": UNetComponent,
+    "avatar.appearance": AppearanceComponent,
+    "avatar.motion": MotionComponent,
+    "avatar.renderer": RendererComponent,
+    "audio.encodec_decoder": EncodecComponent,
+    "audio.whisper": WhisperEncoderComponent,
+    "audio.wav2vec2": Wav2Vec2Component,
+    "text.whisper": WhisperDecoderComponent,
 }

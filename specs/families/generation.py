@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, cast, final
 
-from specs.components import DecoderComponent
+from specs.components import CausalComponent
+from specs.errors import SpecError
 from specs.families.base import BATCH, Components, Family, GraphSpec, Roles, make_float, make_ids, make_lengths
-from specs.schema import Dim, TensorSpec
+from specs.schema import Dim, Spec, TensorSpec
 
 
 @final
 class TextGenerationFamily(Family):
-    """`text.decoder`."""
+    """A decoder with a key/value cache."""
 
     kind = "text-generation"
     title = "a text decoder"
-    roles: ClassVar = {"decoder": ("text.decoder",)}
+    roles: ClassVar = {"decoder": ("text.decoder", "text.gpt2")}
     dims: ClassVar = {"batch": BATCH, "tokens": Dim(min=1, opt=128, max=1024), "cache": Dim(min=16, opt=1024, max=2048)}
     objectives = ("autoregressive",)
 
     def list_graphs(self, components: Components, roles: Roles) -> tuple[GraphSpec, ...]:
         name = roles["decoder"]
-        config = cast(DecoderComponent, components[name])
+        config = cast(CausalComponent, components[name])
         logits = make_float("logits", "batch", config.vocab_size)
         return (
             GraphSpec(
@@ -44,8 +46,25 @@ class TextGenerationFamily(Family):
             ),
         )
 
+    def check(self, spec: Spec, roles: Roles) -> None:
+        check_positions(spec, roles["decoder"], {**self.dims, **spec.dims})
 
-def list_cache(config: DecoderComponent, prefix: str, capacity: str) -> tuple[TensorSpec, ...]:
+
+def check_positions(spec: Spec, name: str, dims: Mapping[str, Dim]) -> None:
+    """Refuse a prompt or a cache that is longer than the decoder has positions."""
+    limit = cast(CausalComponent, spec.components[name]).max_positions
+    for dim in ("tokens", "cache"):
+        if limit is not None and dims[dim].max > limit:
+            raise SpecError(
+                f"'{dim}' reaches beyond the positions that the decoder has",
+                where=f"dims.{dim}.max",
+                got=str(dims[dim].max),
+                allowed=f"at most {limit}, the component's max_positions",
+                fix=f"{dim}: {{max: {limit}}}",
+            )
+
+
+def list_cache(config: CausalComponent, prefix: str, capacity: str) -> tuple[TensorSpec, ...]:
     """Keys and values by layer, each [batch, kv heads, capacity, head dim]."""
     return tuple(
         make_float(f"{prefix}{what}_{layer}", "batch", config.kv_heads, capacity, config.head_width)

@@ -13,7 +13,7 @@ from specs.families.similarity import measure_towers
 from specs.graphs import GraphSpec, name_roles
 from specs.handlers.base import Handler
 from specs.handlers.image import describe_image, make_image
-from specs.handlers.text import BYTE_VOCABULARY
+from specs.handlers.tokenizers import BYTE_VOCABULARY
 from specs.models.clip_text import ClipText
 from specs.models.fusion import FUSIONS
 from specs.models.vision import VisionTransformer

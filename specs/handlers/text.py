@@ -10,26 +10,26 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from specs.components import DecoderComponent
+from specs.components import CausalComponent, Component, DecoderComponent, Gpt2Component
 from specs.errors import CalibrationError
 from specs.graphs import GraphSpec, list_graphs, name_roles
 from specs.handlers.base import Arrays, GraphModule, Handler
-from specs.models.decoder import Decode, Decoder, Prefill
+from specs.handlers.tokenizers import describe_tokenizer
+from specs.models.causal import CausalModel, Decode, Prefill
+from specs.models.decoder import Decoder
+from specs.models.gpt2 import Gpt2
 from specs.schema import Spec, TensorSpec
-
-#: A byte tokenizer needs the 256 bytes, and an id each for the beginning and the end of a text.
-BYTE_VOCABULARY = 258
 
 
 @final
 class TextHandler(Handler):
-    """`text.decoder`."""
+    """`text.decoder` and `text.gpt2`."""
 
     def make_components(self, spec: Spec) -> dict[str, nn.Module]:
-        return {name: Decoder(cast(DecoderComponent, config)) for name, config in spec.components.items()}
+        return {name: make_decoder(config) for name, config in spec.components.items()}
 
     def make_graph_module(self, graph: GraphSpec, component: nn.Module) -> nn.Module:
-        assert isinstance(component, Decoder)
+        assert isinstance(component, CausalModel)
         return Prefill(component) if graph.file_stem == "prefill" else Decode(component)
 
     def make_tensor(
@@ -98,13 +98,13 @@ class TextHandler(Handler):
 
     def describe_pipeline(self, spec: Spec) -> dict[str, Any]:
         name = name_roles(spec)["decoder"]
-        config = cast(DecoderComponent, spec.components[name])
+        config = cast(CausalComponent, spec.components[name])
         return {
             "kind": "text-generation",
             "prefill": f"{name}.prefill",
             "decode": f"{name}.decode",
             "num_layers": config.num_layers,
-            "tokenizer": {"kind": "bytes" if config.vocab_size >= BYTE_VOCABULARY else "ids"},
+            "tokenizer": describe_tokenizer(spec, name, vocab_size=config.vocab_size),
             "vocab_size": config.vocab_size,
             "max_cache": spec.dims["cache"].max,
         }
@@ -112,3 +112,11 @@ class TextHandler(Handler):
 
 def _prompt_size(sizes: Mapping[str, int]) -> int:
     return max(1, min(sizes["tokens"], sizes["cache"] - 1))
+
+
+def make_decoder(config: Component) -> CausalModel:
+    """The module of a decoder's component."""
+    if isinstance(config, Gpt2Component):
+        return Gpt2(config)
+    assert isinstance(config, DecoderComponent)
+    return Decoder(config)

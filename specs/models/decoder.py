@@ -1,13 +1,14 @@
-"""A decoder-only language model in the manner of Llama 2: RMSNorm, rotary positions, grouped queries, SwiGLU.
+"""A decoder-only language model in the manner of Llama 2: RMSNorm, rotary positions, grouped queries, a gated MLP.
 
-    x = x + attention(norm(x));  x = x + down(silu(gate(norm(x))) * up(norm(x)));  logits = norm(x) E^T
+    x = x + attention(norm(x));  x = x + down(act(gate(norm(x))) * up(norm(x)));  logits = norm(x) E^T
 
-Two graphs share one `Decoder`: `Prefill` reads a whole prompt, `Decode` one token against a cache of fixed capacity.
-Rows are padded on the right. Padding is harmless: attention is causal, a row's logits are taken at its last valid
-token, and decoding overwrites the cache slots that padding filled before it ever looks at them.
+What later families changed is an option of `DecoderComponent`, and each is one line here: biases and a window
+(Mistral, Qwen 2), normalised queries and keys (Qwen 3), layers without positions (SmolLM 3), channels without (Phi 3),
+scaled embeddings and norms around 1 + weight (Gemma), norms after each sub-layer and soft caps (Gemma 2), a rotation of
+its own for layers with a window (Gemma 3).
 
-Shape letters: B batch, T tokens, S cache slots, H heads, K key/value heads, D head dim, C channels, V vocabulary,
-P = D / 2 rotary pairs.
+`specs/models/causal.py` makes graphs of it. Shape letters: B batch, T tokens, H heads, K key/value heads, D head
+dim, C channels, F width of the MLP, V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,159 +18,153 @@ from torch import Tensor, nn
 
 from specs import ops
 from specs.components import DecoderComponent
-
-Cache = tuple[Tensor, Tensor]
+from specs.models.causal import Cache, CausalModel
+from specs.models.layers import activate
+from specs.models.rope import Angles, compute_angles, list_frequencies, rotate
 
 
 class RmsNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019)."""
+    """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019); with `offset`, * (1 + weight)."""
 
-    def __init__(self, size: int, eps: float) -> None:
+    def __init__(self, size: int, eps: float, *, offset: bool = False) -> None:
         super().__init__()
-        self.eps = eps
+        self.eps, self.offset = eps, offset
         self.weight = nn.Parameter(torch.empty(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight
+        weight = 1.0 + self.weight if self.offset else self.weight
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * weight
+
+
+def make_norm(config: DecoderComponent, size: int) -> RmsNorm:
+    """A norm with the model's epsilon and offset."""
+    return RmsNorm(size, config.rms_norm_eps, offset=config.norm_offset)
 
 
 class GroupedQueryAttention(nn.Module):
-    """Attention in which each key/value head serves several query heads (Ainslie et al. 2023), without biases."""
+    """Attention in which each key/value head serves several query heads (Ainslie et al. 2023)."""
 
-    def __init__(self, config: DecoderComponent) -> None:
+    def __init__(self, config: DecoderComponent, layer: int) -> None:
         super().__init__()
         self.head_dim = config.head_width
-        self.scale = self.head_dim**-0.5
-        self.query = nn.Linear(config.hidden_size, config.num_heads * self.head_dim, bias=False)
-        self.key = nn.Linear(config.hidden_size, config.kv_heads * self.head_dim, bias=False)
-        self.value = nn.Linear(config.hidden_size, config.kv_heads * self.head_dim, bias=False)
-        self.out = nn.Linear(config.num_heads * self.head_dim, config.hidden_size, bias=False)
+        self.scale = config.attention_scale or self.head_dim**-0.5
+        self.window, self.softcap = config.window_of(layer), config.attention_softcap or 0.0
+        width, kv_width = config.num_heads * self.head_dim, config.kv_heads * self.head_dim
+        self.query = nn.Linear(config.hidden_size, width, bias=config.qkv_bias)
+        self.key = nn.Linear(config.hidden_size, kv_width, bias=config.qkv_bias)
+        self.value = nn.Linear(config.hidden_size, kv_width, bias=config.qkv_bias)
+        self.out = nn.Linear(width, config.hidden_size, bias=config.out_bias)
+        self.query_norm = make_norm(config, self.head_dim) if config.qk_norm else None
+        self.key_norm = make_norm(config, self.head_dim) if config.qk_norm else None
 
-    def _split_heads(self, x_BTC: Tensor) -> Tensor:
+    def _split_heads(self, x_BTC: Tensor, norm: RmsNorm | None = None) -> Tensor:
         batch, tokens, _ = x_BTC.shape
-        return x_BTC.reshape(batch, tokens, -1, self.head_dim).transpose(1, 2)
+        x_BTHD = x_BTC.reshape(batch, tokens, -1, self.head_dim)
+        return (x_BTHD if norm is None else norm(x_BTHD)).transpose(1, 2)
 
-    def forward(self, x_BTC: Tensor, angles: Cache, past: Cache | None, start_B: Tensor | None) -> tuple[Tensor, Cache]:
+    def forward(
+        self, x_BTC: Tensor, angles: Angles | None, past: Cache | None, start_B: Tensor | None
+    ) -> tuple[Tensor, Cache]:
         """Attend over the prompt itself (no `past`), or over a cache that holds `start_B` tokens of each row."""
-        q_BHTD = rotate(self._split_heads(self.query(x_BTC)), angles)
-        k_BKTD = rotate(self._split_heads(self.key(x_BTC)), angles)
+        q_BHTD = self._split_heads(self.query(x_BTC), self.query_norm)
+        k_BKTD = self._split_heads(self.key(x_BTC), self.key_norm)
         v_BKTD = self._split_heads(self.value(x_BTC))
+        if angles is not None:
+            q_BHTD, k_BKTD = rotate(q_BHTD, angles), rotate(k_BKTD, angles)
+        cache: Cache
         if past is None or start_B is None:
-            mixed_BHTD = ops.attention(q_BHTD, k_BKTD, v_BKTD, scale=self.scale, causal=True)
+            mixed_BHTD = ops.attention(
+                q_BHTD, k_BKTD, v_BKTD, scale=self.scale, causal=True, window=self.window, softcap=self.softcap
+            )
             cache = k_BKTD, v_BKTD
         else:
-            mixed_BHTD, *updated = ops.cached_attention(q_BHTD, k_BKTD, v_BKTD, *past, start_B, scale=self.scale)
-            cache = updated[0], updated[1]
+            mixed_BHTD, *cache = ops.cached_attention(  # type: ignore[assignment]  # two of three
+                q_BHTD, k_BKTD, v_BKTD, *past, start_B, scale=self.scale, window=self.window, softcap=self.softcap
+            )
         return self.out(mixed_BHTD.transpose(1, 2).flatten(2)), cache
 
 
-class SwiGlu(nn.Module):
-    """down(silu(gate(x)) * up(x)) (Shazeer 2020), without biases."""
+class GatedMlp(nn.Module):
+    """down(act(gate(x)) * up(x)): SwiGLU with silu, GEGLU with gelu (Shazeer 2020)."""
 
-    def __init__(self, hidden_size: int, mlp_size: int) -> None:
+    def __init__(self, config: DecoderComponent) -> None:
         super().__init__()
-        self.gate = nn.Linear(hidden_size, mlp_size, bias=False)
-        self.up = nn.Linear(hidden_size, mlp_size, bias=False)
-        self.down = nn.Linear(mlp_size, hidden_size, bias=False)
+        self.activation, self.biased = config.activation, config.mlp_bias
+        self.gate = nn.Linear(config.hidden_size, config.mlp_size, bias=config.mlp_bias)
+        self.up = nn.Linear(config.hidden_size, config.mlp_size, bias=config.mlp_bias)
+        self.down = nn.Linear(config.mlp_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        out_BTC: Tensor = self.down(ops.gated_linear(x_BTC, self.gate.weight, self.up.weight, activation="silu"))
+        if self.biased:
+            gated_BTF = activate(self.gate(x_BTC), self.activation) * self.up(x_BTC)
+        else:
+            gated_BTF = ops.gated_linear(x_BTC, self.gate.weight, self.up.weight, activation=self.activation)
+        out_BTC: Tensor = self.down(gated_BTF)
         return out_BTC
 
 
 class DecoderLayer(nn.Module):
-    """One pre-norm layer."""
+    """One pre-norm layer; with `post_norms`, what each half adds is normalised too."""
 
-    def __init__(self, config: DecoderComponent) -> None:
+    def __init__(self, config: DecoderComponent, layer: int) -> None:
         super().__init__()
-        self.attention_norm = RmsNorm(config.hidden_size, config.rms_norm_eps)
-        self.attention = GroupedQueryAttention(config)
-        self.mlp_norm = RmsNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = SwiGlu(config.hidden_size, config.mlp_size)
+        size = config.hidden_size
+        self.attention_norm = make_norm(config, size)
+        self.attention = GroupedQueryAttention(config, layer)
+        self.mlp_norm = make_norm(config, size)
+        self.mlp = GatedMlp(config)
+        self.attention_out_norm = make_norm(config, size) if config.post_norms else None
+        self.mlp_out_norm = make_norm(config, size) if config.post_norms else None
 
-    def forward(self, x_BTC: Tensor, angles: Cache, past: Cache | None, start_B: Tensor | None) -> tuple[Tensor, Cache]:
+    def forward(
+        self, x_BTC: Tensor, angles: Angles | None, past: Cache | None, start_B: Tensor | None
+    ) -> tuple[Tensor, Cache]:
         mixed_BTC, cache = self.attention(self.attention_norm(x_BTC), angles, past, start_B)
-        x_BTC = x_BTC + mixed_BTC
-        return x_BTC + self.mlp(self.mlp_norm(x_BTC)), cache
+        x_BTC = x_BTC + (mixed_BTC if self.attention_out_norm is None else self.attention_out_norm(mixed_BTC))
+        added_BTC = self.mlp(self.mlp_norm(x_BTC))
+        return x_BTC + (added_BTC if self.mlp_out_norm is None else self.mlp_out_norm(added_BTC)), cache
 
 
-class Decoder(nn.Module):
-    """The parameters that `Prefill` and `Decode` share, and one pass over `T` tokens at given positions."""
+class Decoder(CausalModel):
+    """`text.decoder`."""
 
     def __init__(self, config: DecoderComponent) -> None:
         super().__init__()
         self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
-        self.output_norm = RmsNorm(config.hidden_size, config.rms_norm_eps)
+        self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_layers))
+        self.output_norm = make_norm(config, config.hidden_size)
         self.head = None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.frequencies = list_frequencies(config.rope_theta, config.rotary_width, config.rope_scaling)
+        near_theta = config.window_rope_theta
+        self.near_frequencies = list_frequencies(near_theta, config.rotary_width) if near_theta else None
+
+    def embed(self, token_ids_BT: Tensor) -> Tensor:
+        x_BTC: Tensor = self.token_embedding(token_ids_BT)
+        return x_BTC * self.config.embedding_scale if self.config.embedding_scale else x_BTC
 
     def forward(
-        self, token_ids_BT: Tensor, position_BT: Tensor, pasts: list[Cache] | None = None, start_B: Tensor | None = None
+        self, x_BTC: Tensor, position_BT: Tensor, pasts: list[Cache] | None = None, start_B: Tensor | None = None
     ) -> tuple[Tensor, list[Cache]]:
-        """Hidden states [B, T, C] before the last norm, and each layer's keys and values."""
-        x_BTC: Tensor = self.token_embedding(token_ids_BT)
-        angles = compute_angles(position_BT, self.config, x_BTC.dtype)
+        angles = self._compute_angles(position_BT, x_BTC.dtype)
         caches = []
         for index, layer in enumerate(self.layers):
-            x_BTC, cache = layer(x_BTC, angles, None if pasts is None else pasts[index], start_B)
+            x_BTC, cache = layer(x_BTC, angles[index], None if pasts is None else pasts[index], start_B)
             caches.append(cache)
         return x_BTC, caches
 
+    def _compute_angles(self, position_BT: Tensor, dtype: torch.dtype) -> list[Angles | None]:
+        """Each layer's; layers of one kind share them."""
+        config = self.config
+        factor = getattr(config.rope_scaling, "attention_factor", 1.0)
+        plain = near = compute_angles(position_BT, self.frequencies, dtype, factor=factor)
+        if self.near_frequencies:
+            near = compute_angles(position_BT, self.near_frequencies, dtype)
+        by_window = [near if config.window_of(layer) else plain for layer in range(config.num_layers)]
+        return [None if layer in config.nope_layers else angles for layer, angles in enumerate(by_window)]
+
     def compute_logits(self, x_BC: Tensor) -> Tensor:
-        """[B, C] -> [B, V]."""
         weight_VC = self.token_embedding.weight if self.head is None else self.head.weight
-        return nn.functional.linear(self.output_norm(x_BC), weight_VC)
-
-
-class Prefill(nn.Module):
-    """token_ids [B, T], lengths [B] -> logits [B, V] at each row's last valid token, then keys and values by layer."""
-
-    def __init__(self, decoder: Decoder) -> None:
-        super().__init__()
-        self.decoder = decoder
-
-    def forward(self, token_ids_BT: Tensor, lengths_B: Tensor) -> tuple[Tensor, ...]:
-        position_1T = torch.arange(token_ids_BT.shape[1], device=token_ids_BT.device)[None, :]
-        x_BTC, caches = self.decoder(token_ids_BT, position_1T)
-        last_B1C = (lengths_B - 1)[:, None, None].expand(-1, 1, x_BTC.shape[2])
-        last_BC = x_BTC.gather(1, last_B1C).squeeze(1)
-        return self.decoder.compute_logits(last_BC), *(tensor for cache in caches for tensor in cache)
-
-
-class Decode(nn.Module):
-    """token_ids [B, 1], lengths [B] and the cache -> logits [B, V], then the updated keys and values by layer.
-
-    `lengths` counts the tokens that the cache already holds, which is the position of this token.
-    """
-
-    def __init__(self, decoder: Decoder) -> None:
-        super().__init__()
-        self.decoder = decoder
-
-    def forward(self, token_ids_B1: Tensor, lengths_B: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
-        pasts = list(zip(past[::2], past[1::2], strict=True))
-        x_B1C, caches = self.decoder(token_ids_B1, lengths_B[:, None], pasts, lengths_B)
-        return self.decoder.compute_logits(x_B1C.squeeze(1)), *(tensor for cache in caches for tensor in cache)
-
-
-def compute_angles(position_BT: Tensor, config: DecoderComponent, dtype: torch.dtype) -> Cache:
-    """Cosines and sines [B, 1, T, P] of position * theta^(-2p/D) (Su et al. 2021).
-
-    At least float32 whatever `dtype` is: float16 cannot hold a position above 2048 exactly, and the product matters
-    modulo 2 pi.
-    """
-    exact = torch.promote_types(dtype, torch.float32)
-    pairs = range(0, config.head_width, 2)
-    frequency_P = torch.tensor([config.rope_theta ** (-p / config.head_width) for p in pairs], dtype=exact)
-    angle_B1TP = (position_BT.to(exact)[:, :, None] * frequency_P)[:, None]
-    return angle_B1TP.cos().to(dtype), angle_B1TP.sin().to(dtype)
-
-
-def rotate(x_BHTD: Tensor, angles: Cache) -> Tensor:
-    """Turn each pair of channels (p, p + D/2) by its angle: Llama's rotate-half order, not GPT-J's interleaved one."""
-    cos_B1TP, sin_B1TP = angles
-    first_BHTP, second_BHTP = x_BHTD.chunk(2, dim=-1)
-    return torch.cat(
-        [first_BHTP * cos_B1TP - second_BHTP * sin_B1TP, second_BHTP * cos_B1TP + first_BHTP * sin_B1TP], dim=-1
-    )
+        logits_BV = nn.functional.linear(self.output_norm(x_BC), weight_VC)
+        softcap = self.config.logit_softcap
+        return (logits_BV / softcap).tanh() * softcap if softcap else logits_BV

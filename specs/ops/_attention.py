@@ -19,7 +19,7 @@ def _repeat_heads(x_BKSD: Tensor, num_heads: int) -> Tensor:
 def _attend(
     q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, bias: Tensor | None, visible: Tensor | None, softcap: float
 ) -> Tensor:
-    """softmax(cap(q k^T) + bias) v, where `visible` (bool, broadcasts to BHTS) is False at keys that must not be seen."""
+    """softmax(cap(q k^T) + bias) v; `visible` (bool, broadcasts to BHTS) is False at keys that must not be seen."""
     heads = q_BHTD.shape[1]
     scores_BHTS = q_BHTD @ _repeat_heads(k_BKSD, heads).transpose(-1, -2)
     if softcap:

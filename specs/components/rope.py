@@ -1,0 +1,64 @@
+"""How rotary frequencies are changed for texts longer than a model was first trained on: five published ways.
+
+    linear     f / factor                                                   (Chen et al. 2023)
+    llama3     f / factor for long wavelengths, f for short, a blend between (Llama 3.1)
+    yarn       the same idea with a ramp over channels, and scaled scores    (Peng et al. 2023)
+    longrope   f / factor of each channel                                    (Ding et al. 2024)
+
+`specs/models/rope.py` computes them. Not here: what changes with the length of the text while it is read (dynamic NTK,
+LongRoPE's second set of factors): a graph would answer differently for the same tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from specs.components.base import Size
+
+Factor = Annotated[float, Field(gt=0, le=1e6)]
+
+
+class _Scaling(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LinearScaling(_Scaling):
+    """Positions are divided by `factor`."""
+
+    kind: Literal["linear"]
+    factor: Factor
+
+
+class Llama3Scaling(_Scaling):
+    """Wavelengths above original_positions / low_freq_factor are stretched, those below / high_freq_factor are not."""
+
+    kind: Literal["llama3"]
+    factor: Factor
+    low_freq_factor: Factor
+    high_freq_factor: Factor
+    original_positions: Size
+
+
+class YarnScaling(_Scaling):
+    """Channels that turn more than `beta_fast` times over the original length stay, those under `beta_slow` stretch."""
+
+    kind: Literal["yarn"]
+    factor: Factor
+    original_positions: Size
+    beta_fast: Factor = 32.0
+    beta_slow: Factor = 1.0
+    truncate: bool = Field(default=True, description="whether the ramp begins and ends at whole channels")
+    attention_factor: Factor = Field(default=1.0, description="cosines and sines are multiplied by it")
+
+
+class LongScaling(_Scaling):
+    """Each channel has its own factor."""
+
+    kind: Literal["longrope"]
+    factors: tuple[Factor, ...] = Field(description="one for each pair of channels")
+    attention_factor: Factor = Field(default=1.0, description="cosines and sines are multiplied by it")
+
+
+RopeScaling = Annotated[LinearScaling | Llama3Scaling | YarnScaling | LongScaling, Field(discriminator="kind")]
