@@ -22,6 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from metagen_deploy.cli import run_command
+from specs.components import COMPONENTS
 from specs.load import ZOO
 from specs.targets import list_targets
 from tests.refusals import HAS_COMPILER, make_model, refuse
@@ -60,8 +61,7 @@ SPECS = {
         (
             "unknown key 'hiden_size' in components.classifier\n"
             "  where:   s.yaml:10\n"
-            "  allowed: activation, hidden_size, image_mean, image_size, image_std, kind, layer_norm_eps, mlp_size, "
-            "num_channels, num_classes, num_heads, num_layers, patch_size (did you mean 'hidden_size'?)\n"
+            f"  allowed: {', '.join(sorted(COMPONENTS['vision.vit'].model_fields))} (did you mean 'hidden_size'?)\n"
             "  fix:     rename the key to one of these, or remove it"
         ),
     ),
@@ -70,8 +70,7 @@ SPECS = {
         (
             "component 'classifier' has the unknown kind 'vision.vitt'\n"
             "  where:   s.yaml:6\n"
-            "  allowed: fusion.attention, fusion.gated, fusion.late, text.clip, text.decoder, vision.clip, vision.vit "
-            "(did you mean 'vision.vit'?)\n"
+            f"  allowed: {', '.join(sorted(COMPONENTS))} (did you mean 'vision.vit'?)\n"
             "  fix:     set kind to one of these"
         ),
     ),

@@ -3,37 +3,94 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PlainValidator, model_validator
 
 from specs.components.base import Activation, Activations, Size, TransformerSizes, check_divides
 
+_LARGEST = 1 << 20
+
+
+def _check_pair(value: object) -> int | tuple[int, int]:
+    parts = value if isinstance(value, tuple) else (value, value)
+    if len(parts) != 2 or not all(type(part) is int and 1 <= part <= _LARGEST for part in parts):
+        raise ValueError(f"needs a whole number from 1, or [height, width], got {value!r}")
+    return parts[0] if parts[0] == parts[1] else (parts[0], parts[1])
+
+
+#: Height and width in pixels: one number where they are equal.
+PixelSize = Annotated[
+    int | tuple[int, int], PlainValidator(_check_pair, json_schema_input_type=Size | tuple[Size, Size])
+]
+
 
 class VisionTransformerComponent(TransformerSizes):
-    """A vision transformer: patches, a class token, learned positions, pre-norm layers.
+    """A vision transformer: patches, learned positions, pre-norm layers, and what is made of their tokens.
 
     The graph takes RGB (or grey) pixels as float32 in [0, 1] and normalises them itself, so that an edge app hands
-    over raw pixels. `vision.vit` ends in class logits (Dosovitskiy et al. 2020), `vision.clip` in the normalised
-    class token (Radford et al. 2021: an extra LayerNorm before the layers, no patch bias, quick GELU).
+    over raw pixels. What a kind is, where it is not said otherwise:
+
+        vision.vit      class token, GELU, eps 1e-6; pooled: the normalised class token (Dosovitskiy et al. 2020)
+        vision.clip     class token, LayerNorm before the layers, no patch bias, quick GELU, eps 1e-5; pooled: the
+                        normalised class token; token features are not normalised (Radford et al. 2021)
+        vision.siglip   no class token, tanh GELU, eps 1e-6; pooled: attention with a learned query (Zhai et al. 2023)
+
+    pooled -> [pooler] -> [projection] -> embedding, or -> logits where there is `num_classes`.
     """
 
-    STRUCTURE: ClassVar[frozenset[str]] = frozenset({"kind", "activation", "num_channels"})
+    STRUCTURE: ClassVar[frozenset[str]] = frozenset(
+        {
+            "kind",
+            "activation",
+            "num_channels",
+            "qkv_bias",
+            "layer_scale",
+            "num_registers",
+            "pooling",
+            "pooler_activation",
+        }
+    )
 
-    kind: Literal["vision.vit", "vision.clip"]
-    image_size: Size = Field(description="height and width in pixels")
-    patch_size: Size = Field(description="height and width of a patch in pixels")
+    kind: Literal["vision.vit", "vision.clip", "vision.siglip"]
+    image_size: PixelSize = Field(description="height and width in pixels: one number, or [height, width]")
+    patch_size: PixelSize = Field(description="height and width of a patch in pixels: one number, or [height, width]")
+    ignore_remainder: bool = Field(
+        default=False, description="pixels right of and below the last whole patch are not seen; else they are an error"
+    )
     num_channels: Size = 3
-    num_classes: Size | None = Field(default=None, description="width of the logits; required by vision.vit")
-    activation: Activation | None = Field(default=None, description="gelu for vision.vit, quick_gelu for vision.clip")
+    num_classes: Size | None = Field(default=None, description="width of the logits; a classifier needs it")
+    activation: Activation | None = Field(
+        default=None, description="gelu for vision.vit, quick_gelu for vision.clip, gelu_tanh for vision.siglip"
+    )
     image_mean: tuple[float, ...] = Field(default=(0.5,), description="per channel, or one for all")
     image_std: tuple[float, ...] = Field(default=(0.5,), description="per channel, or one for all")
+    qkv_bias: bool = True
+    layer_scale: bool = Field(default=False, description="a learned factor per channel at the end of every sub-layer")
+    num_registers: Annotated[int, Field(ge=0, le=_LARGEST)] = Field(
+        default=0, description="learned tokens between the class token and the patches"
+    )
+    pooling: Literal["class", "mean", "attention", "none"] | None = Field(
+        default=None, description="what becomes of the tokens: class for vit and clip, attention for siglip"
+    )
+    pooler_size: Size | None = Field(default=None, description="width of a Linear with an activation after pooling")
+    pooler_activation: Activation = "tanh"
+    projection_size: Size | None = Field(default=None, description="width of a Linear without bias at the very end")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _set_epsilon(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("kind") == "vision.clip":
+            return {"layer_norm_eps": 1e-5, **data}
+        return data
 
     @model_validator(mode="after")
     def _check_image(self) -> VisionTransformerComponent:
-        check_divides(self.image_size, self.patch_size, size_name="image_size", heads_name="patch_size")
-        if (self.kind == "vision.vit") != (self.num_classes is not None):
-            raise ValueError("num_classes belongs to vision.vit, which needs it, and to no other kind")
+        for pixels, patch in zip(self.image, self.patch, strict=True):
+            if not self.ignore_remainder:
+                check_divides(pixels, patch, size_name="image_size", heads_name="patch_size")
+            elif patch > pixels:
+                raise ValueError(f"patch_size {patch} is larger than image_size {pixels}")
         for key in ("image_mean", "image_std"):
             if len(getattr(self, key)) not in (1, self.num_channels):
                 raise ValueError(f"{key} needs 1 or num_channels={self.num_channels} numbers")
@@ -41,30 +98,88 @@ class VisionTransformerComponent(TransformerSizes):
             raise ValueError("image_std must be positive")
         return self
 
+    @model_validator(mode="after")
+    def _check_pooling(self) -> VisionTransformerComponent:
+        if not self.has_class_token and (self.resolved_pooling == "class" or self.num_registers):
+            raise ValueError(
+                "pooling 'class' and num_registers belong to kinds with a class token, not to vision.siglip"
+            )
+        after = [key for key in ("num_classes", "pooler_size", "projection_size") if getattr(self, key) is not None]
+        if self.resolved_pooling == "none" and after:
+            raise ValueError(f"{after[0]} needs pooled features, and pooling is 'none'")
+        if self.num_classes is not None and self.projection_size is not None:
+            raise ValueError("num_classes and projection_size exclude each other")
+        return self
+
     @property
     def resolved_activation(self) -> Activation:
-        return self.activation or ("quick_gelu" if self.kind == "vision.clip" else "gelu")
+        defaults: dict[str, Activation] = {"vision.clip": "quick_gelu", "vision.siglip": "gelu_tanh"}
+        return self.activation or defaults.get(self.kind, "gelu")
+
+    @property
+    def resolved_pooling(self) -> Literal["class", "mean", "attention", "none"]:
+        return self.pooling or ("attention" if self.kind == "vision.siglip" else "class")
+
+    @property
+    def has_class_token(self) -> bool:
+        return self.kind != "vision.siglip"
+
+    @property
+    def has_output_norm(self) -> bool:
+        """CLIP normalises the pooled class token alone, the others every token."""
+        return self.kind != "vision.clip" or self.resolved_pooling == "class"
+
+    @property
+    def image(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
+
+    @property
+    def patch(self) -> tuple[int, int]:
+        """Height and width of a patch in pixels."""
+        return self.patch_size if isinstance(self.patch_size, tuple) else (self.patch_size, self.patch_size)
 
     @property
     def num_patches(self) -> int:
-        return (self.image_size // self.patch_size) ** 2
+        return (self.image[0] // self.patch[0]) * (self.image[1] // self.patch[1])
+
+    @property
+    def num_tokens(self) -> int:
+        """Class token, registers and patches."""
+        return self.has_class_token + self.num_registers + self.num_patches
+
+    @property
+    def feature_size(self) -> int:
+        """Width of the embedding."""
+        return self.projection_size or self.pooler_size or self.hidden_size
+
+    def _count_pool_parameters(self) -> int:
+        c, f = self.hidden_size, self.mlp_width
+        return c + (4 * c * c + 4 * c) + 2 * c + (2 * c * f + f + c)  # query token, attention, norm, MLP
 
     def count_parameters(self) -> int:
-        c = self.hidden_size
-        patch = self.num_channels * self.patch_size**2 * c + (0 if self.kind == "vision.clip" else c)
-        positions = (self.num_patches + 1) * c + c
-        norms = 2 * c * (2 if self.kind == "vision.clip" else 1)
-        head = (c + 1) * self.num_classes if self.num_classes else 0
-        return patch + positions + norms + head + self.num_layers * self.count_layer_parameters()
+        c, is_clip = self.hidden_size, self.kind == "vision.clip"
+        patch = self.num_channels * self.patch[0] * self.patch[1] * c + (0 if is_clip else c)
+        tokens = (self.num_patches + 2 * self.has_class_token + self.num_registers) * c  # positions, and learned ones
+        norms = 2 * c * (is_clip + self.has_output_norm)
+        layer = self.count_layer_parameters() - (0 if self.qkv_bias else 3 * c) + (2 * c if self.layer_scale else 0)
+        pool = self._count_pool_parameters() if self.resolved_pooling == "attention" else 0
+        return patch + tokens + norms + self.num_layers * layer + pool + self._count_head_parameters()
+
+    def _count_head_parameters(self) -> int:
+        width = self.pooler_size or self.hidden_size
+        pooler = (self.hidden_size + 1) * (self.pooler_size or 0)
+        return pooler + width * (self.projection_size or 0) + (width + 1) * (self.num_classes or 0)
 
     def count_macs(self, tokens: int) -> int:
-        patch = self.num_patches * self.num_channels * self.patch_size**2 * self.hidden_size
-        head = self.hidden_size * (self.num_classes or 0)
-        return patch + head + self.num_layers * self.count_layer_macs(self.num_patches + 1)
+        c, t = self.hidden_size, self.num_tokens
+        patch = self.num_patches * self.num_channels * self.patch[0] * self.patch[1] * c
+        pool = (2 * t + 2) * c * c + 2 * c * self.mlp_width + 2 * t * c if self.resolved_pooling == "attention" else 0
+        return patch + pool + self._count_head_parameters() + self.num_layers * self.count_layer_macs(t)
 
     def count_activations(self, sizes: Mapping[str, int]) -> Activations:
         batch = sizes["batch"]
         return Activations(
-            layer=self.count_layer_activations(batch, self.num_patches + 1),
-            interface=batch * self.num_channels * self.image_size**2,
+            layer=self.count_layer_activations(batch, self.num_tokens),
+            interface=batch * self.num_channels * self.image[0] * self.image[1],
         )

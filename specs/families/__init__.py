@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from specs.families.autoencoding import ImageAutoencodingFamily
+from specs.families.avatar import AvatarFamily
 from specs.families.base import Family, GraphSpec
 from specs.families.classification import ImageClassificationFamily
+from specs.families.codec import AudioCodecFamily
+from specs.families.ctc import SpeechCtcFamily
+from specs.families.denoising import ImageDenoisingFamily
 from specs.families.generation import TextGenerationFamily
+from specs.families.image_embedding import ImageEmbeddingFamily
+from specs.families.recognition import SpeechRecognitionFamily
 from specs.families.similarity import ImageTextSimilarityFamily
 
 __all__ = ["FAMILIES", "Family", "GraphSpec"]
@@ -12,6 +19,13 @@ __all__ = ["FAMILIES", "Family", "GraphSpec"]
 #: In the order in which errors list them. A spec's components fill the roles of exactly one.
 FAMILIES: tuple[Family, ...] = (
     ImageClassificationFamily(),
+    ImageEmbeddingFamily(),
     TextGenerationFamily(),
     ImageTextSimilarityFamily(),
+    ImageAutoencodingFamily(),
+    ImageDenoisingFamily(),
+    AudioCodecFamily(),
+    SpeechRecognitionFamily(),
+    SpeechCtcFamily(),
+    AvatarFamily(),
 )

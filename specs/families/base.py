@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from specs.components import Component
@@ -22,13 +22,23 @@ BATCH = Dim(min=1, opt=1, max=8)
 
 @dataclass(frozen=True, kw_only=True)
 class GraphSpec:
-    """One graph of a bundle: its unique name, the component it belongs to, and what goes in and comes out."""
+    """One graph of a bundle: its unique name, the component it belongs to, and what goes in and comes out.
+
+    Args:
+        keep_float32: (pattern of module paths, reason): what stays float32 in a float16 graph, beside what the passes
+            find themselves.
+    """
 
     name: str
     component: str
     file_stem: str  # "model", or "prefill" and "decode"
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    keep_float32: tuple[tuple[str, str], ...] = ()
+
+    def keep(self, pattern: str, reason: str) -> GraphSpec:
+        """The same graph, whose modules of these paths stay float32."""
+        return replace(self, keep_float32=(*self.keep_float32, (pattern, reason)))
 
 
 class Family(ABC):
@@ -46,6 +56,10 @@ class Family(ABC):
     def list_graphs(self, components: Components, roles: Roles) -> tuple[GraphSpec, ...]:
         """Every graph, in the order in which they are exported."""
 
+    def can_play(self, role: str, component: Component) -> bool:
+        """Whether a component can play a role: by its kind, and in a subclass by what it ends in."""
+        return component.kind in self.roles[role]
+
     def check(self, spec: Spec, roles: Roles) -> None:  # noqa: B027 - most families have nothing to refuse
         """Refuse sizes of different parts that contradict each other.
 
@@ -62,22 +76,22 @@ class Family(ABC):
         return {name: component.count_macs(tokens) for name, component in components.items()}
 
 
-def assign_roles(family: type[Family] | Family, components: Components) -> Roles | None:
+def assign_roles(family: Family, components: Components) -> Roles | None:
     """role -> component's name, when these components and no others fill the family's roles.
 
-    A component called like a role plays it, if its kind may; the others follow by kind alone, which must leave one
+    A component called like a role plays it, if it can; the others follow by what they can play, which must leave one
     choice. So a component's name matters only where two roles take the same kind.
     """
     roles: dict[str, str] = {}
     left = dict(components)
-    for role, kinds in family.roles.items():
-        if role in left and left[role].kind in kinds:
+    for role in family.roles:
+        if role in left and family.can_play(role, left[role]):
             del left[role]
             roles[role] = role
-    for role, kinds in family.roles.items():
+    for role in family.roles:
         if role in roles:
             continue
-        able = [name for name, component in left.items() if component.kind in kinds]
+        able = [name for name, component in left.items() if family.can_play(role, component)]
         if len(able) == 1:
             roles[role] = able[0]
             del left[able[0]]

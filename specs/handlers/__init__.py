@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from specs.graphs import find_family
+from specs.handlers.avatar import AvatarHandler
 from specs.handlers.base import GraphModule, Handler
+from specs.handlers.codec import CodecHandler
+from specs.handlers.diffusion import AutoencodingHandler, DenoisingHandler
 from specs.handlers.image import ImageHandler
 from specs.handlers.multimodal import MultimodalHandler
 from specs.handlers.text import TextHandler
@@ -14,8 +17,13 @@ __all__ = ["HANDLERS", "GraphModule", "Handler", "get_handler"]
 #: family -> handler
 HANDLERS: dict[str, Handler] = {
     "image-classification": ImageHandler(),
+    "image-embedding": ImageHandler(),
     "text-generation": TextHandler(),
     "image-text-similarity": MultimodalHandler(),
+    "image-autoencoding": AutoencodingHandler(),
+    "image-denoising": DenoisingHandler(),
+    "audio-codec": CodecHandler(),
+    "avatar": AvatarHandler(),
 }
 
 

@@ -1,4 +1,4 @@
-"""Image classifiers: one graph, pixels in, logits out."""
+"""Image classifiers and image encoders: one graph, pixels in, logits or features out."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 from specs.components import VisionTransformerComponent
-from specs.graphs import GraphSpec, name_roles
+from specs.graphs import GraphSpec
 from specs.handlers.base import Handler
-from specs.models.vision import VisionTransformer
+from specs.models.vision import ImageEmbedding, VisionTransformer
 from specs.schema import Spec, TensorSpec
 
 
 @final
 class ImageHandler(Handler):
-    """`vision.vit`."""
+    """One `vision` tower."""
 
     def make_components(self, spec: Spec) -> dict[str, nn.Module]:
         return {
@@ -25,16 +25,23 @@ class ImageHandler(Handler):
             for name, config in spec.components.items()
         }
 
+    def make_graph_module(self, graph: GraphSpec, component: nn.Module) -> nn.Module:
+        assert isinstance(component, VisionTransformer)
+        return component if component.head is not None else ImageEmbedding(component)
+
     def make_tensor(
         self, spec: Spec, graph: GraphSpec, tensor: TensorSpec, shape: tuple[int, ...], random: np.random.Generator
     ) -> NDArray[Any]:
         return make_image(shape, random)
 
     def describe_pipeline(self, spec: Spec) -> dict[str, Any]:
-        name = name_roles(spec)["classifier"]
-        config = cast(VisionTransformerComponent, spec.components[name])
-        labels = list(spec.labels) or [str(index) for index in range(config.num_classes or 0)]
-        return {"kind": "image-classification", "graph": name, "image": describe_image(config), "labels": labels}
+        ((name, component),) = spec.components.items()
+        config = cast(VisionTransformerComponent, component)
+        described = {"graph": name, "image": describe_image(config)}
+        if config.num_classes is None:
+            return {"kind": "image-embedding", **described}
+        labels = list(spec.labels) or [str(index) for index in range(config.num_classes)]
+        return {"kind": "image-classification", **described, "labels": labels}
 
 
 def make_image(shape: tuple[int, ...], random: np.random.Generator) -> NDArray[Any]:
@@ -48,4 +55,5 @@ def make_image(shape: tuple[int, ...], random: np.random.Generator) -> NDArray[A
 
 def describe_image(config: VisionTransformerComponent) -> dict[str, int]:
     """The size of the pixels that a host hands over."""
-    return {"height": config.image_size, "width": config.image_size, "channels": config.num_channels}
+    height, width = config.image
+    return {"height": height, "width": width, "channels": config.num_channels}
