@@ -20,18 +20,22 @@ class StoreNarrowWeights(ir.passes.InPlacePass):
     """Fires on every initializer that WidenWeights made and that is still used."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        namer = Namer(model)
         modified = False
         for graph in list_graphs(model):
-            for value in list(graph.initializers.values()):
-                stored = find_stored(value.const_value)
-                if stored is None or value.is_graph_output():
-                    continue
-                name = (value.name or "").replace("/float", "", 1)
-                narrow = add_initializer(graph, stored, namer(name))
-                _replace(graph, value, narrow, namer)
+            wide = [
+                value
+                for value in graph.initializers.values()
+                if find_stored(value.const_value) is not None and not value.is_graph_output()
+            ]
+            for value in wide:
                 assert value.name is not None
                 del graph.initializers[value.name]
+            namer = Namer(model)
+            for value in wide:
+                stored = find_stored(value.const_value)
+                assert stored is not None
+                name = stored.name or (value.name or "").replace("/float", "", 1)
+                _replace(graph, value, add_initializer(graph, stored, namer(name)), namer)
                 modified = True
         return ir.passes.PassResult(model, modified=modified)
 
@@ -55,7 +59,9 @@ def _replace(graph: ir.Graph, wide: ir.Value, narrow: ir.Value, namer: Namer) ->
     others = [use for use in uses if use not in lookups]
     if others:
         cast = _make_cast(narrow, namer, others[0].node)
-        graph.insert_before(graph[0], cast)
+        readers = {use.node for use in others}
+        # in front of its first reader: a runtime that follows this order holds one widened weight at a time
+        graph.insert_before(next((node for node in graph if node in readers), graph[0]), cast)
         for use in others:
             use.node.replace_input_with(use.idx, cast.outputs[0])
 

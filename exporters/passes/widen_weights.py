@@ -35,8 +35,10 @@ class WidenWeights(ir.passes.InPlacePass):
                 if weight is None or tensor is None:
                     continue
                 if weight not in made:
-                    owner = weight.graph or graph
-                    made[weight] = add_initializer(owner, widen_lazily(tensor), namer(f"{weight.name}/float"))
+                    owner, taken = weight.graph or graph, node.outputs[0].name == f"{weight.name}/float"
+                    node.outputs[0].name = f"{weight.name}/widened" if taken else node.outputs[0].name
+                    name = f"{weight.name}/float" if taken else namer(f"{weight.name}/float")
+                    made[weight] = add_initializer(owner, widen_lazily(tensor), name)
                 if gather is None:
                     node.outputs[0].replace_all_uses_with(made[weight])
                 else:
