@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import fnmatch
 import logging
 import os
 import warnings
@@ -27,6 +28,7 @@ from exporters.ops import CUSTOM_OPS, attach_bodies, registered_schemas
 from exporters.ops.lstm import STANDARD_OPS
 from exporters.passes._derived import NARROW
 from exporters.passes.fold_transposed_weights import FoldTransposedWeights
+from exporters.passes.keep_float32 import KEEP_KEY
 from exporters.passes.store_narrow_weights import StoreNarrowWeights
 from exporters.passes.widen_weights import WidenWeights
 from exporters.trace import make_dynamic_shapes
@@ -75,6 +77,7 @@ def lower(program: ExportedProgram, graph: GraphModule) -> ir.Model:
     model.graph.name = graph.name
     _rename_dims(model, graph)
     _tidy_metadata(model, graph.component)
+    _mark_float32(model, graph)
     attach_bodies(model)
     common.RemoveUnusedOpsetsPass()(model)
     for step in _TURN_WEIGHTS:
@@ -156,6 +159,14 @@ def _list_values(model: ir.Model) -> Iterator[ir.Value]:
     yield from model.graph.inputs
     for node in model.graph.all_nodes():
         yield from node.outputs
+
+
+def _mark_float32(model: ir.Model, graph: GraphModule) -> None:
+    """Write on every node that the family keeps in float32 why it does."""
+    for node in model.graph.all_nodes():
+        for pattern, reason in graph.keep_float32:
+            if fnmatch.fnmatchcase(node.metadata_props[MODULE_KEY], pattern):
+                node.metadata_props[KEEP_KEY] = reason
 
 
 def _tidy_metadata(model: ir.Model, component: str) -> None:

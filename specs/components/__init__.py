@@ -12,6 +12,7 @@ from specs.components.base import Activation, Activations, Component, LayerCount
 from specs.components.decoder import CausalComponent, DecoderComponent, Gpt2Component
 from specs.components.encodec import EncodecComponent
 from specs.components.fusion import FusionComponent
+from specs.components.mesh import FieldComponent, TriplaneComponent
 from specs.components.text import ClipTextComponent
 from specs.components.unet import UNetComponent
 from specs.components.vision import VisionTransformerComponent
@@ -28,6 +29,7 @@ __all__ = [
     "Component",
     "DecoderComponent",
     "EncodecComponent",
+    "FieldComponent",
     "FusionComponent",
     "Gpt2Component",
     "LayerCount",
@@ -35,6 +37,7 @@ __all__ = [
     "RendererComponent",
     "Size",
     "TransformerSizes",
+    "TriplaneComponent",
     "UNetComponent",
     "VaeComponent",
     "VisionTransformerComponent",
@@ -49,13 +52,18 @@ COMPONENTS: dict[str, type[Component]] = {
     "vision.clip": VisionTransformerComponent,
     "vision.siglip": VisionTransformerComponent,
     "text.clip": ClipTextComponent,
+    "text.siglip": ClipTextComponent,
     "text.decoder": DecoderComponent,
     "text.gpt2": Gpt2Component,
     "fusion.late": FusionComponent,
+    "fusion.sigmoid": FusionComponent,
     "fusion.gated": FusionComponent,
     "fusion.attention": FusionComponent,
+    "audio.encodec_decoder": EncodecComponent,
     "diffusion.vae": VaeComponent,
     "diffusion.unet": UNetComponent,
+    "mesh.triplane": TriplaneComponent,
+    "mesh.field": FieldComponent,
     "avatar.appearance": AppearanceComponent,
     "avatar.motion": MotionComponent,
     "avatar.renderer": RendererComponent,
