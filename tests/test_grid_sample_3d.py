@@ -19,8 +19,9 @@ from torch.nn import functional
 
 from exporters.ops import attach_bodies
 from exporters.ops.base import DOMAIN, DOMAIN_VERSION
-from exporters.passes import run_pipeline
+from exporters.passes import run_pipeline, takes_plugins
 from specs import ops
+from tests.passes_support import parse
 
 _CASES = list(itertools.product(("bilinear", "nearest"), ("zeros", "border", "reflection"), (False, True)))
 _VOLUME, _GRID = (2, 3, 4, 5, 7), (2, 6, 3, 5, 3)  # no two sizes of one tensor equal: a swapped axis shows
@@ -195,3 +196,52 @@ def test_half_precision_rounds_values_and_not_positions(case: Case, lowering: st
     wanted = _sample(case, volume, grid)
     assert _error(_run(result.model, volume, grid), wanted) < 5e-3
     assert _error(_sample(case, volume, grid.half().float()), wanted) > 0.05, "the mutant: positions in float16"
+
+
+@pytest.mark.parametrize(("lowering", "precision", "volume"), [
+    ("tensorrt-8", "fp32", "FLOAT"),
+    ("tensorrt-8", "fp16", "FLOAT16"),
+    ("tensorrt-8", "int8", "FLOAT"),
+    ("tensorrt-10", "fp16", "FLOAT16"),
+    ("tensorrt-10", "bf16", "BFLOAT16"),
+    ("tensorrt-11", "bf16", "BFLOAT16"),
+    ("tensorrt-11", "int8", "FLOAT16"),
+])  # fmt: skip
+def test_a_plugins_node_is_kept_and_typed(lowering: str, precision: str, volume: str) -> None:
+    model = _make_model(("nearest", "border", True))
+    assert takes_plugins(model, lowering)
+    result = run_pipeline(model, lowering=lowering, precision=precision, ranges={}, plugins=True)
+    (node,) = [n for n in result.model.graph if n.op_type == "MetagenGridSample3D"]
+    assert (node.domain, node.overload) == ("metagen.plugin", "")
+    assert [v.dtype.name for v in (*node.inputs, *node.outputs)] == [volume, "FLOAT", volume]  # type: ignore[union-attr]
+    assert {name: attribute.value for name, attribute in node.attributes.items()} == {
+        "mode": "nearest",
+        "padding_mode": "border",
+        "align_corners": 1,
+        "plugin_version": "1",
+        "plugin_namespace": "metagen.plugin",
+    }
+    assert not result.model.functions
+    assert "KeepPlugins: 1 nodes MetagenGridSample3D are left to a plugin" in result.log
+    assert [o.dtype for o in result.model.graph.outputs] == [ir.DataType.FLOAT]
+
+
+def test_what_leads_up_to_a_plugins_grid_stays_float32() -> None:
+    model = parse("""<ir_version: 10, opset_import: ["": 18, "metagen": 1]>
+        g (float[1,8,4,5,6] x, float[1,2,3,4,3] flow) => (float[1,8,2,3,4] y) {
+            moved = Add (flow, still)
+            bright = Add (x, x)
+            y = metagen.MetagenGridSample3D
+                <mode: string = "bilinear", padding_mode: string = "zeros", align_corners: int = 0> (bright, moved)
+        }""", {"still": np.zeros((1, 2, 3, 4, 3), np.float32)})  # fmt: skip
+    for plugins in (True, False):
+        result = run_pipeline(model, lowering="tensorrt-10", precision="fp16", plugins=plugins)
+        kinds = {node.outputs[0].name: node.outputs[0].dtype for node in result.model.graph if node.op_type == "Add"}
+        assert (kinds["moved"], kinds["bright"]) == (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+
+
+def test_plugins_are_for_tensorrt_and_for_graphs_that_have_such_nodes() -> None:
+    model = _make_model(("nearest", "border", True))
+    assert not takes_plugins(model, "onnxruntime")
+    model.graph[0].op_type = "MetagenAttention"
+    assert not takes_plugins(model, "tensorrt-8")

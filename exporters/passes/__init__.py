@@ -39,17 +39,27 @@ from exporters.passes.infer_types import InferTypes
 from exporters.passes.inline_functions import InlineFunctions
 from exporters.passes.insert_dynamic_quantization import InsertDynamicQuantization
 from exporters.passes.insert_quantize_dequantize import InsertQuantizeDequantize
+from exporters.passes.keep_plugins import KeepPlugins, has_plugin_ops
 from exporters.passes.lower_attention import LowerAttention
 from exporters.passes.lower_cached_attention import LowerCachedAttention
 from exporters.passes.lower_grid_sample import LowerGridSample
 from exporters.passes.lower_group_norm import LowerGroupNorm
 from exporters.passes.set_opset import SetOpset
 from exporters.passes.slice_shapes import SliceShapes
+from exporters.passes.spell_elu import SpellElu
 from exporters.passes.store_narrow_weights import StoreNarrowWeights
 from exporters.passes.widen_weights import WidenWeights
 from specs.errors import MetagenError, TargetError, name_nearest
 
-__all__ = ["PIPELINES", "PipelineResult", "Range", "list_quantizable_tensors", "needs_ranges", "run_pipeline"]
+__all__ = [
+    "PIPELINES",
+    "PipelineResult",
+    "Range",
+    "list_quantizable_tensors",
+    "needs_ranges",
+    "run_pipeline",
+    "takes_plugins",
+]
 
 Pipeline = tuple[ir.passes.PassBase, ...]
 
@@ -77,7 +87,7 @@ _ATTENTION_4D: Pipeline = (
 _ORT: Pipeline = (*_ATTENTION_3D, LowerGridSample(), *_BODY, FuseGelu(), SetOpset(minimum=7, maximum=26), InferTypes())
 _TRT8: Pipeline = (*_BODY, SetOpset(minimum=7, maximum=17), SliceShapes(), InferTypes())
 _TRT10: Pipeline = (*_BODY, SetOpset(minimum=9, maximum=20), InferTypes())
-_TRT11: Pipeline = (LowerGroupNorm(), *_BODY, FuseGelu(), SetOpset(minimum=9, maximum=24), InferTypes())
+_TRT11: Pipeline = (LowerGroupNorm(), *_BODY, FuseGelu(), SpellElu(), SetOpset(minimum=9, maximum=24), InferTypes())
 _TRT11_HALF: Pipeline = (*_ATTENTION_4D, *_TRT11)
 # float16 scales exist from opset 19
 _TRT10_INT8: Pipeline = (*_BODY, SetOpset(minimum=19, maximum=20), InferTypes())
@@ -86,6 +96,7 @@ _TRT11_INT8: Pipeline = (
     LowerGroupNorm(),
     *_BODY,
     FuseGelu(),
+    SpellElu(),
     SetOpset(minimum=19, maximum=24),
     InferTypes(),
 )
@@ -130,12 +141,18 @@ class PipelineResult:
 
 
 def run_pipeline(
-    model: ir.Model, *, lowering: str, precision: str, ranges: Mapping[str, Range] | None = None
+    model: ir.Model,
+    *,
+    lowering: str,
+    precision: str,
+    ranges: Mapping[str, Range] | None = None,
+    plugins: bool = False,
 ) -> PipelineResult:
     """Lower a copy of `model`; weights are shared with it, and those that change are computed when they are written.
 
     Args:
         ranges: needed by int8 for TensorRT; of the tensors that `list_quantizable_tensors` names.
+        plugins: keep the nodes that a plugin can run (`takes_plugins`), in place of their bodies.
 
     Raises:
         TargetError: there is no such pipeline.
@@ -147,7 +164,7 @@ def run_pipeline(
     model.meta.clear()
     if ranges is not None:
         set_ranges(model, ranges)
-    for step in passes:
+    for step in (KeepPlugins(), *passes) if plugins else passes:
         try:
             step(model)
         except ir.passes.PreconditionError as error:
@@ -157,6 +174,11 @@ def run_pipeline(
     notes = notes_of(model)
     kept = tuple(f"{name}: {reason}" for name, reason in notes.keep_fp32.items())
     return PipelineResult(model=model, keep_fp32=kept, log=tuple(notes.log))
+
+
+def takes_plugins(model: ir.Model, lowering: str) -> bool:
+    """Whether `model`, lowered so, has nodes that a plugin could run."""
+    return lowering.startswith("tensorrt-") and has_plugin_ops(model)
 
 
 def needs_ranges(lowering: str, precision: str) -> bool:

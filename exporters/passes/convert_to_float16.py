@@ -16,6 +16,8 @@ Not here: double precision, sequences and optionals, which are left as they are.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -35,6 +37,7 @@ from exporters.passes._graph import (
 )
 from exporters.passes._types import find_schema, find_type_errors, list_ports, spell_dtype, spell_type
 from exporters.passes.keep_float32 import LARGEST_FLOAT16, find_kept, is_float
+from exporters.passes.keep_plugins import HALF_PORTS, is_plugin
 
 _FLOAT = spell_dtype(ir.DataType.FLOAT)
 #: These set the type of their output by an attribute that this pass rewrites.
@@ -99,9 +102,9 @@ class ConvertToFloat16(ir.passes.InPlacePass):
 class _HalfPorts:
     """Indices of the inputs and outputs of one node that are half precision."""
 
-    def __init__(self) -> None:
-        self.inputs: set[int] = set()
-        self.outputs: set[int] = set()
+    def __init__(self, inputs: Iterable[int] = (), outputs: Iterable[int] = ()) -> None:
+        self.inputs: set[int] = set(inputs)
+        self.outputs: set[int] = set(outputs)
 
 
 def _mentions_float(value: ir.Value | None) -> bool:
@@ -118,6 +121,8 @@ def _plan_node(node: ir.Node, schema: onnx.defs.OpSchema | None, half: ir.DataTy
     """The ports that can be half precision by the schema, or why there are none."""
     if any(True for _ in list_subgraphs(node)):
         return "control flow: its inputs and outputs stay float32, its body is converted"
+    if is_plugin(node):
+        return _HalfPorts(*HALF_PORTS[node.op_type])
     if schema is None:
         return "not an operator of onnx: nothing is known about the types it takes"
     ports, bound = _HalfPorts(), set()
@@ -227,9 +232,10 @@ class _Rewriter:
             graph = value.graph or node.graph
             assert graph is not None
             twin = narrow_lazily(tensor, self.half, limit)
-            self.converted[value, limiting] = add_initializer(
-                graph, twin, self.namer(f"{value.name}/{self.half.name.lower()}")
-            )
+            name = f"{value.name}/{self.half.name.lower()}"
+            if twin is stored:
+                name = stored.name or name
+            self.converted[value, limiting] = add_initializer(graph, twin, self.namer(name))
         return self.converted[value, limiting]
 
     def _report_loss(self, value: ir.Value, tensor: ir.TensorProtocol, node: ir.Node) -> None:

@@ -11,7 +11,8 @@ of float32 and 8 bits. Five families lose more than rounding:
 
 From a node of the second and third family float32 follows the data through elementwise arithmetic (mean, epsilon,
 square root, ...) up to and with the first node that applies the statistic to other data. The last rule is about
-constants: an epsilon of 1e-12 is zero in float16, a weight of 1e6 infinite.
+constants: an epsilon of 1e-12 is zero in float16, a weight of 1e6 infinite. And a graph may say itself what must stay
+(`specs.families.GraphSpec.keep_float32`): such nodes carry the reason as their metadata.
 
 Not here: whether an operator takes float16 at all (its schema says so, see `convert_to_float16`).
 """
@@ -22,6 +23,10 @@ import numpy as np
 import onnx_ir as ir
 
 from exporters.passes._graph import is_onnx, list_graphs, read_constant
+from exporters.passes.keep_plugins import POSITION_INPUTS, is_plugin
+
+#: Metadata of a node that its family keeps in float32: the reason.
+KEEP_KEY = "metagen.keep_float32"
 
 LARGEST_FLOAT16 = 65504.0
 SMALLEST_NORMAL_FLOAT16 = 2.0**-14
@@ -77,6 +82,8 @@ def is_float(value: ir.Value | None) -> bool:
 
 
 def _find_reason(node: ir.Node, half: ir.DataType) -> str | None:
+    if half == ir.DataType.FLOAT16 and KEEP_KEY in node.metadata_props:
+        return node.metadata_props[KEEP_KEY]
     if node.domain == "ai.onnx.ml":
         return "discontinuous: trees, scalers and encoders compare and index"
     if not is_onnx(node, node.op_type):
@@ -185,16 +192,19 @@ def _follow_backward(graph: ir.Graph, reasons: Reasons) -> None:
     for node in reversed(graph):
         if node.op_type not in _SOURCES or not any(is_float(value) for value in node.outputs):
             continue
-        users = [use.node for value in node.outputs for use in value.uses()]
-        if any(user.op_type in _ANGLES or user in angles for user in users):
+        uses = [use for value in node.outputs for use in value.uses()]
+        if any(use.node.op_type in _ANGLES or use.node in angles for use in uses):
             angles.add(node)
             reasons.setdefault(node, "angle: it is the argument of a sine")
-        if any(_is_place(user) or user in positions for user in users):
+        if any(_is_place(use.node, use.idx) or use.node in positions for use in uses):
             positions.add(node)
             reasons.setdefault(node, "position: a rounded place to read from is another place")
 
 
-def _is_place(node: ir.Node) -> bool:
+def _is_place(node: ir.Node, index: int) -> bool:
+    """Whether the input at `index` says where something is read."""
+    if is_plugin(node):
+        return index in POSITION_INPUTS[node.op_type]
     if not is_onnx(node, "Cast"):
         return is_onnx(node, *_PLACES)
     return ir.DataType(node.attributes["to"].as_int()) in _INTEGERS
