@@ -7,10 +7,34 @@ No library of theirs is imported, no pickle read, no code of a checkpoint run.
 
 from __future__ import annotations
 
+from exporters.checkpoints.autoencoder_kl import AutoencoderKlImporter
 from exporters.checkpoints.base import Folder, Importer
-from exporters.checkpoints.llama import LlamaImporter
+from exporters.checkpoints.encodec import EncodecImporter
+from exporters.checkpoints.gemma import Gemma2Importer, Gemma3Importer, GemmaImporter
+from exporters.checkpoints.gpt2 import Gpt2Importer
+from exporters.checkpoints.llama import LlamaImporter, SmolLm3Importer
+from exporters.checkpoints.mistral import MistralImporter
+from exporters.checkpoints.phi3 import Phi3Importer
+from exporters.checkpoints.qwen import Qwen2Importer, Qwen3Importer
 from exporters.checkpoints.read import Checkpoint, open_checkpoint, read_spec, write_report
+from exporters.checkpoints.unet import UNetImporter
+from exporters.checkpoints.whisper import WhisperImporter
 
 __all__ = ["IMPORTERS", "Checkpoint", "Folder", "Importer", "open_checkpoint", "read_spec", "write_report"]
 
-IMPORTERS: tuple[Importer, ...] = (LlamaImporter(),)
+IMPORTERS: tuple[Importer, ...] = (
+    LlamaImporter(),
+    MistralImporter(),
+    Qwen2Importer(),
+    Qwen3Importer(),
+    SmolLm3Importer(),
+    Phi3Importer(),
+    GemmaImporter(),
+    Gemma2Importer(),
+    Gemma3Importer(),
+    Gpt2Importer(),
+    EncodecImporter(),
+    AutoencoderKlImporter(),
+    UNetImporter(),
+    WhisperImporter(),
+)

@@ -1,0 +1,106 @@
+"""Gemma: scaled embeddings, norms around 1 + weight, GEGLU; Gemma 2: caps, windows in every other layer, more norms;
+Gemma 3: normalised queries and keys, and another rotation in the layers with a window."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+from exporters.checkpoints.config import Config
+from exporters.checkpoints.decoder import DecoderImporter, describe_activation, describe_sizes, describe_windows
+from exporters.checkpoints.llama import refuse_partial_rotation
+from exporters.checkpoints.rope import describe_rope
+
+
+@final
+class GemmaImporter(DecoderImporter):
+    """`GemmaForCausalLM`."""
+
+    title = "Gemma"
+    model_types = ("gemma",)
+
+    def describe(self, config: Config) -> dict[str, Any]:
+        refuse_partial_rotation(config)
+        config.require("hidden_activation", ("gelu_pytorch_tanh",), "gelu_pytorch_tanh")
+        # the first release said "gelu", and computed its tanh approximation
+        said = describe_activation(config, default="gelu_pytorch_tanh")["activation"]
+        activation = {"activation": "gelu_tanh" if said == "gelu" else said}
+        return {**_describe_common(config), **activation, **describe_rope(config)}
+
+
+@final
+class Gemma2Importer(DecoderImporter):
+    """`Gemma2ForCausalLM`."""
+
+    title = "Gemma 2"
+    model_types = ("gemma2",)
+
+    def describe(self, config: Config) -> dict[str, Any]:
+        refuse_partial_rotation(config)
+        layers = range(config.take("num_hidden_layers", int))
+        types = ["full_attention" if layer % 2 else "sliding_attention" for layer in layers]
+        return {
+            **_describe_common(config),
+            **describe_rope(config),
+            **_describe_later(config, softcaps=(50.0, 30.0)),
+            **describe_windows(config, config.take("sliding_window", int, 4096), types),
+        }
+
+
+@final
+class Gemma3Importer(DecoderImporter):
+    """`Gemma3ForCausalLM`: the text model alone."""
+
+    title = "Gemma 3 (text)"
+    model_types = ("gemma3_text",)
+
+    def describe(self, config: Config) -> dict[str, Any]:
+        layers = range(config.take("num_hidden_layers", int))
+        pattern = config.take_first(("sliding_window_pattern", "_sliding_window_pattern"), int, 6)
+        types = ["sliding_attention" if (layer + 1) % pattern else "full_attention" for layer in layers]
+        windows = describe_windows(config, config.take("sliding_window", int, 4096), types)
+        far, near = _split_rope(config)
+        plain = Config({key: value for key, value in config.data.items() if key != "rope_theta"}, config.where)
+        near.require("rope_type", ("default",), "default")
+        local = describe_rope(plain, near, theta=config.take("rope_local_base_freq", float, 10000.0))
+        rotation = {"window_rope_theta": local["rope_theta"]} if windows else {}
+        return {
+            **_describe_common(config),
+            **describe_rope(config, far, theta=1e6),
+            **_describe_later(config, softcaps=(0.0, 0.0)),
+            **windows,
+            **rotation,
+            "qk_norm": True,
+        }
+
+
+def _split_rope(config: Config) -> tuple[Config, Config]:
+    """The rotations of layers that see everything, and of those with a window."""
+    nested = config.take_config("rope_parameters")
+    if config.data.get("rope_scaling"):
+        return config.take_config("rope_scaling"), Config({}, config.where)
+    return nested.take_config("full_attention"), nested.take_config("sliding_attention")
+
+
+def _describe_common(config: Config) -> dict[str, Any]:
+    config.require("use_bidirectional_attention", (False,), False)
+    biased = config.take("attention_bias", bool, False)
+    return {
+        **describe_sizes(config, head_dim=256, tied=True),
+        "qkv_bias": biased,
+        "out_bias": biased,
+        "norm_offset": True,
+        "embedding_scale": config.take("hidden_size", int) ** 0.5,
+    }
+
+
+def _describe_later(config: Config, *, softcaps: tuple[float, float]) -> dict[str, Any]:
+    """What Gemma 2 and 3 share. A soft cap that is null is none; `softcaps` are those of a config without the keys."""
+    attention = config.data.get("attn_logit_softcapping", softcaps[0])
+    logits = config.data.get("final_logit_softcapping", softcaps[1])
+    caps = {"attention_softcap": attention, "logit_softcap": logits}
+    return {
+        **describe_activation(config, "hidden_activation", "gelu_pytorch_tanh"),
+        "post_norms": True,
+        "attention_scale": config.take("query_pre_attn_scalar", float, 256.0) ** -0.5,
+        **{key: cap for key, cap in caps.items() if cap},
+    }
