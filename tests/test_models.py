@@ -53,14 +53,12 @@ def test_parameters_are_as_many_as_the_spec_counts(name: str) -> None:
 @pytest.mark.parametrize("kind", sorted(FUSIONS))
 def test_fusion_parameters(kind: str) -> None:
     spec = load_spec("multimodal_clip:tiny")
-    spec = spec.model_copy(
-        update={
-            "components": {
-                **spec.components,
-                "fusion": FusionComponent.model_validate({"kind": kind, "projection_size": 24}),
-            }
-        }
-    )
+    if kind == "fusion.sigmoid":
+        text = spec.components["text_encoder"].model_copy(update={"projection_size": 64})
+        changed = {"text_encoder": text, "fusion": FusionComponent(kind=kind)}
+    else:
+        changed = {"fusion": FusionComponent.model_validate({"kind": kind, "projection_size": 24})}
+    spec = spec.model_copy(update={"components": {**spec.components, **changed}})
     (graph,) = [g for g in get_handler(spec).build(spec) if g.component == "fusion"]
     assert sum(p.numel() for p in graph.module.parameters()) == count_parameters(spec)["fusion"]
     outputs = run(graph, {"batch": 5}, spec)

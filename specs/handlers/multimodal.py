@@ -22,7 +22,7 @@ from specs.schema import Spec, TensorSpec
 
 @final
 class MultimodalHandler(Handler):
-    """`vision.clip`, `text.clip`, and one of `fusion.*`."""
+    """A `vision` tower, CLIP's or SigLIP's text tower, and one of `fusion.*`."""
 
     def make_components(self, spec: Spec) -> dict[str, nn.Module]:
         image_size, text_size = measure_towers(spec.components, name_roles(spec))

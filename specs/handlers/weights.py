@@ -192,6 +192,8 @@ def _choose_distribution(name: str, like: Tensor) -> tuple[float, float]:
     leaf = name.rpartition(".")[2]
     if leaf == "logit_scale":
         return math.log(1 / 0.07), 0.0  # where CLIP's training starts
+    if leaf == "logit_bias":
+        return -10.0, 0.0  # where SigLIP's does
     mean, std = 0.0, 0.02
     if leaf in ("class_token", "query") or "embedding" in name.split(".")[-2] or leaf == "position_embedding":
         std = 0.1

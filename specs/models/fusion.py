@@ -33,6 +33,7 @@ class LateFusion(nn.Module):
 
     def __init__(self, config: FusionComponent, *, image_size: int, text_size: int) -> None:
         super().__init__()
+        assert config.projection_size
         self.projection = Projections(image_size, text_size, config.projection_size)
         self.logit_scale = nn.Parameter(torch.empty(()))
 
@@ -41,12 +42,30 @@ class LateFusion(nn.Module):
         return image_BP, text_BP, self.logit_scale.exp() * image_BP @ text_BP.T
 
 
+class SigmoidFusion(nn.Module):
+    """SigLIP's head (Zhai et al. 2023): unit features, exp(logit_scale) times their cosines, and a bias.
+
+    Row i, column j of `similarity` [B, B] compares image i with text j; its sigmoid is the probability that they match.
+    """
+
+    def __init__(self, config: FusionComponent, *, image_size: int, text_size: int) -> None:
+        super().__init__()
+        assert image_size == text_size, "the family has compared them"
+        self.logit_scale = nn.Parameter(torch.empty(()))
+        self.logit_bias = nn.Parameter(torch.empty(()))
+
+    def forward(self, image_BC: Tensor, text_BC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        image_BC, text_BC = functional.normalize(image_BC, dim=-1), functional.normalize(text_BC, dim=-1)
+        return image_BC, text_BC, self.logit_scale.exp() * image_BC @ text_BC.T + self.logit_bias
+
+
 class GatedFusion(nn.Module):
     """A gated multimodal unit (Arevalo et al. 2017): per channel, a learned share of image and of text."""
 
     def __init__(self, config: FusionComponent, *, image_size: int, text_size: int) -> None:
         super().__init__()
         width = config.projection_size
+        assert width
         self.projection = Projections(image_size, text_size, width)
         self.gate = nn.Linear(2 * width, width)
 
@@ -60,6 +79,7 @@ class AttentionFusion(nn.Module):
 
     def __init__(self, config: FusionComponent, *, image_size: int, text_size: int) -> None:
         super().__init__()
+        assert config.projection_size
         self.temperature = config.temperature
         self.projection = Projections(image_size, text_size, config.projection_size)
         self.query = nn.Parameter(torch.empty(config.projection_size))
@@ -70,8 +90,9 @@ class AttentionFusion(nn.Module):
 
 
 #: kind -> module
-FUSIONS: dict[str, type[LateFusion | GatedFusion | AttentionFusion]] = {
+FUSIONS: dict[str, type[LateFusion | SigmoidFusion | GatedFusion | AttentionFusion]] = {
     "fusion.late": LateFusion,
+    "fusion.sigmoid": SigmoidFusion,
     "fusion.gated": GatedFusion,
     "fusion.attention": AttentionFusion,
 }
