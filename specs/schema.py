@@ -25,7 +25,7 @@ RECOMMENDED_OBJECTIVES: dict[tuple[tuple[str, ...], tuple[str, ...]], tuple[str,
     (("image",), ("image",)): ("diffusion", "classification"),
     (("image",), ("label",)): ("classification",),
     (("text",), ("image",)): ("diffusion",),
-    (("audio",), ("audio",)): ("autoregressive",),
+    (("audio",), ("audio",)): ("autoregressive", "reconstruction"),
     (("audio",), ("text",)): ("autoregressive", "ctc"),
     (("text",), ("audio",)): ("autoregressive", "diffusion"),
     (("text",), ("embedding",)): ("contrastive", "masked"),
@@ -130,7 +130,9 @@ class Spec(Frozen):
     description: str = ""
     modality: ModalitySpec
     architecture: Literal["transformer", "cnn", "diffusion", "hybrid"] = "transformer"
-    objective: Literal["autoregressive", "masked", "diffusion", "classification", "contrastive", "ctc"]
+    objective: Literal[
+        "autoregressive", "masked", "diffusion", "classification", "contrastive", "ctc", "reconstruction"
+    ]
     components: dict[Name, SerializeAsAny[Component]] = Field(min_length=1)
     weights: WeightsSpec = WeightsSpec()
     dims: dict[str, Dim] = Field(default_factory=dict, description="dynamic dimensions by name")

@@ -16,6 +16,7 @@ from specs.ops._gated_fusion import gated_fusion
 from specs.ops._gated_linear import GateActivation, gated_linear
 from specs.ops._grid_sample_3d import PaddingMode, SampleMode, grid_sample_3d
 from specs.ops._group_norm_silu import group_norm_silu
+from specs.ops._lstm import lstm
 from specs.ops._modality_fusion import modality_fusion
 from specs.ops._plain import plain_torch
 
@@ -30,6 +31,7 @@ __all__ = [
     "gated_linear",
     "grid_sample_3d",
     "group_norm_silu",
+    "lstm",
     "modality_fusion",
     "plain_torch",
 ]

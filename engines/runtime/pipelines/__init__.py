@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engines.runtime.fields import take_field
+from engines.runtime.pipelines.autoencoding import ImageAutoencoding
 from engines.runtime.pipelines.base import Pipeline
 from engines.runtime.pipelines.classification import ImageClassification
+from engines.runtime.pipelines.codec import AudioCodec
 from engines.runtime.pipelines.generation import TextGeneration
 from engines.runtime.pipelines.similarity import ImageTextSimilarity
 from engines.runtime.pipelines.tensors import Tensors
@@ -22,6 +24,8 @@ PIPELINES: dict[str, type[Pipeline]] = {
     "image-classification": ImageClassification,
     "text-generation": TextGeneration,
     "image-text-similarity": ImageTextSimilarity,
+    "image-autoencoding": ImageAutoencoding,
+    "audio-codec": AudioCodec,
     "tensors": Tensors,
 }
 
@@ -41,6 +45,7 @@ def open_pipeline(folder: Path, manifest: Manifest, graphs: Mapping[str, GraphSe
 
 __all__ = [
     "PIPELINES",
+    "AudioCodec",
     "ImageClassification",
     "ImageTextSimilarity",
     "Pipeline",
