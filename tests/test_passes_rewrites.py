@@ -106,6 +106,45 @@ def test_gelu_of_another_value_is_no_gelu() -> None:
     assert not FuseGelu()(parse(text)).modified
 
 
+TANH_GELU = """{header} g (float[2,64] x) => (float y) {{
+    root = Constant <value = float {{0.7978845834732056}}> ()
+    third = Constant <value = float {{0.044714998453855515}}> ()
+    one = Constant <value = float {{1.0}}> ()
+    half = Constant <value = float {{0.5}}> ()
+    three = Constant <value = float {{3.0}}> ()
+    {cube} k = Mul (third, cube) s = Add (x, k) a = Mul (root, s) b = Tanh (a) c = Add (b, one) {tail}
+}}"""
+CUBES = ["cube = Pow (x, three)", "square = Mul (x, x) cube = Mul (square, x)"]
+
+
+@pytest.mark.parametrize("cube", CUBES)
+@pytest.mark.parametrize("tail", TAILS)
+def test_every_order_of_the_tanh_gelu_is_found(cube: str, tail: str) -> None:
+    model = parse(TANH_GELU.format(header=HEADER, cube=cube, tail=tail))
+    feed = {"x": random(2, 64, scale=3)}
+    fused = run_pipeline(model, lowering="onnxruntime", precision="fp32").model
+    assert count_ops(fused) == {"Gelu": 1}
+    assert differ(run(model, feed), run(fused, feed)) < 1e-6
+    fused.graph[0].attributes["approximate"] = ir.AttrString("approximate", "none")
+    assert differ(run(model, feed), run(fused, feed)) > 1e-5  # the tanh and the exact GELU are told apart
+
+
+@pytest.mark.parametrize(
+    "wrong", [("half", 0.5005), ("root", 0.7983), ("one", 1.0005), ("third", 0.0448), ("three", 2)]
+)
+def test_another_factor_is_no_tanh_gelu(wrong: tuple[str, float]) -> None:
+    model = parse(TANH_GELU.format(header=HEADER, cube=CUBES[0], tail=TAILS[0]))
+    name, factor = wrong
+    (node,) = [node for node in model.graph if node.outputs[0].name == name]
+    node.attributes["value"] = ir.AttrTensor("value", ir.tensor(np.float32(factor)))
+    assert not FuseGelu()(model).modified
+
+
+def test_tanh_gelu_of_another_value_is_no_gelu() -> None:
+    for cube in ("z = Neg (x) cube = Pow (z, three)", "square = Mul (x, x) z = Neg (x) cube = Mul (square, z)"):
+        assert not FuseGelu()(parse(TANH_GELU.format(header=HEADER, cube=cube, tail=TAILS[0]))).modified
+
+
 @pytest.mark.parametrize(
     "bounds", ["start: int = 1", "start: int = -2", "end: int = -1", "start: int = 1, end: int = 3"]
 )
