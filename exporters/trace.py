@@ -32,7 +32,7 @@ def make_dynamic_shapes(graph: GraphModule, dims: Mapping[str, Dim]) -> tuple[An
     )
     parameters = inspect.signature(graph.module.forward).parameters.values()
     named = sum(parameter.kind is not inspect.Parameter.VAR_POSITIONAL for parameter in parameters)
-    return shapes if named == len(parameters) else (*shapes[:named], shapes[named:])
+    return shapes if named >= len(shapes) else (*shapes[:named], shapes[named:])
 
 
 def choose_sizes(dims: Mapping[str, Dim], *, near: int) -> dict[str, int]:
