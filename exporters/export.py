@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from exporters.golden import compute_outputs, measure_noise_floor, write_evaluat
 from exporters.lower import PORTABLE_OPSET, lower
 from exporters.memory import page_out, release
 from exporters.passes import PipelineResult, Range, list_quantizable_tensors, needs_ranges, run_pipeline
+from exporters.stored_parameters import streaming_parameters
 from exporters.trace import choose_sizes, trace
 from exporters.weights import WeightPool
 from specs.bundle import Graph, IoTensor, Manifest, TypedGraph, digest_text, index_files, write_manifest
@@ -209,7 +210,8 @@ def _export_graph(
     page_out(module.module)
     progress(f"{graph.name}: golden data from torch", None)
     sizes = choose_sizes(spec.dims, near=_GOLDEN_NEAR)
-    inputs = handler.make_realistic_inputs(spec, module, sizes=sizes, seed=_GOLDEN_SEED)
+    with streaming_parameters(module.module):
+        inputs = handler.make_realistic_inputs(spec, module, sizes=sizes, seed=_GOLDEN_SEED)
     outputs = compute_outputs(module, inputs)
     write_golden(component.folder / f"{graph.file_stem}.golden.npz", inputs, outputs)
     noise_floor = measure_noise_floor(module, inputs, outputs)
@@ -230,7 +232,7 @@ def _export_graph(
         portable,
         wanted,
         component.pool,
-        samples=lambda: handler.load_calibration(spec, module),
+        samples=lambda: _stream_samples(spec, handler, module),
         calibration_method=spec.calibration.method,
         progress=progress,
     )
@@ -256,6 +258,17 @@ def _trace_and_lower(spec: Spec, handler: Handler, module: GraphModule, progress
     program = trace(module, spec.dims, handler.make_inputs(spec, module, sizes=sizes, seed=_TRACE_SEED))
     progress(f"{module.name}: lowering to ONNX opset {PORTABLE_OPSET}", None)
     return lower(program, module)
+
+
+def _stream_samples(spec: Spec, handler: Handler, module: GraphModule) -> Iterator[Mapping[str, np.ndarray]]:
+    """Calibration samples; making one may run the module (what decode sees is made by prefill)."""
+    samples = handler.load_calibration(spec, module)
+    while True:
+        with streaming_parameters(module.module):
+            sample = next(samples, None)
+        if sample is None:
+            return
+        yield sample
 
 
 def _write_evaluation(spec: Spec, handler: Handler, graph: GraphSpec, folder: Path) -> str | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from exporters.stored_parameters import computing_in_float32
+from exporters.stored_parameters import streaming_parameters
 from specs.errors import ExportError
 from specs.handlers import GraphModule
 
@@ -30,7 +30,7 @@ def compute_outputs(graph: GraphModule, inputs: Mapping[str, np.ndarray]) -> dic
     Raises:
         ExportError: an output holds NaN or infinity: a reference like that would let every engine pass or fail.
     """
-    with computing_in_float32(graph.module):
+    with streaming_parameters(graph.module):
         outputs = _run(graph.module, graph, inputs)
     for name, array in outputs.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():

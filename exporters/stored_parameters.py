@@ -31,19 +31,19 @@ _READ_DTYPE = torch.Tensor.dtype.__get__  # type: ignore[attr-defined]
 _WIDENED_AT_ONCE_BYTES = 256 << 20
 
 
-@contextlib.contextmanager
-def computing_in_float32(module: nn.Module, *, tracing: bool = False) -> Iterator[None]:
-    """Inside, calls of `module` compute in float32 whatever its parameters are stored in, and keep few of their pages.
+def streaming_parameters(module: nn.Module) -> contextlib.AbstractContextManager[Any]:
+    """Inside, whatever uses parameters of `module` computes in float32, and keeps few of their pages in memory."""
+    return _StreamParameters(module)
 
-    Args:
-        tracing: torch.export is the caller: nothing is split or dropped, so that the graph is the plain one.
-    """
-    mode = _WidenParameters() if tracing else _StreamParameters(module)
+
+@contextlib.contextmanager
+def widening_forward(module: nn.Module) -> Iterator[None]:
+    """Inside, `module(...)` computes in float32. For torch.export: a plain graph, nothing in it is split or dropped."""
     forward = module.forward
 
     @functools.wraps(forward)  # torch.export reads the signature
     def run(*args: Any, **kwargs: Any) -> Any:
-        with mode:  # around the forward only: torch's own handling of parameters must see them as they are
+        with _WidenParameters():  # around the forward only: torch.export itself must see parameters as they are
             return forward(*args, **kwargs)
 
     module.forward = run
@@ -83,6 +83,10 @@ class _StreamParameters(_WidenParameters):
         mappings = list_file_mappings()
         self.mapped = {id(parameter) for parameter in module.parameters() if lies_in_file(parameter, mappings)}
         self.touched: dict[int, nn.Parameter] = {}
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        self.drop()
 
     def compute(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], used: list[nn.Parameter]
