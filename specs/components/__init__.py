@@ -13,6 +13,7 @@ from specs.components.decoder import CausalComponent, DecoderComponent, Gpt2Comp
 from specs.components.encodec import EncodecComponent
 from specs.components.fusion import FusionComponent
 from specs.components.mesh import FieldComponent, TriplaneComponent
+from specs.components.t5 import T5Component
 from specs.components.text import ClipTextComponent
 from specs.components.unet import UNetComponent
 from specs.components.vision import VisionTransformerComponent
@@ -36,6 +37,7 @@ __all__ = [
     "MotionComponent",
     "RendererComponent",
     "Size",
+    "T5Component",
     "TransformerSizes",
     "TriplaneComponent",
     "UNetComponent",
@@ -60,6 +62,7 @@ COMPONENTS: dict[str, type[Component]] = {
     "fusion.gated": FusionComponent,
     "fusion.attention": FusionComponent,
     "audio.encodec_decoder": EncodecComponent,
+    "text.t5": T5Component,
     "diffusion.vae": VaeComponent,
     "diffusion.unet": UNetComponent,
     "mesh.triplane": TriplaneComponent,

@@ -1,0 +1,126 @@
+"""T5's text encoder (Raffel et al. 2020).
+
+    x = x + attention(norm(x)) with a bias for each distance;  x = x + mlp(norm(x));  states = norm(x)
+
+Rows are padded on the right; what lies beyond a row's length is seen by nobody. Scores are not scaled. The bias of a
+distance belongs to a bucket: small distances have one each, larger ones share theirs in steps of a logarithm.
+
+Shape letters: B batch, T tokens, S keys (= T), H heads, D head dim, C channels.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from specs import ops
+from specs.components.t5 import T5Component
+from specs.models.decoder import RmsNorm
+from specs.models.layers import activate
+
+
+class T5Attention(nn.Module):
+    """Unscaled attention without biases of its own, over `bias` [B, H, T, S]."""
+
+    def __init__(self, config: T5Component) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.query = nn.Linear(config.hidden_size, config.inner_size, bias=False)
+        self.key = nn.Linear(config.hidden_size, config.inner_size, bias=False)
+        self.value = nn.Linear(config.hidden_size, config.inner_size, bias=False)
+        self.out = nn.Linear(config.inner_size, config.hidden_size, bias=False)
+
+    def _split_heads(self, x_BTC: Tensor) -> Tensor:
+        batch, tokens, _ = x_BTC.shape
+        return x_BTC.reshape(batch, tokens, -1, self.head_dim).transpose(1, 2)
+
+    def forward(self, x_BTC: Tensor, bias_BHTS: Tensor) -> Tensor:
+        q_BHTD, k_BHSD, v_BHSD = (self._split_heads(part(x_BTC)) for part in (self.query, self.key, self.value))
+        mixed_BHTD = ops.attention(q_BHTD, k_BHSD, v_BHSD, bias_BHTS, scale=1.0)
+        out_BTC: Tensor = self.out(mixed_BHTD.transpose(1, 2).flatten(2))
+        return out_BTC
+
+
+class T5Mlp(nn.Module):
+    """down(act(up(x))), or down(act(gate(x)) up(x))."""
+
+    def __init__(self, config: T5Component) -> None:
+        super().__init__()
+        self.activation = config.activation
+        self.gate = nn.Linear(config.hidden_size, config.mlp_size, bias=False) if config.gated else None
+        self.up = nn.Linear(config.hidden_size, config.mlp_size, bias=False)
+        self.down = nn.Linear(config.mlp_size, config.hidden_size, bias=False)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        if self.gate is None:
+            inner_BTF = activate(self.up(x_BTC), self.activation)
+        elif self.activation in ("silu", "gelu", "gelu_tanh"):
+            inner_BTF = ops.gated_linear(x_BTC, self.gate.weight, self.up.weight, activation=self.activation)
+        else:
+            inner_BTF = activate(self.gate(x_BTC), self.activation) * self.up(x_BTC)
+        out_BTC: Tensor = self.down(inner_BTF)
+        return out_BTC
+
+
+class T5Layer(nn.Module):
+    """One pre-norm layer."""
+
+    def __init__(self, config: T5Component) -> None:
+        super().__init__()
+        self.attention_norm = RmsNorm(config.hidden_size, config.layer_norm_eps)
+        self.attention = T5Attention(config)
+        self.mlp_norm = RmsNorm(config.hidden_size, config.layer_norm_eps)
+        self.mlp = T5Mlp(config)
+
+    def forward(self, x_BTC: Tensor, bias_BHTS: Tensor) -> Tensor:
+        x_BTC = x_BTC + self.attention(self.attention_norm(x_BTC), bias_BHTS)
+        out_BTC: Tensor = x_BTC + self.mlp(self.mlp_norm(x_BTC))
+        return out_BTC
+
+
+class T5Encoder(nn.Module):
+    """token_ids [B, T], lengths [B] -> states [B, T, C]."""
+
+    def __init__(self, config: T5Component) -> None:
+        super().__init__()
+        self.max_distance = config.max_distance
+        self.buckets = list_buckets(config.num_buckets, config.max_distance)
+        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.distance_embedding = nn.Embedding(config.num_buckets, config.num_heads)  # layers share it
+        self.layers = nn.ModuleList(T5Layer(config) for _ in range(config.num_layers))
+        self.output_norm = RmsNorm(config.hidden_size, config.layer_norm_eps)
+
+    def forward(self, token_ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
+        x_BTC: Tensor = self.token_embedding(token_ids_BT)
+        bias_BHTS = self.compute_bias(token_ids_BT.shape[1], lengths_B, x_BTC.dtype)
+        for layer in self.layers:
+            x_BTC = layer(x_BTC, bias_BHTS)
+        states_BTC: Tensor = self.output_norm(x_BTC)
+        return states_BTC
+
+    def compute_bias(self, tokens: int, lengths_B: Tensor, dtype: torch.dtype) -> Tensor:
+        """[B, H, T, S]: the bias of each distance, and the lowest number where a key is padding."""
+        position_T = torch.arange(tokens, device=lengths_B.device)
+        offset_TS = position_T[None, :] - position_T[:, None]
+        place_TS = offset_TS.clamp(-self.max_distance, self.max_distance) + self.max_distance
+        bucket_TS = torch.tensor(self.buckets)[place_TS]
+        bias_HTS = self.distance_embedding(bucket_TS).permute(2, 0, 1)
+        visible_B11S = (position_T[None, :] < lengths_B[:, None])[:, None, None, :]
+        return torch.where(visible_B11S, bias_HTS, torch.finfo(dtype).min)
+
+
+def list_buckets(num_buckets: int, max_distance: int) -> list[int]:
+    """The bucket of every offset (key - query) from -max_distance to max_distance.
+
+    Computed here once, in float32 as T5 does it: a graph that took the logarithm itself would round some distances
+    into the bucket beside theirs.
+    """
+    half, exact = num_buckets // 2, num_buckets // 4
+    distance = torch.arange(max_distance + 1, device="cpu")
+    scale = math.log(max_distance / exact)
+    steps = (torch.log(distance.float() / exact) / scale * (half - exact)).clamp(min=0).to(torch.int64)
+    far = (exact + steps).clamp(max=half - 1)
+    bucket = torch.where(distance < exact, distance, far).tolist()
+    return [*reversed(bucket[1:]), bucket[0], *(half + one for one in bucket[1:])]
