@@ -37,6 +37,10 @@ class Tokenizer(ABC):
         """The text of `ids`."""
         return "".join(self.decode_stream(ids))
 
+    def decode_words(self, ids: Iterable[int]) -> str:
+        """The text of `ids` without tokens that stand for no text: ends, languages, tasks."""
+        return self.decode(ids)
+
 
 @final
 class BytesTokenizer(Tokenizer):
@@ -79,6 +83,9 @@ class FileTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         return [int(token) for token in self._tokenizer.encode(text).ids]
+
+    def decode_words(self, ids: Iterable[int]) -> str:
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
         seen: list[int] = []

@@ -11,6 +11,7 @@ from specs.families.ctc import SpeechCtcFamily
 from specs.families.denoising import ImageDenoisingFamily
 from specs.families.generation import TextGenerationFamily
 from specs.families.image_embedding import ImageEmbeddingFamily
+from specs.families.mesh import TextToMeshFamily
 from specs.families.recognition import SpeechRecognitionFamily
 from specs.families.similarity import ImageTextSimilarityFamily
 
@@ -22,10 +23,11 @@ FAMILIES: tuple[Family, ...] = (
     ImageEmbeddingFamily(),
     TextGenerationFamily(),
     ImageTextSimilarityFamily(),
+    AudioCodecFamily(),
     ImageAutoencodingFamily(),
     ImageDenoisingFamily(),
-    AudioCodecFamily(),
     SpeechRecognitionFamily(),
     SpeechCtcFamily(),
     AvatarFamily(),
+    TextToMeshFamily(),
 )

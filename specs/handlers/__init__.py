@@ -6,9 +6,13 @@ from specs.graphs import find_family
 from specs.handlers.avatar import AvatarHandler
 from specs.handlers.base import GraphModule, Handler
 from specs.handlers.codec import CodecHandler
+from specs.handlers.ctc import SpeechCtcHandler
 from specs.handlers.diffusion import AutoencodingHandler, DenoisingHandler
+from specs.handlers.codec import CodecHandler
 from specs.handlers.image import ImageHandler
+from specs.handlers.mesh import TextToMeshHandler
 from specs.handlers.multimodal import MultimodalHandler
+from specs.handlers.recognition import SpeechRecognitionHandler
 from specs.handlers.text import TextHandler
 from specs.schema import Spec
 
@@ -20,10 +24,14 @@ HANDLERS: dict[str, Handler] = {
     "image-embedding": ImageHandler(),
     "text-generation": TextHandler(),
     "image-text-similarity": MultimodalHandler(),
+    "audio-codec": CodecHandler(),
     "image-autoencoding": AutoencodingHandler(),
     "image-denoising": DenoisingHandler(),
     "audio-codec": CodecHandler(),
     "avatar": AvatarHandler(),
+    "speech-recognition": SpeechRecognitionHandler(),
+    "speech-ctc": SpeechCtcHandler(),
+    "text-to-mesh": TextToMeshHandler(),
 }
 
 

@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING
 
 from engines.runtime.fields import take_field
 from engines.runtime.pipelines.autoencoding import ImageAutoencoding
+from engines.runtime.pipelines.avatar import Avatar
 from engines.runtime.pipelines.base import Pipeline
 from engines.runtime.pipelines.classification import ImageClassification
 from engines.runtime.pipelines.codec import AudioCodec
+from engines.runtime.pipelines.ctc import SpeechCtc
 from engines.runtime.pipelines.generation import TextGeneration
+from engines.runtime.pipelines.mesh import TextToMesh
+from engines.runtime.pipelines.recognition import SpeechRecognition
 from engines.runtime.pipelines.similarity import ImageTextSimilarity
 from engines.runtime.pipelines.tensors import Tensors
 from specs.bundle import Manifest
@@ -26,6 +30,10 @@ PIPELINES: dict[str, type[Pipeline]] = {
     "image-text-similarity": ImageTextSimilarity,
     "image-autoencoding": ImageAutoencoding,
     "audio-codec": AudioCodec,
+    "speech-recognition": SpeechRecognition,
+    "speech-ctc": SpeechCtc,
+    "avatar": Avatar,
+    "text-to-mesh": TextToMesh,
     "tensors": Tensors,
 }
 
@@ -49,6 +57,8 @@ __all__ = [
     "ImageClassification",
     "ImageTextSimilarity",
     "Pipeline",
+    "SpeechCtc",
+    "SpeechRecognition",
     "Tensors",
     "TextGeneration",
     "open_pipeline",

@@ -1,0 +1,113 @@
+"""Sounds in, transcripts out, by one encoder that spells: wav2vec 2.0 and connectionist temporal classification.
+
+    encoder(samples [B, L], lengths [B]) -> logits [B, T, V]
+    the likeliest label of each frame --merge repeats, drop blanks--> text
+
+A sound that is longer than the graph takes is cut into consecutive pieces, each transcribed by itself: a word that lies
+across a border may be spelled wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, final
+
+import numpy as np
+
+from engines.runtime.fields import take_field, take_graph, take_strings
+from engines.runtime.pipelines.base import Pipeline
+from engines.runtime.pipelines.batching import run_rows
+from engines.runtime.request import Answer, Request, require
+from engines.runtime.sound import load_sound
+from specs.bundle import Manifest
+from specs.errors import InputError
+
+if TYPE_CHECKING:
+    from engines.runtime.arrays import Array
+    from engines.runtime.graph_session import GraphSession
+
+
+@final
+class SpeechCtc(Pipeline):
+    """One graph. Models that were trained to see padding get each piece alone, and so without any."""
+
+    def __init__(self, folder: Path, manifest: Manifest, graphs: Mapping[str, GraphSession]) -> None:
+        config = manifest.pipeline
+        self._graph = take_graph(config, "graph", graphs, inputs=("samples", "lengths"), outputs=("logits",))
+        self.sample_rate = take_field(config, "sample_rate", int)
+        self._labels = take_strings(config, "labels")
+        self._blank = int(config.get("blank_token", 0))
+        self._delimiter = str(config.get("word_delimiter", "|"))
+        self._lower_case = bool(config.get("lower_case"))
+        self._mask_padding = bool(config.get("mask_padding"))
+        self._convolutions = [(int(kernel), int(stride)) for kernel, stride in take_field(config, "convolutions", list)]
+
+    def answer(self, request: Request) -> Answer:
+        require(request, "sounds", files=True)
+        texts = self.transcribe(request.files)
+        return Answer(header=("sound", "transcript"), rows=tuple(zip(request.files, texts, strict=True)))
+
+    def transcribe(self, sounds: Sequence[str | Path | Array]) -> list[str]:
+        """What is said in each sound: .wav files of any rate, or samples at `sample_rate`; see `load_sound`.
+
+        Raises:
+            InputError: no sound, or one that cannot be read.
+        """
+        if not sounds:
+            raise InputError("there is nothing to transcribe", allowed="one sound or more")
+        _, high = self._get_range()
+        texts = []
+        for sound in sounds:
+            samples = load_sound(sound, sample_rate=self.sample_rate)
+            pieces = [samples[start : start + high] for start in range(0, len(samples), high)]
+            spelled = (self.spell(logits.argmax(axis=-1)) for logits in self.compute_logits(pieces))
+            texts.append(" ".join(filter(None, spelled)))
+        return texts
+
+    def compute_logits(self, pieces: Sequence[Array]) -> list[Array]:
+        """Logits [T, V] of each piece [L], for the frames that see its own samples."""
+        if self._mask_padding and len(pieces) > 1:
+            return self._run(pieces)
+        return [self._run([piece])[0] for piece in pieces]
+
+    def spell(self, tokens: Sequence[int] | Array) -> str:
+        """Labels of frames -> text; bare ids where the bundle has no labels."""
+        merged = [int(token) for place, token in enumerate(tokens) if place == 0 or token != tokens[place - 1]]
+        said = [token for token in merged if token != self._blank]
+        if not self._labels:
+            return " ".join(map(str, said))
+        letters = (self._labels[token] for token in said)
+        text = "".join(" " if letter == self._delimiter else letter for letter in letters).strip()
+        return text.lower() if self._lower_case else text
+
+    def _run(self, pieces: Sequence[Array]) -> list[Array]:
+        low, _ = self._get_range()
+        lengths = np.array([max(len(piece), self._smallest) for piece in pieces], np.int64)
+        samples = np.zeros((len(pieces), max(low, int(lengths.max()))), np.float32)
+        for row, piece in zip(samples, pieces, strict=True):
+            row[: len(piece)] = piece
+        logits = run_rows(self._graph, {"samples": samples, "lengths": lengths})["logits"]
+        return [row[: self._count_frames(int(length))] for row, length in zip(logits, lengths, strict=True)]
+
+    def _count_frames(self, samples: int) -> int:
+        """Frames that see so many samples and nothing beyond."""
+        for kernel, stride in self._convolutions:
+            samples = (samples - kernel) // stride + 1
+        return samples
+
+    @property
+    def _smallest(self) -> int:
+        """Samples that one frame sees."""
+        samples = 1
+        for kernel, stride in reversed(self._convolutions):
+            samples = (samples - 1) * stride + kernel
+        return samples
+
+    def _get_range(self) -> tuple[int, int]:
+        """Fewest and most samples that the graph takes."""
+        size = self._graph.graph.inputs[0].shape[1]
+        if isinstance(size, int):
+            return size, size
+        low, _, high = self._graph.dims[size]
+        return low, high
