@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from specs.components import VisionTransformerComponent
+from specs.components import VisionTransformerComponent, Wav2Vec2Component
 from specs.document import Document
 from specs.errors import CalibrationError, MetagenError, SpecError, WeightsError, name_nearest
 from specs.families import FAMILIES
@@ -12,7 +12,7 @@ from specs.graphs import find_family, name_roles
 from specs.schema import IMPLEMENTED_PRECISIONS, Spec
 from specs.targets import load_target
 
-_MODALITY_READERS = {"image": ("vision.", "diffusion."), "text": ("text.",), "audio": ("audio.",)}
+_MODALITY_READERS = {"image": ("vision.", "diffusion.", "avatar."), "text": ("text.",), "audio": ("audio.", "avatar.")}
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -116,7 +116,8 @@ def _check_targets(document: Document, spec: Spec) -> None:
 def _check_labels(document: Document, spec: Spec) -> None:
     classes = [c.num_classes for c in spec.components.values() if isinstance(c, VisionTransformerComponent)]
     count = next((n for n in classes if n), None)
-    for key, given in (("labels", bool(spec.labels)), ("evaluation", spec.evaluation is not None)):
+    spelled = next((c.vocab_size for c in spec.components.values() if isinstance(c, Wav2Vec2Component)), None)
+    for key, given in (("labels", bool(spec.labels) and not spelled), ("evaluation", spec.evaluation is not None)):
         if given and count is None:
             raise SpecError(
                 f"'{key}' needs a component with num_classes",
@@ -124,6 +125,7 @@ def _check_labels(document: Document, spec: Spec) -> None:
                 got=", ".join(c.kind for c in spec.components.values()),
                 fix=f"remove '{key}'",
             )
+    count = count or spelled
     if spec.labels and len(spec.labels) != count:
         raise SpecError(
             f"there are {len(spec.labels)} labels for {count} classes",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from exporters.checkpoints.autoencoder_kl import AutoencoderKlImporter
 from exporters.checkpoints.base import Folder, Importer
+from exporters.checkpoints.clip import ClipImporter, ClipTextImporter, ClipVisionImporter
 from exporters.checkpoints.encodec import EncodecImporter
 from exporters.checkpoints.gemma import Gemma2Importer, Gemma3Importer, GemmaImporter
 from exporters.checkpoints.gpt2 import Gpt2Importer
@@ -17,7 +18,10 @@ from exporters.checkpoints.mistral import MistralImporter
 from exporters.checkpoints.phi3 import Phi3Importer
 from exporters.checkpoints.qwen import Qwen2Importer, Qwen3Importer
 from exporters.checkpoints.read import Checkpoint, open_checkpoint, read_spec, write_report
+from exporters.checkpoints.siglip import SiglipImporter, SiglipTextImporter, SiglipVisionImporter
 from exporters.checkpoints.unet import UNetImporter
+from exporters.checkpoints.vit import VitImporter
+from exporters.checkpoints.wav2vec2 import Wav2Vec2Importer
 from exporters.checkpoints.whisper import WhisperImporter
 
 __all__ = ["IMPORTERS", "Checkpoint", "Folder", "Importer", "open_checkpoint", "read_spec", "write_report"]
@@ -33,8 +37,16 @@ IMPORTERS: tuple[Importer, ...] = (
     Gemma2Importer(),
     Gemma3Importer(),
     Gpt2Importer(),
+    VitImporter(),
+    ClipImporter(),
+    ClipVisionImporter(),
+    ClipTextImporter(),
+    SiglipImporter(),
+    SiglipVisionImporter(),
+    SiglipTextImporter(),
     EncodecImporter(),
     AutoencoderKlImporter(),
     UNetImporter(),
     WhisperImporter(),
+    Wav2Vec2Importer(),
 )

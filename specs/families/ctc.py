@@ -32,13 +32,6 @@ class SpeechCtcFamily(Family):
                 allowed=f"{needed} or more",
                 fix="raise dims.samples.min",
             )
-        if spec.labels and len(spec.labels) != config.vocab_size:
-            raise SpecError(
-                f"there are {len(spec.labels)} labels for a vocabulary of {config.vocab_size}",
-                where="labels",
-                allowed="one label for each id, in the order of the logits, or no 'labels' at all",
-                fix="correct the list, or vocab_size",
-            )
 
     def list_graphs(self, components: Components, roles: Roles) -> tuple[GraphSpec, ...]:
         config = get_encoder(components, roles)
