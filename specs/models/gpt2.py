@@ -64,6 +64,7 @@ class Gpt2(CausalModel):
 
     def __init__(self, config: Gpt2Component) -> None:
         super().__init__()
+        self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.position_embedding = nn.Embedding(config.max_positions, config.hidden_size)
         self.layers = nn.ModuleList(Gpt2Layer(config, layer) for layer in range(config.num_layers))
