@@ -7,7 +7,7 @@
 
     lowering       opset   attention                int8
     onnxruntime    7-26    ONNX Attention, 3-D      dynamic, contrib op; the rest float32
-    tensorrt-8     7-17    pattern                  Q/DQ, float32 scales; the rest float32 (build with FP16)
+    tensorrt-8     7-17    pattern, masks by Where Q/DQ, float32 scales; the rest float32 (build with FP16)
     tensorrt-10    9-20    pattern                  Q/DQ, int8 weights; the rest float16
     tensorrt-11    9-24    ONNX Attention, 4-D; fp32: pattern    Q/DQ, int8 weights; the rest float16
 
@@ -44,6 +44,7 @@ from exporters.passes.lower_attention import LowerAttention
 from exporters.passes.lower_cached_attention import LowerCachedAttention
 from exporters.passes.lower_grid_sample import LowerGridSample
 from exporters.passes.lower_group_norm import LowerGroupNorm
+from exporters.passes.select_masked_scores import SelectMaskedScores
 from exporters.passes.set_opset import SetOpset
 from exporters.passes.slice_shapes import SliceShapes
 from exporters.passes.spell_elu import SpellElu
@@ -85,7 +86,7 @@ _ATTENTION_4D: Pipeline = (
 )
 
 _ORT: Pipeline = (*_ATTENTION_3D, LowerGridSample(), *_BODY, FuseGelu(), SetOpset(minimum=7, maximum=26), InferTypes())
-_TRT8: Pipeline = (*_BODY, SetOpset(minimum=7, maximum=17), SliceShapes(), InferTypes())
+_TRT8: Pipeline = (*_BODY, SelectMaskedScores(), SetOpset(minimum=7, maximum=17), SliceShapes(), InferTypes())
 _TRT10: Pipeline = (*_BODY, SetOpset(minimum=9, maximum=20), InferTypes())
 _TRT11: Pipeline = (LowerGroupNorm(), *_BODY, FuseGelu(), SpellElu(), SetOpset(minimum=9, maximum=24), InferTypes())
 _TRT11_HALF: Pipeline = (*_ATTENTION_4D, *_TRT11)
