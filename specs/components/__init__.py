@@ -15,6 +15,7 @@ from specs.components.fusion import FusionComponent
 from specs.components.mesh import FieldComponent, TriplaneComponent
 from specs.components.t5 import T5Component
 from specs.components.text import ClipTextComponent
+from specs.components.text_encoder import BertComponent, TextEncoderComponent
 from specs.components.unet import UNetComponent
 from specs.components.vision import VisionTransformerComponent
 from specs.components.wav2vec2 import Wav2Vec2Component
@@ -24,6 +25,7 @@ __all__ = [
     "COMPONENTS",
     "Activation",
     "Activations",
+    "BertComponent",
     "AppearanceComponent",
     "CausalComponent",
     "ClipTextComponent",
@@ -37,6 +39,7 @@ __all__ = [
     "MotionComponent",
     "RendererComponent",
     "Size",
+    "TextEncoderComponent",
     "T5Component",
     "TransformerSizes",
     "TriplaneComponent",
@@ -55,6 +58,7 @@ COMPONENTS: dict[str, type[Component]] = {
     "vision.siglip": VisionTransformerComponent,
     "text.clip": ClipTextComponent,
     "text.siglip": ClipTextComponent,
+    "text.bert": BertComponent,
     "text.decoder": DecoderComponent,
     "text.gpt2": Gpt2Component,
     "fusion.late": FusionComponent,

@@ -5,24 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PlainValidator, model_validator
+from pydantic import Field, model_validator
 
 from specs.components.base import Activation, Activations, Size, TransformerSizes, check_divides
-
-_LARGEST = 1 << 20
-
-
-def _check_pair(value: object) -> int | tuple[int, int]:
-    parts = value if isinstance(value, tuple) else (value, value)
-    if len(parts) != 2 or not all(type(part) is int and 1 <= part <= _LARGEST for part in parts):
-        raise ValueError(f"needs a whole number from 1, or [height, width], got {value!r}")
-    return parts[0] if parts[0] == parts[1] else (parts[0], parts[1])
-
-
-#: Height and width in pixels: one number where they are equal.
-PixelSize = Annotated[
-    int | tuple[int, int], PlainValidator(_check_pair, json_schema_input_type=Size | tuple[Size, Size])
-]
+from specs.components.picture_steps import PictureSteps, PixelSize, split_pair
 
 
 class VisionTransformerComponent(TransformerSizes):
@@ -65,9 +51,12 @@ class VisionTransformerComponent(TransformerSizes):
     )
     image_mean: tuple[float, ...] = Field(default=(0.5,), description="per channel, or one for all")
     image_std: tuple[float, ...] = Field(default=(0.5,), description="per channel, or one for all")
+    preprocessing: PictureSteps | None = Field(
+        default=None, description="how a host makes a picture fit; absent: stretched, bilinear, without rounding"
+    )
     qkv_bias: bool = True
     layer_scale: bool = Field(default=False, description="a learned factor per channel at the end of every sub-layer")
-    num_registers: Annotated[int, Field(ge=0, le=_LARGEST)] = Field(
+    num_registers: Annotated[int, Field(ge=0, le=1 << 20)] = Field(
         default=0, description="learned tokens between the class token and the patches"
     )
     pooling: Literal["class", "mean", "attention", "none"] | None = Field(
@@ -132,12 +121,12 @@ class VisionTransformerComponent(TransformerSizes):
     @property
     def image(self) -> tuple[int, int]:
         """Height and width in pixels."""
-        return self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
+        return split_pair(self.image_size)
 
     @property
     def patch(self) -> tuple[int, int]:
         """Height and width of a patch in pixels."""
-        return self.patch_size if isinstance(self.patch_size, tuple) else (self.patch_size, self.patch_size)
+        return split_pair(self.patch_size)
 
     @property
     def num_patches(self) -> int:

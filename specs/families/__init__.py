@@ -14,6 +14,7 @@ from specs.families.image_embedding import ImageEmbeddingFamily
 from specs.families.mesh import TextToMeshFamily
 from specs.families.recognition import SpeechRecognitionFamily
 from specs.families.similarity import ImageTextSimilarityFamily
+from specs.families.text_embedding import TextEmbeddingFamily
 
 __all__ = ["FAMILIES", "Family", "GraphSpec"]
 
@@ -22,6 +23,7 @@ FAMILIES: tuple[Family, ...] = (
     ImageClassificationFamily(),
     ImageEmbeddingFamily(),
     TextGenerationFamily(),
+    TextEmbeddingFamily(),
     ImageTextSimilarityFamily(),
     AudioCodecFamily(),
     ImageAutoencodingFamily(),

@@ -14,6 +14,7 @@ from specs.handlers.mesh import TextToMeshHandler
 from specs.handlers.multimodal import MultimodalHandler
 from specs.handlers.recognition import SpeechRecognitionHandler
 from specs.handlers.text import TextHandler
+from specs.handlers.text_encoder import TextEncoderHandler
 from specs.schema import Spec
 
 __all__ = ["HANDLERS", "GraphModule", "Handler", "get_handler"]
@@ -23,6 +24,7 @@ HANDLERS: dict[str, Handler] = {
     "image-classification": ImageHandler(),
     "image-embedding": ImageHandler(),
     "text-generation": TextHandler(),
+    "text-embedding": TextEncoderHandler(),
     "image-text-similarity": MultimodalHandler(),
     "audio-codec": CodecHandler(),
     "image-autoencoding": AutoencodingHandler(),

@@ -10,15 +10,15 @@ Shape letters: B batch, T tokens, S keys (= T), H heads, D head dim, C channels.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from specs import ops
 from specs.components.t5 import T5Component
 from specs.models.decoder import RmsNorm
+from specs.models.distance import list_buckets
 from specs.models.layers import activate
+from specs.models.text_encoder import EmbeddingHead
 
 
 class T5Attention(nn.Module):
@@ -89,38 +89,31 @@ class T5Encoder(nn.Module):
         self.buckets = list_buckets(config.num_buckets, config.max_distance)
         self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.distance_embedding = nn.Embedding(config.num_buckets, config.num_heads)  # layers share it
+        later = config.num_layers - 1 if config.own_bias else 0
+        self.distance_embeddings = nn.ModuleList(
+            nn.Embedding(config.num_buckets, config.num_heads) for _ in range(later)
+        )
         self.layers = nn.ModuleList(T5Layer(config) for _ in range(config.num_layers))
         self.output_norm = RmsNorm(config.hidden_size, config.layer_norm_eps)
+        self.embedding_head = None if config.pooling == "none" else EmbeddingHead(config)
 
     def forward(self, token_ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
         x_BTC: Tensor = self.token_embedding(token_ids_BT)
-        bias_BHTS = self.compute_bias(token_ids_BT.shape[1], lengths_B, x_BTC.dtype)
-        for layer in self.layers:
+        bias_BHTS = self.compute_bias(token_ids_BT.shape[1], lengths_B, x_BTC.dtype, self.distance_embedding)
+        for index, layer in enumerate(self.layers):
+            if index and self.distance_embeddings:
+                own = self.distance_embeddings[index - 1]
+                bias_BHTS = self.compute_bias(token_ids_BT.shape[1], lengths_B, x_BTC.dtype, own)
             x_BTC = layer(x_BTC, bias_BHTS)
         states_BTC: Tensor = self.output_norm(x_BTC)
         return states_BTC
 
-    def compute_bias(self, tokens: int, lengths_B: Tensor, dtype: torch.dtype) -> Tensor:
+    def compute_bias(self, tokens: int, lengths_B: Tensor, dtype: torch.dtype, embedding: nn.Module) -> Tensor:
         """[B, H, T, S]: the bias of each distance, and the lowest number where a key is padding."""
         position_T = torch.arange(tokens, device=lengths_B.device)
         offset_TS = position_T[None, :] - position_T[:, None]
         place_TS = offset_TS.clamp(-self.max_distance, self.max_distance) + self.max_distance
         bucket_TS = torch.tensor(self.buckets)[place_TS]
-        bias_HTS = self.distance_embedding(bucket_TS).permute(2, 0, 1)
+        bias_HTS = embedding(bucket_TS).permute(2, 0, 1)
         visible_B11S = (position_T[None, :] < lengths_B[:, None])[:, None, None, :]
         return torch.where(visible_B11S, bias_HTS, torch.finfo(dtype).min)
-
-
-def list_buckets(num_buckets: int, max_distance: int) -> list[int]:
-    """The bucket of every offset (key - query) from -max_distance to max_distance.
-
-    Computed here once, in float32 as T5 does it: a graph that took the logarithm itself would round some distances
-    into the bucket beside theirs.
-    """
-    half, exact = num_buckets // 2, num_buckets // 4
-    distance = torch.arange(max_distance + 1, device="cpu")
-    scale = math.log(max_distance / exact)
-    steps = (torch.log(distance.float() / exact) / scale * (half - exact)).clamp(min=0).to(torch.int64)
-    far = (exact + steps).clamp(max=half - 1)
-    bucket = torch.where(distance < exact, distance, far).tolist()
-    return [*reversed(bucket[1:]), bucket[0], *(half + one for one in bucket[1:])]
