@@ -44,6 +44,7 @@ from exporters.passes.lower_attention import LowerAttention
 from exporters.passes.lower_cached_attention import LowerCachedAttention
 from exporters.passes.lower_grid_sample import LowerGridSample
 from exporters.passes.lower_group_norm import LowerGroupNorm
+from exporters.passes.multiply_patches import MultiplyPatches
 from exporters.passes.select_masked_scores import SelectMaskedScores
 from exporters.passes.set_opset import SetOpset
 from exporters.passes.slice_shapes import SliceShapes
@@ -86,7 +87,14 @@ _ATTENTION_4D: Pipeline = (
 )
 
 _ORT: Pipeline = (*_ATTENTION_3D, LowerGridSample(), *_BODY, FuseGelu(), SetOpset(minimum=7, maximum=26), InferTypes())
-_TRT8: Pipeline = (*_BODY, SelectMaskedScores(), SetOpset(minimum=7, maximum=17), SliceShapes(), InferTypes())
+_TRT8: Pipeline = (
+    *_BODY,
+    SelectMaskedScores(),
+    MultiplyPatches(),
+    SetOpset(minimum=7, maximum=17),
+    SliceShapes(),
+    InferTypes(),
+)
 _TRT10: Pipeline = (*_BODY, SetOpset(minimum=9, maximum=20), InferTypes())
 _TRT11: Pipeline = (LowerGroupNorm(), *_BODY, FuseGelu(), SpellElu(), SetOpset(minimum=9, maximum=24), InferTypes())
 _TRT11_HALF: Pipeline = (*_ATTENTION_4D, *_TRT11)
