@@ -54,18 +54,7 @@ def lower(program: ExportedProgram, graph: GraphModule) -> ir.Model:
     """
     try:
         with _quiet_exporter(), registered_schemas():
-            exported = torch.onnx.export(
-                program,
-                dynamo=True,
-                opset_version=PORTABLE_OPSET,
-                input_names=[tensor.name for tensor in graph.inputs],
-                output_names=[tensor.name for tensor in graph.outputs],
-                custom_translation_table={op.torch_op: op.translate for op in CUSTOM_OPS.values()} | STANDARD_OPS,
-                verbose=False,
-                optimize=False,  # done below, where weights can be left alone
-            )
-            assert exported is not None
-            model = exported.model
+            model = _translate(program, graph)
             onnxscript.optimizer.optimize_ir(model, should_fold=_decide_fold)
     except torch.onnx.errors.OnnxExporterError as error:
         raise ExportError(
@@ -84,6 +73,54 @@ def lower(program: ExportedProgram, graph: GraphModule) -> ir.Model:
         step(model)
     model.meta.clear()  # the notes of these passes: nothing in them is about a choice of ours
     return model
+
+
+def _translate(program: ExportedProgram, graph: GraphModule) -> ir.Model:
+    """torch.onnx's own translation, unoptimised.
+
+    torch.onnx traces a program a second time, to decompose what it has no translation for: most of its time. A program
+    of translatable operators is spared that; one that turns out to need it is translated again, with it.
+    """
+    if not _is_functional(program):
+        return _call_exporter(program, graph)
+    program.run_decompositions = lambda *_: program  # type: ignore[method-assign]
+    try:
+        return _call_exporter(program, graph)
+    except torch.onnx.errors.OnnxExporterError:
+        del program.run_decompositions  # the class's own shows again
+        return _call_exporter(program, graph)
+
+
+def _is_functional(program: ExportedProgram) -> bool:
+    """Whether no operator writes to its inputs or holds a graph; detach_, which does nothing here, is removed."""
+    graph = program.graph_module.graph
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten.detach_.default:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+    for node in graph.nodes:
+        if node.op == "get_attr" or isinstance(node.target, torch._ops.HigherOrderOperator):
+            return False
+        schema = getattr(node.target, "_schema", None)
+        if schema is not None and schema.is_mutable:
+            return False
+    return True
+
+
+def _call_exporter(program: ExportedProgram, graph: GraphModule) -> ir.Model:
+    exported = torch.onnx.export(
+        program,
+        dynamo=True,
+        opset_version=PORTABLE_OPSET,
+        input_names=[tensor.name for tensor in graph.inputs],
+        output_names=[tensor.name for tensor in graph.outputs],
+        custom_translation_table={op.torch_op: op.translate for op in CUSTOM_OPS.values()} | STANDARD_OPS,
+        verbose=False,
+        optimize=False,  # done by the caller, where weights can be left alone
+    )
+    assert exported is not None
+    return exported.model
 
 
 def export_stock(graph: GraphModule, dims: Mapping[str, Dim], inputs: Mapping[str, np.ndarray], path: Path) -> None:

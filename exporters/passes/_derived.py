@@ -8,15 +8,18 @@ What is derived alike from the same stored bytes has the same identity, so that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 
 import numpy as np
 import onnx_ir as ir
+
+from specs.pages import CHUNK_BYTES, drop_pages
 
 NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 _SOURCE, _STEP = "metagen.source", "metagen.step"
 _WIDENED = "widened"
+_PIECE_ELEMENTS = 4 << 20
 
 
 def derive(
@@ -64,6 +67,35 @@ def find_stored(tensor: ir.TensorProtocol | None) -> ir.TensorProtocol | None:
         source: ir.TensorProtocol = tensor.meta[_SOURCE]
         return source
     return None
+
+
+def list_pieces(tensor: ir.TensorProtocol) -> Iterator[np.ndarray]:
+    """Every value of a tensor in flat pieces, float32 for a widened one, and in no particular order.
+
+    For what does not depend on the order (largest, any, count). Pages of a file are given back piece by piece.
+    """
+    steps = list_steps(tensor)
+    plain = all(step == _WIDENED or (isinstance(step, tuple) and step[0] == "transposed") for step in steps)
+    source = find_source(tensor) if plain else tensor
+    array = source.numpy()
+    flat = array.reshape(-1) if array.flags.c_contiguous else np.ascontiguousarray(array).reshape(-1)
+    in_file = isinstance(source, ir.ExternalTensor) and flat.nbytes >= CHUNK_BYTES
+    for start in range(0, flat.size, _PIECE_ELEMENTS):
+        piece = flat[start : start + _PIECE_ELEMENTS]
+        yield piece.astype(np.float32) if _WIDENED in steps else piece
+        if in_file:
+            drop_pages(piece.ctypes.data, piece.nbytes)
+
+
+def is_finite(tensor: ir.TensorProtocol) -> bool:
+    """Whether a float tensor holds neither NaN nor infinity."""
+    return all(np.isfinite(piece).all() for piece in list_pieces(tensor))
+
+
+def read_stored(tensor: ir.TensorProtocol) -> np.ndarray:
+    """The tensor's values in the type that they are stored in: mapped where they lie in a file, exact either way."""
+    stored = find_stored(tensor)
+    return (tensor if stored is None else stored).numpy()
 
 
 def find_source(tensor: ir.TensorProtocol) -> ir.TensorProtocol:

@@ -15,11 +15,18 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from exporters.passes._derived import derive, find_stored, read_stored
 from exporters.passes._graph import is_onnx, read_constant
+from exporters.passes._spectra import find_spectra
 
 #: An output layer above this share of all weights is worth quantising: a language model's head is a third of it.
 _SMALL_SHARE = 0.1
-_NORMALISES = ("Add", "Sub", "Mul", "Div", "Cast", "Identity", "BatchNormalization", "Clip", "Transpose")
+_ELEMENTS_AT_ONCE = 4 << 20
+#: Normalisation by constants or by the input's own statistics, and padding.
+_NORMALISES = (
+    *("Add", "Sub", "Mul", "Div", "Cast", "Identity", "BatchNormalization", "Clip", "Transpose", "Pad", "Unsqueeze"),
+    *("ReduceMean", "ReduceSum", "Pow", "Sqrt", "Where", "Less", "Range", "Shape", "Squeeze", "Expand"),
+)
 _PASSES_ON = ("Add", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Softmax", "Cast")
 
 
@@ -39,9 +46,12 @@ def find_weighted(graph: ir.Graph) -> list[WeightedNode]:
     """Every candidate of one graph, with the reason beside those that are left out."""
     found = [weighted for node in graph if (weighted := _read_node(node)) is not None]
     total_bytes = sum(weighted.tensor.nbytes for weighted in found)
+    spectra = find_spectra(graph)
     named = []
     for weighted in found:
         reason = _find_exclusion(graph, weighted, total_bytes)
+        if weighted.node in spectra:
+            reason = "it makes a spectrum, and the logarithm behind it shows every rounding"
         named.append(
             WeightedNode(
                 weighted.node, weighted.activation, weighted.weight, weighted.tensor, weighted.channel_axis, reason
@@ -90,14 +100,18 @@ def _find_exclusion(graph: ir.Graph, weighted: WeightedNode, total_bytes: int) -
 
 
 def _reads_input(graph: ir.Graph, value: ir.Value | None) -> bool:
-    """Whether only normalisation lies between this value and a graph input."""
-    while value is not None and value not in graph.inputs:
+    """Whether only normalisation lies between this value and the graph's inputs."""
+    inputs, seen, todo = set(graph.inputs), set(), [value]
+    while todo:
+        value = todo.pop()
+        if value is None or value in inputs or value in seen or read_constant(value) is not None:
+            continue
+        seen.add(value)
         producer = value.producer()
         if producer is None or not is_onnx(producer, *_NORMALISES):
             return False
-        variable = [v for v in producer.inputs if v is not None and read_constant(v) is None]
-        value = variable[0] if len(variable) == 1 else None
-    return value is not None
+        todo.extend(producer.inputs)
+    return True
 
 
 def _reaches_output(node: ir.Node) -> bool:
@@ -113,15 +127,45 @@ def _reaches_output(node: ir.Node) -> bool:
     return True
 
 
-def quantize_weight(array: np.ndarray, axis: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Symmetric int8 in -127 .. 127 and its scale(s): |w - q s| <= s / 2.
+def quantize_weight(tensor: ir.TensorProtocol, axis: int | None) -> tuple[ir.LazyTensor, np.ndarray]:
+    """Symmetric int8 in -127 .. 127, computed when it is written, and its scale(s): |w - q s| <= s / 2.
 
     Scales are exact in float16, so that a float16 graph dequantises with the very scale that quantised.
     """
+    scale = _measure_scale(read_stored(tensor), axis)
+
+    def quantize(array: np.ndarray) -> np.ndarray:
+        quantized = np.empty(array.shape, np.int8)
+        for rows in _split_rows(array):
+            divisor = scale[rows] if axis == 0 else scale
+            exact = array[rows].astype(np.float32, copy=False)
+            quantized[rows] = np.clip(np.rint(exact / divisor), -127, 127)
+        return quantized
+
+    stored = find_stored(tensor)
+    shape = ir.Shape(tensor.shape.numpy())
+    int8 = derive(stored or tensor, ("int8", axis), quantize, dtype=ir.DataType.INT8, shape=shape)
+    return int8, scale.reshape(-1) if axis is not None else scale.reshape(())
+
+
+def _measure_scale(array: np.ndarray, axis: int | None) -> np.ndarray:
+    """[1, ..., N, ..., 1], or one value without an axis; a few rows of the weight in float32 at a time."""
     others = tuple(i for i in range(array.ndim) if i != axis) if axis is not None else None
-    scale = round_scale(np.abs(array).max(axis=others, keepdims=axis is not None) / np.float32(127))
-    quantized = np.clip(np.rint(array / scale), -127, 127).astype(np.int8)
-    return quantized, scale.reshape(-1) if axis is not None else scale.reshape(())
+    parts = [
+        np.abs(array[rows].astype(np.float32, copy=False)).max(axis=others, keepdims=axis is not None)
+        for rows in _split_rows(array)
+    ]
+    if axis == 0:
+        largest = np.concatenate(parts)
+    else:
+        largest = np.maximum.reduce([np.asarray(part) for part in parts])
+    return round_scale(largest / np.float32(127))
+
+
+def _split_rows(array: np.ndarray) -> Iterator[slice]:
+    step = max(1, _ELEMENTS_AT_ONCE * len(array) // array.size)
+    for start in range(0, len(array), step):
+        yield slice(start, start + step)
 
 
 def round_scale(scale: np.ndarray | float) -> np.ndarray:

@@ -23,7 +23,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from exporters.passes._derived import derive, find_stored
+from exporters.passes._derived import derive, find_stored, list_pieces
 from exporters.passes._graph import (
     Namer,
     add_initializer,
@@ -240,10 +240,8 @@ class _Rewriter:
 
     def _report_loss(self, value: ir.Value, tensor: ir.TensorProtocol, node: ir.Node) -> None:
         stored = find_stored(tensor)
-        array = (tensor if stored is None else stored).numpy()
         saturated = vanished = 0
-        for start in range(0, len(pieces := array.reshape(-1)), _CONVERTED_AT_ONCE):
-            piece = pieces[start : start + _CONVERTED_AT_ONCE].astype(np.float32, copy=False)
+        for piece in list_pieces(tensor):
             magnitude = np.abs(piece[np.isfinite(piece)])
             saturated += int((magnitude > LARGEST_FLOAT16).sum())
             vanished += int(((magnitude > 0) & (magnitude < 2.0**-25)).sum())
@@ -255,8 +253,8 @@ class _Rewriter:
             )
         if saturated:
             self.log.append(f"ConvertToFloat16: {saturated} values of '{value.name}' saturate")
-        if vanished > _NOTABLE_SHARE * array.size:
-            self.log.append(f"ConvertToFloat16: {vanished} of {array.size} values of '{value.name}' become zero")
+        if vanished > _NOTABLE_SHARE * tensor.size:
+            self.log.append(f"ConvertToFloat16: {vanished} of {tensor.size} values of '{value.name}' become zero")
 
     def _restore_output(self, graph: ir.Graph, value: ir.Value) -> ir.Value:
         """A float32 Cast with the output's name behind the half value, which is renamed."""

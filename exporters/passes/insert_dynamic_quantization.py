@@ -16,7 +16,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from exporters.passes._graph import Builder, Namer, is_onnx, notes_of, read_constant, take_over
+from exporters.passes._derived import is_finite, transpose_lazily
+from exporters.passes._graph import Builder, Namer, add_initializer, is_onnx, notes_of, read_constant, take_over
 from exporters.passes._weighted import WeightedNode, find_weighted, quantize_weight
 
 _DOMAIN = "com.microsoft"
@@ -56,7 +57,7 @@ def _check(weighted: WeightedNode) -> str:
         return "the type and rank of its input are not known"
     if len(weighted.activation.shape) < 2:
         return "its input is a vector"
-    if not np.isfinite(weighted.tensor.numpy()).all():
+    if not is_finite(weighted.tensor):
         return "its weight is not finite"
     return ""
 
@@ -89,11 +90,11 @@ def _rewrite(build: Builder, weighted: WeightedNode, weights: Weights) -> None:
 def _store_weight(build: Builder, weighted: WeightedNode) -> tuple[ir.Value, ir.Value, ir.Value]:
     """The int8 weight as [K, N], its scale and zero point per column."""
     name, axis = weighted.weight.name, weighted.channel_axis
-    quantized, scales = quantize_weight(weighted.tensor.numpy(), axis)
+    quantized, scales = quantize_weight(weighted.tensor, axis)
     if axis == 0:
-        quantized = np.ascontiguousarray(quantized.T)
+        quantized = transpose_lazily(quantized, (1, 0))
     return (
-        build.constant(quantized, f"{name}/int8"),
+        add_initializer(build.graph, quantized, build.namer(f"{name}/int8")),
         build.constant(scales, f"{name}/scale"),
         build.constant(np.zeros(scales.shape, np.int8), f"{name}/zero_point"),
     )

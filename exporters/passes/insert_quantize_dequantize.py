@@ -16,7 +16,8 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from exporters.passes._graph import Builder, Namer, notes_of
+from exporters.passes._derived import is_finite
+from exporters.passes._graph import Builder, Namer, add_initializer, notes_of
 from exporters.passes._ranges import Range, ranges_of
 from exporters.passes._weighted import WeightedNode, find_weighted, quantize_weight, round_scale
 from specs.errors import CalibrationError
@@ -61,7 +62,7 @@ class _Inserter:
         """Why this node cannot be quantised, or ""."""
         if (weighted.activation.name or "") not in self.ranges:
             return f"its input '{weighted.activation.name}' has no calibrated range"
-        if not np.isfinite(weighted.tensor.numpy()).all():
+        if not is_finite(weighted.tensor):
             return "its weight is not finite"
         return ""
 
@@ -97,14 +98,14 @@ class _Inserter:
         return round_scale(max(abs(span.low), abs(span.high)) / 127)
 
     def _dequantize_weight(self, build: Builder, weighted: WeightedNode) -> ir.Value:
-        array, axis, name = weighted.tensor.numpy(), weighted.channel_axis, weighted.weight.name
-        quantized, scales = quantize_weight(array, axis)
+        axis, name = weighted.channel_axis, weighted.weight.name
+        quantized, scales = quantize_weight(weighted.tensor, axis)
         attributes = {} if axis is None else {"axis": axis}
         scale = build.constant(scales, f"{name}/scale")
         zero = build.constant(np.zeros(scales.shape, np.int8), f"{name}/zero_point")
-        shape = ir.Shape(array.shape)
+        shape = ir.Shape(quantized.shape.numpy())
         if self.fold_weights:
-            int8 = build.constant(quantized, f"{name}/int8")
+            int8 = add_initializer(build.graph, quantized, self.namer(f"{name}/int8"))
         else:
             int8 = build(
                 "QuantizeLinear",

@@ -1,13 +1,14 @@
 """Which nodes must stay float32 in a half-precision graph, each with its reason.
 
 float16 has 11 bits of precision, a largest value of 65504 and a smallest normal one of 6.1e-5; bfloat16 has the range
-of float32 and 8 bits. Five families lose more than rounding:
+of float32 and 8 bits. Six families lose more than rounding:
 
     discontinuous   a rounded input flips an index, a comparison or an integer         ArgMax, TopK, Floor, Less
     leaves range    squares of |x| > 256, exponentials of x > 11, long sums            Pow, Exp, ReduceSumSquare, CumSum
     index           positions and lengths: integers above 2048 are not exact           Cast(int64), Range
     angle           the argument of a sine: its error is absolute, not relative        what feeds Sin and Cos
     position        where a tensor is read: a rounded place is another place           what feeds Floor, Cast(int)
+    spectrum        a logarithm shows every rounding of what it is made of             samples to log-mel
 
 From a node of the second and third family float32 follows the data through elementwise arithmetic (mean, epsilon,
 square root, ...) up to and with the first node that applies the statistic to other data. The last rule is about
@@ -19,10 +20,14 @@ Not here: whether an operator takes float16 at all (its schema says so, see `con
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx_ir as ir
 
+from exporters.passes._derived import find_stored, list_pieces
 from exporters.passes._graph import is_onnx, list_graphs, read_constant
+from exporters.passes._spectra import find_spectra
 from exporters.passes.keep_plugins import POSITION_INPUTS, is_plugin
 
 #: Metadata of a node that its family keeps in float32: the reason.
@@ -73,6 +78,8 @@ def find_kept(model: ir.Model, half: ir.DataType) -> Reasons:
                     roots[node] = reason
         _follow_forward(graph, roots, reasons)
         _follow_backward(graph, reasons)
+        for node in find_spectra(graph):
+            reasons.setdefault(node, "spectrum: the logarithm behind it shows every rounding")
     return reasons
 
 
@@ -145,6 +152,9 @@ def _find_constant_reason(node: ir.Node) -> str | None:
         tensor = read_constant(value) if is_float(value) else None
         if value is None or tensor is None:
             continue
+        stored = find_stored(tensor)
+        if stored is not None and stored.dtype == ir.DataType.FLOAT16:
+            continue  # what comes from float16 fits into it
         largest, smallest = measure_magnitude(tensor)
         if largest > LARGEST_FLOAT16 and node.op_type not in _MASKING:
             return f"constant '{value.name}' holds {largest:.3g}, float16 ends at 65504"
@@ -157,9 +167,13 @@ def _find_constant_reason(node: ir.Node) -> str | None:
 
 def measure_magnitude(tensor: ir.TensorProtocol) -> tuple[float, float]:
     """The largest and the smallest non-zero finite |x|; (0, 0) when there is none."""
-    array = np.abs(tensor.numpy())
-    array = array[np.isfinite(array) & (array > 0)]
-    return (float(array.max()), float(array.min())) if array.size else (0.0, 0.0)
+    largest, smallest = 0.0, math.inf
+    for piece in list_pieces(tensor):
+        magnitude = np.abs(piece)
+        magnitude = magnitude[np.isfinite(magnitude) & (magnitude > 0)]
+        if magnitude.size:
+            largest, smallest = max(largest, float(magnitude.max())), min(smallest, float(magnitude.min()))
+    return (largest, smallest) if largest else (0.0, 0.0)
 
 
 def _spreads(node: ir.Node) -> bool:
