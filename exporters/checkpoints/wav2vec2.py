@@ -24,7 +24,8 @@ from exporters.checkpoints.vocabulary import read_vocabulary
 from specs.components import Wav2Vec2Component
 from specs.schema import Spec
 
-_TEN_SECONDS, _THIRTY_SECONDS = 10, 30
+#: The longest sound of one run, 30 seconds in published models: the scores of attention grow with its square.
+_MOST_FRAMES, _USUAL_FRAMES = 1499, 499
 #: Length and direction, as torch wrote them until 2.0 and since.
 _WEIGHT_NORMS = (("weight_g", "weight_v"), ("parametrizations.weight.original0", "parametrizations.weight.original1"))
 
@@ -118,9 +119,8 @@ def _take_sizes(config: Config) -> dict[str, Any]:
 
 def _make_dims(config: Wav2Vec2Component) -> dict[str, dict[str, int]]:
     shortest = config.smallest_input + config.total_stride
-    longest = max(shortest, _THIRTY_SECONDS * config.sample_rate)
-    usual = min(longest, max(shortest, _TEN_SECONDS * config.sample_rate))
-    return {"samples": {"min": shortest, "opt": usual, "max": longest}}
+    usual, longest = ((frames + 1) * config.total_stride for frames in (_USUAL_FRAMES, _MOST_FRAMES))
+    return {"samples": {"min": shortest, "opt": max(shortest, usual), "max": max(shortest, longest)}}
 
 
 def _map_positions(folder: Folder, theirs: str) -> dict[str, Recipe]:

@@ -62,5 +62,6 @@ class SpeechCtcHandler(Handler):
             "word_delimiter": config.word_delimiter,
             "lower_case": config.lower_case,
             "mask_padding": config.mask_padding,
-            "convolutions": [list(pair) for pair in zip(config.conv_kernels, config.conv_strides, strict=True)],
+            "frame_samples": config.smallest_input,
+            "frame_stride": config.total_stride,
         }

@@ -155,11 +155,10 @@ class Wav2Vec2(nn.Module):
         variance_B1 = centred_BL.square().sum(1, keepdim=True) / count_B1
         return centred_BL / (variance_B1 + _VARIANCE_EPS).sqrt()
 
-    def count_frames(self, lengths_B: Tensor) -> Tensor:
-        """Frames that see valid samples only."""
-        for kernel, stride in zip(self.config.conv_kernels, self.config.conv_strides, strict=True):
-            lengths_B = torch.div(lengths_B - kernel, stride, rounding_mode="floor") + 1
-        return lengths_B
+    def find_seen(self, frames: int, lengths_B: Tensor) -> Tensor:
+        """Which frames [B, T] see valid samples only: frame t sees `smallest_input` samples from t `total_stride` on."""
+        end_T = torch.arange(frames, device=lengths_B.device) * self.config.total_stride + self.config.smallest_input
+        return end_T <= lengths_B[:, None]
 
     def forward(self, samples_BL: Tensor, lengths_B: Tensor) -> Tensor:
         x_BCT = self.normalize_samples(samples_BL, lengths_B)[:, None]
@@ -169,11 +168,10 @@ class Wav2Vec2(nn.Module):
         x_BTC = self.projection(x_BTC if self.projection_norm is None else self.projection_norm(x_BTC))
         bias_B11T = None
         if self.config.mask_padding:
-            frame_T = torch.arange(x_BTC.shape[1], device=lengths_B.device)
-            seen_BT = frame_T < self.count_frames(lengths_B)[:, None]
+            seen_BT = self.find_seen(x_BTC.shape[1], lengths_B)
             x_BTC = x_BTC * seen_BT[:, :, None]
-            hidden = torch.finfo(x_BTC.dtype).min
-            bias_B11T = torch.where(seen_BT, 0.0, hidden).to(x_BTC.dtype)[:, None, None, :]
+            bias_BT = torch.zeros_like(seen_BT, dtype=x_BTC.dtype)
+            bias_B11T = bias_BT.masked_fill(~seen_BT, torch.finfo(x_BTC.dtype).min)[:, None, None, :]
         x_BTC = x_BTC + self.positions(x_BTC)
         if not self.config.norm_first:
             x_BTC = self.norm(x_BTC)

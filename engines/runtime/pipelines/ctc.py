@@ -41,7 +41,8 @@ class SpeechCtc(Pipeline):
         self._delimiter = str(config.get("word_delimiter", "|"))
         self._lower_case = bool(config.get("lower_case"))
         self._mask_padding = bool(config.get("mask_padding"))
-        self._convolutions = [(int(kernel), int(stride)) for kernel, stride in take_field(config, "convolutions", list)]
+        self._smallest = take_field(config, "frame_samples", int)
+        self._stride = take_field(config, "frame_stride", int)
 
     def answer(self, request: Request) -> Answer:
         require(request, "sounds", files=True)
@@ -88,21 +89,7 @@ class SpeechCtc(Pipeline):
         for row, piece in zip(samples, pieces, strict=True):
             row[: len(piece)] = piece
         logits = run_rows(self._graph, {"samples": samples, "lengths": lengths})["logits"]
-        return [row[: self._count_frames(int(length))] for row, length in zip(logits, lengths, strict=True)]
-
-    def _count_frames(self, samples: int) -> int:
-        """Frames that see so many samples and nothing beyond."""
-        for kernel, stride in self._convolutions:
-            samples = (samples - kernel) // stride + 1
-        return samples
-
-    @property
-    def _smallest(self) -> int:
-        """Samples that one frame sees."""
-        samples = 1
-        for kernel, stride in reversed(self._convolutions):
-            samples = (samples - 1) * stride + kernel
-        return samples
+        return [row[: (length - self._smallest) // self._stride + 1] for row, length in zip(logits, lengths, strict=True)]
 
     def _get_range(self) -> tuple[int, int]:
         """Fewest and most samples that the graph takes."""
