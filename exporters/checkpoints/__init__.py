@@ -15,10 +15,12 @@ from exporters.checkpoints.gemma import Gemma2Importer, Gemma3Importer, GemmaImp
 from exporters.checkpoints.gpt2 import Gpt2Importer
 from exporters.checkpoints.llama import LlamaImporter, SmolLm3Importer
 from exporters.checkpoints.mistral import MistralImporter
+from exporters.checkpoints.musicgen import MusicgenImporter
 from exporters.checkpoints.phi3 import Phi3Importer
 from exporters.checkpoints.qwen import Qwen2Importer, Qwen3Importer
 from exporters.checkpoints.read import Checkpoint, open_checkpoint, read_spec, write_report
 from exporters.checkpoints.siglip import SiglipImporter, SiglipTextImporter, SiglipVisionImporter
+from exporters.checkpoints.stable_diffusion import StableDiffusionImporter
 from exporters.checkpoints.unet import UNetImporter
 from exporters.checkpoints.vit import VitImporter
 from exporters.checkpoints.wav2vec2 import Wav2Vec2Importer
@@ -45,8 +47,10 @@ IMPORTERS: tuple[Importer, ...] = (
     SiglipVisionImporter(),
     SiglipTextImporter(),
     EncodecImporter(),
+    MusicgenImporter(),
     AutoencoderKlImporter(),
     UNetImporter(),
+    StableDiffusionImporter(),
     WhisperImporter(),
     Wav2Vec2Importer(),
 )

@@ -13,6 +13,8 @@ from specs.components.decoder import CausalComponent, DecoderComponent, Gpt2Comp
 from specs.components.encodec import EncodecComponent
 from specs.components.fusion import FusionComponent
 from specs.components.mesh import FieldComponent, TriplaneComponent
+from specs.components.musicgen import MusicgenComponent
+from specs.components.scheduler import SchedulerComponent
 from specs.components.t5 import T5Component
 from specs.components.text import ClipTextComponent
 from specs.components.text_encoder import BertComponent, TextEncoderComponent
@@ -25,8 +27,8 @@ __all__ = [
     "COMPONENTS",
     "Activation",
     "Activations",
-    "BertComponent",
     "AppearanceComponent",
+    "BertComponent",
     "CausalComponent",
     "ClipTextComponent",
     "Component",
@@ -37,10 +39,12 @@ __all__ = [
     "Gpt2Component",
     "LayerCount",
     "MotionComponent",
+    "MusicgenComponent",
     "RendererComponent",
+    "SchedulerComponent",
     "Size",
-    "TextEncoderComponent",
     "T5Component",
+    "TextEncoderComponent",
     "TransformerSizes",
     "TriplaneComponent",
     "UNetComponent",
@@ -66,15 +70,16 @@ COMPONENTS: dict[str, type[Component]] = {
     "fusion.gated": FusionComponent,
     "fusion.attention": FusionComponent,
     "audio.encodec_decoder": EncodecComponent,
+    "audio.musicgen": MusicgenComponent,
     "text.t5": T5Component,
     "diffusion.vae": VaeComponent,
     "diffusion.unet": UNetComponent,
+    "diffusion.scheduler": SchedulerComponent,
     "mesh.triplane": TriplaneComponent,
     "mesh.field": FieldComponent,
     "avatar.appearance": AppearanceComponent,
     "avatar.motion": MotionComponent,
     "avatar.renderer": RendererComponent,
-    "audio.encodec_decoder": EncodecComponent,
     "audio.whisper": WhisperEncoderComponent,
     "audio.wav2vec2": Wav2Vec2Component,
     "text.whisper": WhisperDecoderComponent,

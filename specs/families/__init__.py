@@ -12,9 +12,11 @@ from specs.families.denoising import ImageDenoisingFamily
 from specs.families.generation import TextGenerationFamily
 from specs.families.image_embedding import ImageEmbeddingFamily
 from specs.families.mesh import TextToMeshFamily
+from specs.families.music import TextToAudioFamily
 from specs.families.recognition import SpeechRecognitionFamily
 from specs.families.similarity import ImageTextSimilarityFamily
 from specs.families.text_embedding import TextEmbeddingFamily
+from specs.families.text_to_image import TextToImageFamily
 
 __all__ = ["FAMILIES", "Family", "GraphSpec"]
 
@@ -26,8 +28,10 @@ FAMILIES: tuple[Family, ...] = (
     TextEmbeddingFamily(),
     ImageTextSimilarityFamily(),
     AudioCodecFamily(),
+    TextToAudioFamily(),
     ImageAutoencodingFamily(),
     ImageDenoisingFamily(),
+    TextToImageFamily(),
     SpeechRecognitionFamily(),
     SpeechCtcFamily(),
     AvatarFamily(),

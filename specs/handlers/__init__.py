@@ -8,13 +8,14 @@ from specs.handlers.base import GraphModule, Handler
 from specs.handlers.codec import CodecHandler
 from specs.handlers.ctc import SpeechCtcHandler
 from specs.handlers.diffusion import AutoencodingHandler, DenoisingHandler
-from specs.handlers.codec import CodecHandler
 from specs.handlers.image import ImageHandler
 from specs.handlers.mesh import TextToMeshHandler
 from specs.handlers.multimodal import MultimodalHandler
+from specs.handlers.music import MusicHandler
 from specs.handlers.recognition import SpeechRecognitionHandler
 from specs.handlers.text import TextHandler
 from specs.handlers.text_encoder import TextEncoderHandler
+from specs.handlers.text_to_image import TextToImageHandler
 from specs.schema import Spec
 
 __all__ = ["HANDLERS", "GraphModule", "Handler", "get_handler"]
@@ -27,9 +28,10 @@ HANDLERS: dict[str, Handler] = {
     "text-embedding": TextEncoderHandler(),
     "image-text-similarity": MultimodalHandler(),
     "audio-codec": CodecHandler(),
+    "text-to-audio": MusicHandler(),
     "image-autoencoding": AutoencodingHandler(),
     "image-denoising": DenoisingHandler(),
-    "audio-codec": CodecHandler(),
+    "text-to-image": TextToImageHandler(),
     "avatar": AvatarHandler(),
     "speech-recognition": SpeechRecognitionHandler(),
     "speech-ctc": SpeechCtcHandler(),

@@ -15,9 +15,11 @@ from engines.runtime.pipelines.codec import AudioCodec
 from engines.runtime.pipelines.ctc import SpeechCtc
 from engines.runtime.pipelines.generation import TextGeneration
 from engines.runtime.pipelines.mesh import TextToMesh
+from engines.runtime.pipelines.music import TextToAudio
 from engines.runtime.pipelines.recognition import SpeechRecognition
 from engines.runtime.pipelines.similarity import ImageTextSimilarity
 from engines.runtime.pipelines.tensors import Tensors
+from engines.runtime.pipelines.text_to_image import TextToImage
 from specs.bundle import Manifest
 from specs.errors import BundleError, name_nearest
 
@@ -29,7 +31,9 @@ PIPELINES: dict[str, type[Pipeline]] = {
     "text-generation": TextGeneration,
     "image-text-similarity": ImageTextSimilarity,
     "image-autoencoding": ImageAutoencoding,
+    "text-to-image": TextToImage,
     "audio-codec": AudioCodec,
+    "text-to-audio": TextToAudio,
     "speech-recognition": SpeechRecognition,
     "speech-ctc": SpeechCtc,
     "avatar": Avatar,
@@ -61,5 +65,6 @@ __all__ = [
     "SpeechRecognition",
     "Tensors",
     "TextGeneration",
+    "TextToAudio",
     "open_pipeline",
 ]
