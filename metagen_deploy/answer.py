@@ -15,16 +15,15 @@ from typing import IO, Any
 
 import numpy as np
 
-from engines.runtime import Answer, Picture, Request, Session, Sound, answer, load
-from engines.runtime.media import encode_png, encode_wav
+from engines.runtime import Answer, Request, Session, answer, load
+from engines.runtime.media import SUFFIXES, encode_medium
 from metagen_deploy.tables import print_table
 from specs.bundle import read_manifest, verify_files
 from specs.disk import translate_os_errors
 from specs.errors import InputError, OutputError
 
 _TENSOR_SUFFIXES = (".npy", ".npz")
-_MEDIA: dict[str, type[Picture | Sound]] = {".png": Picture, ".wav": Sound}
-_ANSWER_SUFFIXES = (".npz", ".json", ".txt", *_MEDIA)
+_ANSWER_SUFFIXES = (".npz", ".json", ".txt", *dict.fromkeys(SUFFIXES.values()))
 
 
 def answer_request(
@@ -108,15 +107,15 @@ def _print_pieces(request: Request, pieces: Iterator[str]) -> Answer:
 
 
 def _write_answer(path: Path, found: Answer) -> None:
-    """Write the answer to `path`; several pictures or sounds to `<stem>-1`, `<stem>-2`, ... beside it."""
-    if path.suffix in _MEDIA:
-        made = [one for one in found.media if isinstance(one, _MEDIA[path.suffix])]
+    """Write the answer to `path`; several pictures, sounds, ... to `<stem>-1`, `<stem>-2`, ... beside it."""
+    if path.suffix in SUFFIXES.values():
+        made = [one for one in found.media if SUFFIXES[type(one)] == path.suffix]
         if not made:
             raise InputError(
                 f"this answer holds nothing that a {path.suffix} could", got=str(path), fix=f"-o {path.stem}.json"
             )
         for index, one in enumerate(made, 1):
-            data = encode_png(one) if isinstance(one, Picture) else encode_wav(one)
+            data = encode_medium(one)
             numbered = path if len(made) == 1 else path.with_name(f"{path.stem}-{index}{path.suffix}")
             _write_file(numbered, lambda stream, data=data: stream.write(data))  # type: ignore[misc]
         return

@@ -40,7 +40,7 @@ def check_consistency(document: Document, spec: Spec) -> Spec:
                 fix="rename it to one of these, or remove it",
             )
     dims = {**family.dims, **spec.dims}
-    if "cache" in dims and dims["cache"].max < dims["tokens"].max:
+    if {"cache", "tokens"} <= set(dims) and dims["cache"].max < dims["tokens"].max:
         raise SpecError(
             f"dims.cache.max {dims['cache'].max} is smaller than dims.tokens.max {dims['tokens'].max}",
             where=document.locate(("dims", "cache" if "cache" in spec.dims else "tokens", "max")),

@@ -13,15 +13,17 @@ from __future__ import annotations
 from engines.runtime.answer import answer
 from engines.runtime.graph_session import Choice, GraphSession
 from engines.runtime.pipelines import ImageClassification, ImageTextSimilarity, Tensors, TextGeneration
-from engines.runtime.request import Answer, Picture, Request, Sound
+from engines.runtime.request import Answer, Film, Mesh, Picture, Request, Sound
 from engines.runtime.session import Session, load
 
 __all__ = [
     "Answer",
     "Choice",
+    "Film",
     "GraphSession",
     "ImageClassification",
     "ImageTextSimilarity",
+    "Mesh",
     "Picture",
     "Request",
     "Session",

@@ -14,9 +14,15 @@ _Value = TypeVar("_Value")
 
 
 def take_field(
-    config: Mapping[str, Any], key: str, kind: type[_Value], default: _Value | None = None, *, at: str = "pipeline"
+    config: Mapping[str, Any],
+    key: str,
+    kind: type[_Value],
+    default: _Value | None = None,
+    *,
+    at: str = "pipeline",
+    least: int = 1,
 ) -> _Value:
-    """`config[key]`; BundleError when it is missing without a default, or of another type. Integers are at least 1."""
+    """`config[key]`; BundleError when it is missing without a default, of another type, or an integer below `least`."""
     value = config.get(key, default)
     if value is None:
         raise BundleError(f"manifest: {at}.{key} is missing", fix="export the bundle again")
@@ -24,8 +30,8 @@ def take_field(
         raise BundleError(
             f"manifest: {at}.{key} must be {kind.__name__}, got {type(value).__name__}", fix="export the bundle again"
         )
-    if isinstance(value, int) and not isinstance(value, bool) and value < 1:
-        raise BundleError(f"manifest: {at}.{key} must be at least 1, got {value}", fix="export the bundle again")
+    if isinstance(value, int) and not isinstance(value, bool) and value < least:
+        raise BundleError(f"manifest: {at}.{key} must be at least {least}, got {value}", fix="export the bundle again")
     return value
 
 

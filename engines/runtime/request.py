@@ -46,13 +46,34 @@ class Sound:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Film:
+    """Pictures one after the other: float32 [frames, height, width, 3] in [0, 1]."""
+
+    frames: Array
+    frames_per_second: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mesh:
+    """A surface of triangles: vertices [V, 3], three vertices a face [F, 3], colours [V, 3] in [0, 1]."""
+
+    vertices: Array
+    faces: Array
+    colours: Array
+
+
+#: What a model can make.
+Medium = Picture | Sound | Film | Mesh
+
+
+@dataclass(frozen=True, kw_only=True)
 class Answer:
     """A table, and what lies behind it: arrays where the answer is tensors, pictures or sounds that were made."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     arrays: Mapping[str, Array] = field(default_factory=dict)
-    media: tuple[Picture | Sound, ...] = ()  # one a prompt
+    media: tuple[Medium, ...] = ()  # one a prompt
 
     def spell_rows(self) -> list[tuple[str, ...]]:
         """The rows as a person reads them: a picture is named once, numbers are short."""

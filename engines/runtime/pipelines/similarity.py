@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, final
 
 import numpy as np
 
+from engines.runtime.context import ContextTokenizer
 from engines.runtime.fields import take_field, take_graph
 from engines.runtime.image import load_image
 from engines.runtime.pipelines.base import Pipeline
 from engines.runtime.pipelines.batching import get_batch_range, pad_rows, run_rows, softmax
 from engines.runtime.pipelines.classification import take_image_size
 from engines.runtime.request import Answer, Request, require
-from engines.runtime.text import make_tokenizer
 from specs.bundle import Manifest
 from specs.errors import InputError
 
@@ -34,10 +34,7 @@ class ImageTextSimilarity(Pipeline):
         features = ("image_features", "text_features")
         self._fusion = take_graph(config, "fusion", graphs, inputs=features, outputs=("similarity",))
         self._size = take_image_size(config)
-        tokenizer: dict[str, object] = take_field(config, "tokenizer", dict)
-        self._tokenizer = make_tokenizer(folder, manifest, tokenizer)
-        self._context_length = take_field(tokenizer, "context_length", int, at="pipeline.tokenizer")
-        self._end_of_text = take_field(tokenizer, "end_of_text", int, at="pipeline.tokenizer")
+        self._context = ContextTokenizer(folder, manifest, take_field(config, "tokenizer", dict))
 
     def encode_images(self, images: Sequence[str | Path | Array]) -> Array:
         """Features [images, width]; see `load_image` for what a picture may be."""
@@ -52,19 +49,8 @@ class ImageTextSimilarity(Pipeline):
         return run_rows(self._texts, {"token_ids": token_ids})["text_features"]
 
     def tokenize(self, text: str) -> Array:
-        """Ids, the end-of-text id, and zeros: int64 [context_length]. A text that is too long is an InputError."""
-        ids = [token for token in self._tokenizer.encode(text) if token != self._end_of_text]
-        if len(ids) >= self._context_length:
-            raise InputError(
-                "the text has too many tokens",
-                got=f"{len(ids)} in {text[:40]!r}",
-                allowed=f"{self._context_length - 1} and the end of text",
-                fix="shorten it",
-            )
-        row = np.zeros(self._context_length, np.int64)
-        row[: len(ids)] = ids
-        row[len(ids)] = self._end_of_text
-        return row
+        """Ids, the end-of-text id, and padding: int64 [context_length]. A text that is too long is an InputError."""
+        return self._context.encode(text)
 
     def compare(self, images: Sequence[str | Path | Array], texts: Sequence[str]) -> Array:
         """Scaled similarity of every picture with every text, [images, texts]."""

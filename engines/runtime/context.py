@@ -1,0 +1,51 @@
+"""Text to the fixed number of token ids that a text tower reads: CLIP's 77 and its kin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+
+from engines.runtime.fields import take_field
+from engines.runtime.text import make_tokenizer
+from specs.bundle import Manifest
+from specs.errors import InputError
+
+if TYPE_CHECKING:
+    from engines.runtime.arrays import Array
+
+
+@final
+class ContextTokenizer:
+    """Ids, one end-of-text id, and padding.
+
+    Args:
+        config: `pipeline.tokenizer`: what `make_tokenizer` takes, `context_length`, `end_of_text`, and `pad_token` (0).
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, config: Mapping[str, Any]) -> None:
+        self.tokenizer = make_tokenizer(folder, manifest, config)
+        self.context_length = take_field(config, "context_length", int, at="pipeline.tokenizer")
+        self.end_of_text = take_field(config, "end_of_text", int, at="pipeline.tokenizer", least=0)
+        self.pad_token = take_field(config, "pad_token", int, 0, at="pipeline.tokenizer", least=0)
+
+    def encode(self, text: str) -> Array:
+        """int64 [context_length].
+
+        Raises:
+            InputError: the text has more tokens than fit.
+        """
+        ids = [token for token in self.tokenizer.encode(text) if token != self.end_of_text]
+        if len(ids) >= self.context_length:
+            raise InputError(
+                "the text has too many tokens",
+                got=f"{len(ids)} in {text[:40]!r}",
+                allowed=f"{self.context_length - 1} and the end of text",
+                fix="shorten it",
+            )
+        row = np.full(self.context_length, self.pad_token, np.int64)
+        row[: len(ids)] = ids
+        row[len(ids)] = self.end_of_text
+        return row

@@ -1,0 +1,44 @@
+"""What `show` says of every shipped spec is what its modules have; full sizes are built on the meta device."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from specs.graphs import count_macs, count_parameters
+from specs.handlers import get_handler
+from specs.load import list_zoo, load_spec
+from tests.zoo.whole_path import list_tiny_specs
+
+TINY_PARAMETERS = 3_000_000
+
+#: What the design documents say, in parameters; within 5 %.
+DOCUMENTED = {
+    "text_llm_8b": 8.03e9,  # Llama 3.1's own count, of "8B"
+    "text_llm_tiny": 50e6,
+    "image_vit_base": 86e6,
+    "audio_musicgen": 1e9,
+}
+
+
+def count_modules(name: str) -> dict[str, int]:
+    with torch.device("meta"):
+        modules = get_handler(load_spec(name)).make_components(load_spec(name))
+    return {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
+
+
+@pytest.mark.parametrize("name", sorted({*list_zoo(), *list_tiny_specs()}))
+def test_parameters_are_counted_as_they_are(name: str) -> None:
+    spec = load_spec(name)
+    assert count_parameters(spec) == count_modules(name)
+    assert all(macs > 0 for macs in count_macs(spec).values())
+
+
+@pytest.mark.parametrize("name", list_tiny_specs())
+def test_tiny_is_tiny(name: str) -> None:
+    assert sum(count_parameters(load_spec(name)).values()) <= TINY_PARAMETERS
+
+
+@pytest.mark.parametrize("name", [name for name in DOCUMENTED if name in list_zoo()])
+def test_full_size_is_the_documents(name: str) -> None:
+    assert sum(count_parameters(load_spec(name)).values()) == pytest.approx(DOCUMENTED[name], rel=0.05)

@@ -1,0 +1,43 @@
+"""The whole path of a shipped spec: export, every graph against torch, the real TensorRT-RTX compiler."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engines.build import build_bundle
+from engines.parity import check_bundle
+from exporters.export import export_spec
+from specs.document import parse_document, read_text
+from specs.load import ZOO, list_zoo, load_spec
+from specs.progress import ignore_progress
+from specs.report import BuildReport
+from specs.schema import Precision, Spec
+from specs.targets import load_target
+
+RTX = "rtx-4090"
+
+
+def list_tiny_specs() -> list[str]:
+    """Every shipped spec at its smallest: the `tiny` variant, or itself where it has none."""
+    names = []
+    for name in list_zoo():
+        path = ZOO / f"{name}.yaml"
+        variants = parse_document(read_text(path), source=path.name).data.get("variants", {})
+        names.append(f"{name}:tiny" if "tiny" in variants else name)
+    return names
+
+
+def set_precision(spec: Spec, precision: Precision) -> Spec:
+    """`precision` for every component but those that the spec keeps in fp32 itself."""
+    kept: dict[str, Precision] = {name: "fp32" for name, own in spec.precision.items() if own == "fp32"}
+    return spec.model_copy(update={"precision": {"default": precision, **kept}})
+
+
+def walk(name: str, precision: Precision, folder: Path) -> BuildReport:
+    """Export for the CPU and for TensorRT-RTX, compare, compile. Any number out of tolerance fails here."""
+    spec = set_precision(load_spec(name), precision)
+    folder.mkdir()
+    export_spec(spec, folder, targets=[load_target("cpu"), load_target(RTX)], precisions=(), progress=ignore_progress)
+    report = check_bundle(folder, progress=ignore_progress)
+    assert report.passed, "\n".join(f"{row.graph} {row.stage}: {row.reason}" for row in report.rows if not row.passed)
+    return build_bundle(folder, target=RTX, progress=ignore_progress)
