@@ -70,6 +70,8 @@ def read_pictures(folder: Folder, image: tuple[int, int], channels: int, usual: 
         mean, std = [value / scale for value in mean], [value / scale for value in std]
     if channels != len(mean) and len(set(mean)) == len(set(std)) == 1:
         mean, std = mean[:1], std[:1]
+    if channels not in (1, len(mean)) and not config.data:  # nothing that the library's processors could make
+        mean, std = [0.0], [1.0]
     return {"image_mean": mean, "image_std": std, "preprocessing": steps}
 
 
