@@ -91,12 +91,12 @@ def test_sampling_repeats_with_its_seed_and_stays_among_the_likeliest(decoder: T
 
 
 def test_sampling_follows_the_softmax() -> None:
-    from engines.runtime.pipelines.generation import _Sampler
+    from engines.runtime.pipelines.decoding import Sampler
 
     logits = np.log(np.tile([0.1, 0.2, 0.3, 0.4], (20000, 1))).astype(np.float32)
-    drawn = np.bincount(_Sampler(1.0, 0, 0).choose(logits), minlength=4) / len(logits)
+    drawn = np.bincount(Sampler(1.0, 0, 0).choose(logits), minlength=4) / len(logits)
     assert np.abs(drawn - [0.1, 0.2, 0.3, 0.4]).max() < 0.02
-    drawn = np.bincount(_Sampler(1.0, 2, 0).choose(logits), minlength=4) / len(logits)
+    drawn = np.bincount(Sampler(1.0, 2, 0).choose(logits), minlength=4) / len(logits)
     assert np.abs(drawn - [0, 0, 3 / 7, 4 / 7]).max() < 0.02
 
 

@@ -1,7 +1,7 @@
 """Text to token ids and back.
 
-`bytes` needs nothing: an id is a byte of UTF-8. `tokenizers` reads a `tokenizer.json` that the bundle carries, and
-needs the package of that name when text is first handed over.
+`bytes` needs nothing: an id is a byte of UTF-8. `ids` is no tokenizer: a text is numbers. `tokenizers` reads a
+`tokenizer.json` that the bundle carries, and needs the package of that name when text is first handed over.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import Any, final
 
 from engines.runtime.fields import take_field
 from specs.bundle import Manifest, resolve_inside, verify_files
-from specs.errors import BundleError, MissingDependency, name_nearest
+from specs.errors import BundleError, InputError, MissingDependency, name_nearest
 
 _BYTE_VALUES = 256
+_LONGEST_ID = 10  # digits
 
 
 class Tokenizer(ABC):
@@ -77,9 +78,12 @@ class FileTokenizer(Tokenizer):
                 fix="pip install tokenizers, or hand over token ids",
             ) from None
         try:
-            return module.Tokenizer.from_file(str(self._path))
+            tokenizer = module.Tokenizer.from_file(str(self._path))
         except Exception as error:  # the package raises plain Exception
             raise BundleError("the tokenizer cannot be read", where=str(self._path), got=str(error)) from error
+        tokenizer.no_truncation()  # a file may remember how its last batch was cut and padded
+        tokenizer.no_padding()
+        return tokenizer
 
     def encode(self, text: str) -> list[int]:
         return [int(token) for token in self._tokenizer.encode(text).ids]
@@ -92,11 +96,37 @@ class FileTokenizer(Tokenizer):
         shown = ""
         for token in ids:
             seen.append(token)
-            text = self._tokenizer.decode(seen, skip_special_tokens=False)
+            text = self.decode_words(seen)
             if not text.endswith("\ufffd"):  # a character may need more than one token
                 yield text[len(shown) :]
                 shown = text
-        yield self._tokenizer.decode(seen, skip_special_tokens=False)[len(shown) :]
+        yield self.decode_words(seen)[len(shown) :]
+
+
+@final
+class IdsTokenizer(Tokenizer):
+    """No tokenizer at all: a text is its ids, written as numbers."""
+
+    def encode(self, text: str) -> list[int]:
+        words = text.split()
+        if not all(word.isascii() and word.isdigit() and len(word) < _LONGEST_ID for word in words):
+            raise InputError(
+                "this bundle has no tokenizer, and the text is no list of token ids",
+                got=repr(text)[:80],
+                allowed='ids with blanks between them: "12 7 99"',
+                fix="tokenise the text, or export from a checkpoint's folder that has its tokenizer.json",
+            )
+        return [int(word) for word in words]
+
+    def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
+        for index, token in enumerate(ids):
+            yield f" {token}" if index else str(token)
+
+
+def list_end_tokens(config: Mapping[str, Any]) -> tuple[int, ...]:
+    """The ids that `pipeline.tokenizer` says end a text: a list, or one of older bundles."""
+    ends = config.get("end_tokens", [config.get("end_of_text")])
+    return tuple(end for end in ends if type(end) is int) if isinstance(ends, list) else ()
 
 
 def make_tokenizer(folder: Path, manifest: Manifest, config: Mapping[str, Any]) -> Tokenizer:
@@ -104,10 +134,14 @@ def make_tokenizer(folder: Path, manifest: Manifest, config: Mapping[str, Any]) 
     kind = take_field(config, "kind", str, at="pipeline.tokenizer")
     if kind == "bytes":
         return BytesTokenizer()
+    if kind == "ids":
+        return IdsTokenizer()
     if kind == "tokenizers":
         file = take_field(config, "file", str, "assets/tokenizer.json", at="pipeline.tokenizer")
         verify_files(folder, manifest, (file,))
         return FileTokenizer(resolve_inside(folder, file))
     raise BundleError(
-        f"unknown tokenizer kind '{kind}'", where=str(folder), allowed=name_nearest(kind, ("bytes", "tokenizers"))
+        f"unknown tokenizer kind '{kind}'",
+        where=str(folder),
+        allowed=name_nearest(kind, ("bytes", "ids", "tokenizers")),
     )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from specs.load import name_tokenizer_asset
+from specs.load import is_checkpoint, name_tokenizer_asset
 from specs.schema import Spec
 
 #: A byte tokenizer needs the 256 bytes, and an id each for the beginning and the end of a text.
@@ -12,10 +13,14 @@ BYTE_VOCABULARY = 258
 
 
 def describe_tokenizer(spec: Spec, component: str, *, vocab_size: int) -> dict[str, Any]:
-    """The component's `tokenizer.json` where the spec names one, else bytes where they fit, else bare ids."""
+    """The component's `tokenizer.json` where the spec names one, else bytes where they fit, else bare ids.
+
+    A checkpoint was trained on ids of its own: without its tokenizer they are nothing but ids.
+    """
     tokenizer = spec.tokenizers.get(component)
     if tokenizer is None:
-        return {"kind": "bytes" if vocab_size >= BYTE_VOCABULARY else "ids"}
+        foreign = is_checkpoint(Path(spec.weights.source))
+        return {"kind": "bytes" if vocab_size >= BYTE_VOCABULARY and not foreign else "ids"}
     return {
         "kind": "tokenizers",
         "file": name_tokenizer_asset(component),
