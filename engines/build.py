@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from engines import plugins
 from engines.backends import load_backend
 from engines.backends.base import Availability, Backend, CompileRequest, CompileResult
-from engines.onnx_file import require_listed_weights
+from engines.onnx_file import Node, read_onnx, require_listed_weights
 from engines.precision import measure_shares, require_precision
 from engines.profiles import make_profiles
 from engines.timing_cache import KeyInputs, make_key, name_timing_cache
@@ -53,6 +55,19 @@ class _Job:
     target: Target
     backend: Backend
     available: Availability
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """The typed graph that a job compiles: the one with bodies, or the one whose nodes these libraries run."""
+
+    file: str
+    libraries: Mapping[str, plugins.PluginLibrary]  # op -> its library
+    notes: tuple[str, ...]
+
+    @property
+    def digests(self) -> dict[str, str]:
+        return {op: library.sha256 for op, library in self.libraries.items()}
 
 
 def build_bundle(
@@ -181,9 +196,10 @@ def _build_one(
     progress: Progress,
 ) -> tuple[Manifest, BuildRow]:
     typed, backend = job.typed, job.backend
-    source = folder / typed.file
+    chosen = _choose_source(folder, job)
+    source = folder / chosen.file
     progress("checking the graph's files", 0.0)
-    weights = require_listed_weights(folder, manifest, typed.file)
+    weights = require_listed_weights(folder, manifest, chosen.file)
     external = {str(PurePosixPath(name).relative_to(PurePosixPath(typed.file).parent)): name for name in weights}
     file = typed.file.removesuffix(".onnx") + f".{backend.name}.plan" if backend.writes_engines else typed.file
     cache, notes = _choose_timing_cache(folder, job, timing_cache)
@@ -196,8 +212,10 @@ def _build_one(
         keep_fp32=tuple(entry.split(":")[0] for entry in typed.keep_fp32),
         workspace_bytes=(job.target.memory_bytes - job.target.reserved_bytes) // 2 if backend.writes_engines else None,
         timing_cache=cache,
+        plugins=tuple(dict.fromkeys(library.path for library in chosen.libraries.values())),
     )
-    key = _make_key(manifest, job, request, external)
+    notes = (*notes, *chosen.notes)
+    key = _make_key(manifest, job, request, external, chosen)
     old = next((e for e in job.graph.engines if e.file == file and e.key == key), None)
     if old is not None and _is_whole(folder, manifest, file):
         return manifest, _make_row(job, file, None, manifest.files[file].bytes, old, earlier.get(file), notes)
@@ -212,11 +230,50 @@ def _build_one(
             require_precision(result.shares, typed.precision, where=f"the engine of {typed.file}")
         result = replace(result, shares=result.shares or shares)
         if request.output is not None:
-            manifest = _add_engine(folder, manifest, job, request.output, file, key, result, cache)
+            manifest = _keep_libraries(folder, manifest, chosen)
+            manifest = _add_engine(folder, manifest, job, request.output, file, key, result, cache, chosen.digests)
     finally:
         if request.output is not None:
             request.output.unlink(missing_ok=True)
     return manifest, _make_row(job, file, result, result.bytes, None, None, notes)
+
+
+def _choose_source(folder: Path, job: _Job) -> _Source:
+    """The graph that leaves nodes to plugins where a library of them is at hand, else the one with their bodies.
+
+    Raises:
+        BuildError: a library was asked for, and it does not serve.
+    """
+    bodies = _Source(file=job.typed.file, libraries={}, notes=())
+    if job.typed.plugin_file is None or not job.backend.writes_engines:
+        return bodies
+    ops = sorted({node.op_type for node in read_onnx(folder / job.typed.plugin_file).walk_nodes() if _is_plugin(node)})
+    if not job.backend.takes_plugins:
+        return replace(bodies, notes=(plugins.note_bodies(ops, f"{job.backend.name} takes none"),))
+    libraries = plugins.choose_libraries(ops, plugins.find_libraries(folder), job.available.version)
+    if not libraries:
+        return replace(bodies, notes=(plugins.note_bodies(ops, f"name a library in {plugins.VARIABLE}"),))
+    notes = tuple(f"{op}: the plugin of {one.path.name}, sha256 {one.sha256[:16]}…" for op, one in libraries.items())
+    return _Source(file=job.typed.plugin_file, libraries=libraries, notes=notes)
+
+
+def _is_plugin(node: Node) -> bool:
+    return node.domain == plugins.DOMAIN
+
+
+def _keep_libraries(folder: Path, manifest: Manifest, chosen: _Source) -> Manifest:
+    """Copy the plugin libraries into the bundle, under names that say their content, and list them."""
+    held = {entry.sha256 for entry in manifest.files.values()}
+    entries = {}
+    for library in {one.sha256: one for one in chosen.libraries.values()}.values():
+        if library.sha256 in held:
+            continue
+        file = f"{plugins.FOLDER}/{library.path.stem}.{library.sha256[:12]}{library.path.suffix}"
+        with translate_os_errors(folder / file):
+            (folder / file).parent.mkdir(exist_ok=True)
+            shutil.copyfile(library.path, folder / file)
+        entries[file] = FileEntry(bytes=(folder / file).stat().st_size, sha256=library.sha256)
+    return _write_manifest(folder, replace(manifest, files={**manifest.files, **entries})) if entries else manifest
 
 
 def _is_whole(folder: Path, manifest: Manifest, file: str) -> bool:
@@ -239,14 +296,15 @@ def _choose_timing_cache(folder: Path, job: _Job, given: Path | None) -> tuple[P
     ), ()
 
 
-def _make_key(manifest: Manifest, job: _Job, request: CompileRequest, external: dict[str, str]) -> str:
+def _make_key(manifest: Manifest, job: _Job, request: CompileRequest, external: dict[str, str], source: _Source) -> str:
     return make_key(
         KeyInputs(
-            model_sha256=manifest.files[job.typed.file].sha256,
+            model_sha256=manifest.files[source.file].sha256,
             external_sha256={name: manifest.files[file].sha256 for name, file in external.items()},
             profile=request.profile,
             precision=request.precision,
             keep_fp32=request.keep_fp32,
+            plugins=source.digests,
             backend=job.backend.name,
             backend_version=job.available.version,
             compute_capabilities=request.compute_capabilities,
@@ -266,6 +324,7 @@ def _add_engine(
     key: str,
     result: CompileResult,
     cache: Path | None,
+    digests: Mapping[str, str],
 ) -> Manifest:
     """Move the engine to its place and list it; what lay there is out of the manifest before it is overwritten."""
     manifest = _forget(folder, manifest, [file])
@@ -278,6 +337,7 @@ def _add_engine(
         backend_version=result.backend_version,
         compute_capability=job.target.compute_capability,
         gpu=result.gpu,
+        plugins=digests,
         file=file,
         key=key,
         build_seconds=result.seconds,

@@ -23,8 +23,9 @@ from engines.backends.onnxruntime import find_version, list_exceptions
 from engines.compare import Array, StageName, fail_output, judge_difference, measure_difference, quiet_polygraphy
 from engines.culprit import find_divergence
 from engines.onnx_file import require_listed_weights
+from engines.plugins import locate_files
 from engines.reference import read_evaluation, read_golden, split_batches
-from specs.bundle import Graph, Manifest, read_manifest, verify_files, write_manifest
+from specs.bundle import EngineFile, Graph, Manifest, read_manifest, verify_files, write_manifest
 from specs.disk import translate_os_errors
 from specs.errors import BuildError, GraphError, MetagenError, PreflightError
 from specs.progress import Progress, ignore_progress
@@ -42,6 +43,7 @@ class _Stage:
     graph: Graph
     where: StageName
     capability: str = ""
+    engine: EngineFile | None = None
 
 
 @dataclass
@@ -127,7 +129,7 @@ def _list_stages(graph: Graph) -> Iterable[_Stage]:
         yield _Stage(graph=graph, where=name(typed.file, _ONNXRUNTIME, typed.precision))
     for engine in graph.engines:
         where = name(engine.file, engine.backend, engine.precision)
-        yield _Stage(graph=graph, where=where, capability=engine.compute_capability)
+        yield _Stage(graph=graph, where=where, capability=engine.compute_capability, engine=engine)
 
 
 def _is_metric_reference(stage: _Stage) -> bool:
@@ -157,7 +159,8 @@ def _check_stage(
     evaluation = read_evaluation(folder, graph)
     batches = list(split_batches(evaluation[0], graph, manifest)) if evaluation else []
     try:
-        runner = load_backend(where.backend).load(folder / where.stage)
+        plugins = locate_files(manifest, stage.engine) if stage.engine else ()
+        runner = load_backend(where.backend).load(folder / where.stage, [folder / file for file in plugins])
         results = _run(runner, [feed, *batches])
     except BuildError as error:  # an operator that this backend does not implement
         findings.not_run[where.stage] = _join(error)

@@ -1,8 +1,8 @@
 """What makes two builds the same: the key of an engine, and the name of a timing cache.
 
     engine key = sha256 of everything that decides an engine's content: the typed ONNX, the external tensors it reads,
-                 the profile, the precision and the nodes kept in fp32, the backend and its version, the compute
-                 capabilities, the device it is tuned on, and the builder's options
+                 the profile, the precision and the nodes kept in fp32, the plugin libraries, the backend and its
+                 version, the compute capabilities, the device it is tuned on, and the builder's options
     cache name = backend, its version and the compute capability: a cache of another one is refused by the compiler
 
 The timing cache's own bytes are no part of the key: they change with every build that adds a timing, and decide how
@@ -31,6 +31,7 @@ class KeyInputs:
     profile: tuple[InputProfile, ...]
     precision: str
     keep_fp32: tuple[str, ...]
+    plugins: Mapping[str, str]  # op -> sha256 of the library that runs it
     backend: str
     backend_version: str
     compute_capabilities: tuple[str, ...]

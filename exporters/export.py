@@ -24,7 +24,14 @@ from exporters.checkpoints import open_checkpoint, write_report
 from exporters.golden import compute_outputs, measure_noise_floor, write_evaluation, write_golden
 from exporters.lower import PORTABLE_OPSET, lower
 from exporters.memory import page_out, release
-from exporters.passes import PipelineResult, Range, list_quantizable_tensors, needs_ranges, run_pipeline
+from exporters.passes import (
+    PipelineResult,
+    Range,
+    list_quantizable_tensors,
+    needs_ranges,
+    run_pipeline,
+    takes_plugins,
+)
 from exporters.stored_parameters import streaming_parameters
 from exporters.trace import choose_sizes, trace
 from exporters.weights import WeightPool
@@ -44,6 +51,8 @@ _TOOLS = ("metagen-deploy", "torch", "onnx", "onnx-ir", "onnxscript", "onnxrunti
 #: show a size that tracing baked in.
 _TRACE_NEAR, _GOLDEN_NEAR = 3, 2
 _TRACE_SEED, _GOLDEN_SEED = 0, 1
+#: Of the typed graph that leaves nodes to plugins, beside the one with bodies.
+_PLUGIN_SUFFIX = ".plugin.onnx"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +175,7 @@ def write_typed_graphs(
     """
     stem, component = portable.stem, portable.parent.name
     typed: list[TypedGraph] = []
-    done: dict[tuple[str, Precision], tuple[bytes, PipelineResult]] = {}
+    done: dict[tuple[str, Precision], tuple[bytes, bytes | None, PipelineResult]] = {}
     ranges: Mapping[str, Range] | None = None
     for variant in wanted:
         target, precision = variant.target, variant.precision
@@ -179,10 +188,13 @@ def write_typed_graphs(
                 ranges = measure_ranges(portable, tensors, samples(), method=calibration_method, progress=progress)
             result = run_pipeline(ir.load(portable), lowering=target.lowering, precision=typing, ranges=ranges)
             pool.store(result.model)
-            done[key] = (ir.to_proto(result.model).SerializeToString(), result)
-        data, result = done[key]
+            with_plugins = _lower_with_plugins(portable, target.lowering, typing, ranges, pool)
+            done[key] = (ir.to_proto(result.model).SerializeToString(), with_plugins, result)
+        data, with_plugins, result = done[key]
         path = portable.parent / f"{stem}.{target.name}-{precision}.onnx"
         path.write_bytes(data)
+        if with_plugins is not None:
+            path.with_suffix(_PLUGIN_SUFFIX).write_bytes(with_plugins)
         typed.append(
             TypedGraph(
                 target=target.name,
@@ -191,9 +203,30 @@ def write_typed_graphs(
                 opset=result.model.opset_imports[""],
                 file=f"{component}/{path.name}",
                 keep_fp32=result.keep_fp32,
+                plugin_file=None if with_plugins is None else f"{component}/{path.with_suffix(_PLUGIN_SUFFIX).name}",
             )
         )
     return tuple(typed)
+
+
+def _lower_with_plugins(
+    portable: Path,
+    lowering: str,
+    precision: Precision,
+    ranges: Mapping[str, Range] | None,
+    pool: WeightPool,
+) -> bytes | None:
+    """The same graph with nodes left to TensorRT plugins, for builds that have their library; None without such nodes.
+
+    Its weights are those of the graph with bodies, so it costs a few kilobytes.
+    """
+    model = ir.load(portable)
+    if not takes_plugins(model, lowering):
+        return None
+    result = run_pipeline(model, lowering=lowering, precision=precision, ranges=ranges, plugins=True)
+    pool.store(result.model)
+    data: bytes = ir.to_proto(result.model).SerializeToString()
+    return data
 
 
 def _export_graph(

@@ -44,6 +44,7 @@ class TypedGraph:
     opset: int
     file: str
     keep_fp32: tuple[str, ...] = ()  # "node: reason", for every node kept above the asked precision
+    plugin_file: str | None = None  # the same graph with nodes left to TensorRT plugins, where it has such
     task_metric: float | None = None
 
 
@@ -287,6 +288,7 @@ def _list_references(manifest: Manifest) -> Iterator[str]:
         if graph.evaluation:
             yield graph.evaluation
         yield from (typed.file for typed in graph.typed)
+        yield from (typed.plugin_file for typed in graph.typed if typed.plugin_file)
         yield from (engine.file for engine in graph.engines)
 
 
@@ -419,6 +421,7 @@ _SCALARS: dict[str, tuple[Any, Any]] = {
     "int": (int, ...),
     "float": ((int, float), ...),
     "float | None": ((int, float, type(None)), None),
+    "str | None": ((str, type(None)), None),
 }
 _Record = TypeVar("_Record", TypedGraph, EngineFile)
 

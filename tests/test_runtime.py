@@ -14,6 +14,7 @@ import pytest
 from small_bundles import CLASSES, SIDE, change_manifest, make_classifier, write_bundle, write_classifier, write_decoder
 from small_bundles import make_decoder_weights as make_weights
 
+from engines.plugins import BUILD_COMMAND, WITHOUT
 from engines.runtime import Session, load
 from engines.runtime.cuda import Gpu
 from engines.runtime.preflight import Machine, list_candidates, verify_candidate
@@ -314,7 +315,11 @@ def test_an_unknown_backend_names_the_known_ones(bundle: Path) -> None:
         (
             make_machine(H200, tensorrt="8.6.0"),
             {"plugins": {"MetagenAttention": "f" * 64}},
-            "the bundle does not hold the plugin library of MetagenAttention that it was built with",
+            (
+                "the bundle does not hold the plugin library of MetagenAttention (sha256 ffffffffffffffff…) that the"
+                f" engine was built with (build the library and then the engine: {BUILD_COMMAND},"
+                f" METAGEN_PLUGINS=LIBRARY metagen-deploy build BUNDLE; or {WITHOUT})"
+            ),
         ),
     ],
 )

@@ -92,6 +92,7 @@ def _to_json(request: CompileRequest, module: str, graph: OnnxFile) -> dict[str,
         "keep_fp32": list(request.keep_fp32),
         "wide_tensors": [tensor.name for tensor in interface if tensor.dtype == "int64"],
         "workspace_bytes": request.workspace_bytes,
+        "plugins": [str(library.resolve()) for library in request.plugins],
         "timing_cache": str(request.timing_cache.resolve()) if request.timing_cache else None,
         "optimization_level": request.optimization_level,
     }

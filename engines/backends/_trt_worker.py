@@ -26,7 +26,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TextIO
 
+from engines import plugins
 from engines.backends import _trt_network, _trt_versions
+from specs.errors import MetagenError
 
 _PROGRESS_INTERVAL_S = 0.1
 #: Source of kernels -> its libraries, by CUDA's generation, and a function that only the real ones have.
@@ -84,6 +86,7 @@ def _build(trt: Any, request: dict[str, Any], events: _Events) -> dict[str, Any]
         raise _Failure("setup", f"this version has no builder flag {', '.join(decisions.missing_flags)}")
     logger = _make_logger(trt, events)
     builder = _start_builder(trt, logger)
+    _load_plugins(trt, request["plugins"])
     network = builder.create_network(_pack(trt.NetworkDefinitionCreationFlag, decisions.network_flags))
     events.send({"event": "progress", "message": "parsing the graph", "fraction": 0.0})
     _parse(trt, network, logger, request["model"])
@@ -138,6 +141,13 @@ def _start_builder(trt: Any, logger: Any) -> Any:
     if builder is None:
         raise _Failure("setup", "the compiler did not start: is there a GPU and its driver?")
     return builder
+
+
+def _load_plugins(trt: Any, libraries: list[str]) -> None:
+    try:
+        plugins.load_libraries(trt, [Path(library) for library in libraries])
+    except MetagenError as error:
+        raise _Failure("setup", " ".join(str(error).split())) from None
 
 
 def _make_monitor(trt: Any, events: _Events) -> Any:

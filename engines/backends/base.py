@@ -10,7 +10,7 @@ A backend is stateless: everything it needs is in the request, and everything it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -58,6 +58,7 @@ class CompileRequest:
     keep_fp32: tuple[str, ...] = ()  # nodes to keep in fp32, for compilers without strong typing
     workspace_bytes: int | None = None
     timing_cache: Path | None = None
+    plugins: tuple[Path, ...] = ()  # libraries that run nodes of this graph
     optimization_level: int | None = None
 
 
@@ -101,8 +102,16 @@ class Backend(Protocol):
             MissingDependency, BuildError, GraphError, OutputError; nothing is left at `request.output` then.
         """
 
-    def load(self, path: Path) -> Any:
-        """A Polygraphy runner over an engine (an ONNX file for onnxruntime). Raises PreflightError, GraphError."""
+    @property
+    def takes_plugins(self) -> bool:
+        """Whether it compiles graphs with nodes that a plugin library runs (`engines.plugins`)."""
+
+    def load(self, path: Path, plugins: Sequence[Path] = ()) -> Any:
+        """A Polygraphy runner over an engine (an ONNX file for onnxruntime), its plugin libraries registered first.
+
+        Raises:
+            PreflightError, GraphError.
+        """
 
     def inspect(self, path: Path) -> Mapping[str, Any]:
         """What an engine says of itself; raises BuildError when it cannot be read on this machine."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class OnnxRuntimeBackend:
     name = NAME
     writes_engines = False
     has_timing_cache = False
+    takes_plugins = False
 
     def probe(self) -> Availability:
         if importlib.util.find_spec("onnxruntime") is None:
@@ -63,7 +64,7 @@ class OnnxRuntimeBackend:
             notes=("ONNX Runtime runs the typed graph itself: there is no engine file",),
         )
 
-    def load(self, path: Path) -> Any:
+    def load(self, path: Path, plugins: Sequence[Path] = ()) -> Any:
         try:
             from polygraphy.backend.onnxrt import OnnxrtRunner
         except ImportError:

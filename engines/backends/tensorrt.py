@@ -6,15 +6,17 @@ alone to compile, so that a Jetson builds from the bundle's typed graph.
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from engines.backends import _trt_compile
 from engines.backends.base import Availability, CompileRequest, CompileResult
+from engines.plugins import load_libraries
 from engines.runtime.cuda import find_gpu
 from specs.errors import BuildError, PreflightError, missing_dependency
 from specs.progress import Progress
@@ -33,6 +35,7 @@ class TensorRtBackend:
     name = NAME
     writes_engines = True
     has_timing_cache = True
+    takes_plugins = True
 
     def probe(self) -> Availability:
         version, gpu = find_version(), find_gpu()
@@ -72,12 +75,14 @@ class TensorRtBackend:
             progress=progress,
         )
 
-    def load(self, path: Path) -> Any:
+    def load(self, path: Path, plugins: Sequence[Path] = ()) -> Any:
         available = self.probe()
         if not available.can_run:
             raise PreflightError(
                 "this engine cannot run on this machine", where=str(path), got=available.reason, fix=available.fix
             )
+        if plugins:
+            load_libraries(importlib.import_module("tensorrt"), plugins)
         from polygraphy.backend.common import BytesFromPath
         from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 

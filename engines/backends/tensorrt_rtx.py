@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class TensorRtRtxBackend:
     name = NAME
     writes_engines = True
     has_timing_cache = False
+    takes_plugins = False
 
     def probe(self) -> Availability:
         version = find_version()
@@ -74,7 +75,7 @@ class TensorRtRtxBackend:
             request, module="tensorrt_rtx", title="TensorRT-RTX", version=version, gpu="", progress=progress
         )
 
-    def load(self, path: Path) -> Any:
+    def load(self, path: Path, plugins: Sequence[Path] = ()) -> Any:
         available = self.probe()
         if not available.can_run:
             raise PreflightError(

@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 
 from engines.onnx_file import require_listed_weights
+from engines.plugins import locate_files
 from engines.runtime.cuda import Gpu, find_gpu
 from specs.bundle import EngineFile, Graph, Manifest, resolve_inside, verify_files
 from specs.errors import BundleError, InputError, PreflightError, name_nearest
@@ -147,11 +148,10 @@ def _find_engine_obstacle(engine: EngineFile, machine: Machine) -> str:
 
 def _find_plugins(manifest: Manifest, engine: EngineFile) -> tuple[tuple[str, ...], str]:
     """The bundle's files that are the engine's plugin libraries (by digest), and what is missing."""
-    by_digest = {entry.sha256: name for name, entry in manifest.files.items()}
-    missing = [op for op, digest in engine.plugins.items() if digest not in by_digest]
-    if missing:
-        return (), f"the bundle does not hold the plugin library of {', '.join(missing)} that it was built with"
-    return tuple(dict.fromkeys(by_digest[digest] for digest in engine.plugins.values())), ""
+    try:
+        return locate_files(manifest, engine), ""
+    except PreflightError as error:
+        return (), f"{error.problem} ({error.fix})"
 
 
 def check_sizes(folder: Path, manifest: Manifest) -> None:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from engines.plugins import load_libraries
 from engines.runtime.cuda import CudaStream
 from engines.runtime.preflight import ENGINE_MODULES, Candidate
 from specs.bundle import Graph, IoTensor
@@ -47,7 +48,8 @@ class TensorRTEngine:
         self._trt: Any = importlib.import_module(ENGINE_MODULES[candidate.backend])
         self._lock = threading.Lock()
         self._logger = _make_logger(self._trt)
-        self._libraries = [ctypes.CDLL(str(plugin), mode=ctypes.RTLD_GLOBAL) for plugin in plugins]
+        if plugins:
+            load_libraries(self._trt, plugins)
         self._trt.init_libnvinfer_plugins(self._logger, "")
         self._runtime = self._trt.Runtime(self._logger)
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())

@@ -77,11 +77,23 @@ inline VolumeType toVolumeType(nvinfer1::DataType type) {
                                                : VolumeType::kBFloat16;
 }
 
-// x and out share a float type; the grid is float32, since a rounded position is another position. 0 x, 1 grid, 2 out.
+// The layouts of a volume of this type: channel by channel, or as TensorRT's 3-D convolutions of the type hold it.
+inline bool isLayoutOf(nvinfer1::DataType type, nvinfer1::TensorFormat format) {
+    using nvinfer1::TensorFormat;
+    if (format == TensorFormat::kLINEAR) return true;
+    if (type == nvinfer1::DataType::kFLOAT) return format == TensorFormat::kDHWC;
+#if NV_TENSORRT_MAJOR >= 11
+    return format == TensorFormat::kDHWC8;
+#else
+    return format == TensorFormat::kDHWC8 && type == nvinfer1::DataType::kHALF;  // bound to FP16 before 11
+#endif
+}
+
+// x and out share type and layout; the grid is float32, since a rounded position is another one. 0 x, 1 grid, 2 out.
 inline bool takes(int32_t position, nvinfer1::PluginTensorDesc const& x, nvinfer1::PluginTensorDesc const& asked) {
-    if (asked.format != nvinfer1::TensorFormat::kLINEAR) return false;
-    if (position == 1) return asked.type == nvinfer1::DataType::kFLOAT;
-    return position == 0 ? isVolumeType(asked.type) : asked.type == x.type;
+    if (position == 0) return isVolumeType(asked.type) && isLayoutOf(asked.type, asked.format);
+    if (position == 2) return asked.type == x.type && asked.format == x.format;
+    return asked.type == nvinfer1::DataType::kFLOAT && asked.format == nvinfer1::TensorFormat::kLINEAR;
 }
 
 // [n, c] of x, [d, h, w] of the grid.
@@ -97,10 +109,14 @@ inline int32_t sample(SampleOptions const& options, nvinfer1::PluginTensorDesc c
                       void* const* results, cudaStream_t stream) {
     nvinfer1::Dims const &x = inputs[0].dims, &grid = inputs[1].dims;
     auto const size = [](auto value) { return static_cast<int32_t>(value); };
-    SampleShape const shape{size(x.d[0]), size(x.d[1]),    size(x.d[2]),    size(x.d[3]),
+    bool const eights = inputs[0].format == nvinfer1::TensorFormat::kDHWC8;
+    int32_t const channels = eights ? (size(x.d[1]) + 7) / 8 * 8 : size(x.d[1]);
+    SampleShape const shape{size(x.d[0]), channels,        size(x.d[2]),    size(x.d[3]),
                             size(x.d[4]), size(grid.d[1]), size(grid.d[2]), size(grid.d[3])};
-    return gridSample3d(shape, options, toVolumeType(inputs[0].type), data[0], static_cast<float const*>(data[1]),
-                        results[0], stream) == cudaSuccess
+    Layout const layout =
+        inputs[0].format == nvinfer1::TensorFormat::kLINEAR ? Layout::kPlanes : Layout::kVoxels;
+    return gridSample3d(shape, options, toVolumeType(inputs[0].type), layout, data[0],
+                        static_cast<float const*>(data[1]), results[0], stream) == cudaSuccess
                ? 0
                : 1;
 }
