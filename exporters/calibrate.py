@@ -22,6 +22,7 @@ import onnx
 
 from exporters.passes._ranges import Range
 from specs.errors import CalibrationError
+from specs.mapped_session import has_large_weights, make_mapped_session
 from specs.progress import Progress
 
 if TYPE_CHECKING:
@@ -91,7 +92,10 @@ def _open_session(model_path: Path, computed: Sequence[str]) -> onnxruntime.Infe
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model_path.parent))
-    return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    model, providers = proto.SerializeToString(), ["CPUExecutionProvider"]
+    if has_large_weights(model_path):
+        return make_mapped_session(model_path, options, providers=providers, model_bytes=model)
+    return onnxruntime.InferenceSession(model, options, providers=providers)
 
 
 def _run(

@@ -34,15 +34,22 @@ def trim_heap() -> None:
         libc.malloc_trim(0)
 
 
-def list_file_mappings() -> list[tuple[int, int]]:
-    """Start and end address of every part of this process's memory that is a mapped file; empty where unknown."""
+def list_file_mappings(folder: Path | None = None) -> list[tuple[int, int]]:
+    """Start and end address of every part of this process's memory that is a mapped file; empty where unknown.
+
+    Args:
+        folder: only of files in it.
+    """
     try:
         with Path("/proc/self/maps").open(encoding="utf-8", errors="replace") as maps:
-            parts = [line.split(maxsplit=5) for line in maps]
+            parts = [line.rstrip("\n").split(maxsplit=5) for line in maps]
     except OSError:
         return []
-    # inode 0: private memory, heap and stack
-    return [(int(a, 16), int(b, 16)) for p in parts if p[4] != "0" for a, b in [p[0].split("-")]]
+    mapped = [p for p in parts if p[4] != "0"]  # inode 0: private memory, heap and stack
+    if folder is not None:
+        prefix = f"{folder.resolve()}/"
+        mapped = [p for p in mapped if len(p) > 5 and p[5].startswith(prefix)]
+    return [(int(a, 16), int(b, 16)) for p in mapped for a, b in [p[0].split("-")]]
 
 
 @functools.cache

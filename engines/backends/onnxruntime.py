@@ -16,6 +16,7 @@ from typing import Any
 from engines.backends.base import Availability, CompileRequest, CompileResult
 from engines.onnx_file import read_onnx
 from specs.errors import BuildError, GraphError, MetagenError, missing_dependency
+from specs.mapped_session import has_large_weights, make_mapped_session
 from specs.progress import Progress
 
 NAME = "onnxruntime"
@@ -95,6 +96,8 @@ def find_version() -> str:
 def make_session(path: Path, model_bytes: bytes | None = None) -> Any:
     """A session over the file, or over `model_bytes` that refer to external data beside `path`.
 
+    Large weights stay in their files: see `specs.mapped_session`.
+
     Raises:
         MissingDependency, GraphError (not a graph, unsupported opset or op, missing external data).
     """
@@ -107,10 +110,11 @@ def make_session(path: Path, model_bytes: bytes | None = None) -> Any:
     if model_bytes is not None:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+    model = str(path) if model_bytes is None else model_bytes
     try:
-        return onnxruntime.InferenceSession(
-            str(path) if model_bytes is None else model_bytes, options, providers=list_providers()
-        )
+        if has_large_weights(path):
+            return make_mapped_session(path, options, providers=list_providers(), model_bytes=model_bytes)
+        return onnxruntime.InferenceSession(model, options, providers=list_providers())
     except list_exceptions() as error:
         raise translate_error(error, path) from None
 
