@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from exporters.checkpoints.autoencoder_kl import AutoencoderKlImporter
 from exporters.checkpoints.base import Folder, Importer
+from exporters.checkpoints.bert import BertImporter
 from exporters.checkpoints.clip import ClipImporter, ClipTextImporter, ClipVisionImporter
 from exporters.checkpoints.encodec import EncodecImporter
 from exporters.checkpoints.gemma import Gemma2Importer, Gemma3Importer, GemmaImporter
@@ -21,6 +22,7 @@ from exporters.checkpoints.qwen import Qwen2Importer, Qwen3Importer
 from exporters.checkpoints.read import Checkpoint, open_checkpoint, read_spec, write_report
 from exporters.checkpoints.siglip import SiglipImporter, SiglipTextImporter, SiglipVisionImporter
 from exporters.checkpoints.stable_diffusion import StableDiffusionImporter
+from exporters.checkpoints.t5_encoder import T5EncoderImporter
 from exporters.checkpoints.unet import UNetImporter
 from exporters.checkpoints.vit import VitImporter
 from exporters.checkpoints.wav2vec2 import Wav2Vec2Importer
@@ -39,6 +41,8 @@ IMPORTERS: tuple[Importer, ...] = (
     Gemma2Importer(),
     Gemma3Importer(),
     Gpt2Importer(),
+    BertImporter(),
+    T5EncoderImporter(),
     VitImporter(),
     ClipImporter(),
     ClipVisionImporter(),

@@ -84,7 +84,8 @@ class ResidualUnit(nn.Module):
 
     def forward(self, x_BCT: Tensor) -> Tensor:
         inner_BCT = self.project(functional.elu(self.expand(functional.elu(x_BCT))))
-        return (x_BCT if self.shortcut is None else self.shortcut(x_BCT)) + inner_BCT
+        around_BCT: Tensor = x_BCT if self.shortcut is None else self.shortcut(x_BCT)
+        return around_BCT + inner_BCT
 
 
 class LstmLayer(nn.Module):

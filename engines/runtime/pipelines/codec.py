@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, final
 from engines.runtime.fields import take_field, take_graph
 from engines.runtime.pipelines.base import Pipeline
 from engines.runtime.pipelines.batching import run_rows
+from engines.runtime.pipelines.decoding import get_axis_range
 from specs.bundle import Manifest
 
 if TYPE_CHECKING:
@@ -30,6 +31,11 @@ class CodecDecoder:
         self.audio_channels = take_field(config, "audio_channels", int)
         self.hop_length = take_field(config, "hop_length", int)
         self.num_codebooks = take_field(config, "num_codebooks", int)
+
+    @property
+    def max_frames(self) -> int | None:
+        """How many frames it takes at once; None when nothing limits it."""
+        return get_axis_range(self._decode, "codes", 2)[1]
 
     def decode(self, codes: Array) -> Array:
         """Samples [B, channels, F * hop length], float32, of codes [B, codebooks, F], int64."""
