@@ -26,8 +26,8 @@ class Tokenizer(ABC):
     """Text <-> ids."""
 
     @abstractmethod
-    def encode(self, text: str) -> list[int]:
-        """Ids of `text`, without padding."""
+    def encode(self, text: str, *, longest: int | None = None) -> list[int]:
+        """Ids of `text`, without padding; more than `longest` are cut, but for those that begin and end every text."""
 
     @abstractmethod
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
@@ -47,8 +47,8 @@ class Tokenizer(ABC):
 class BytesTokenizer(Tokenizer):
     """UTF-8 bytes as ids; an id that is no byte is shown as `<id>`, and bytes that are no UTF-8 as U+FFFD."""
 
-    def encode(self, text: str) -> list[int]:
-        return list(text.encode("utf-8", errors="surrogateescape"))
+    def encode(self, text: str, *, longest: int | None = None) -> list[int]:
+        return list(text.encode("utf-8", errors="surrogateescape"))[:longest]
 
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -85,7 +85,7 @@ class FileTokenizer(Tokenizer):
         tokenizer.no_padding()
         return tokenizer
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, longest: int | None = None) -> list[int]:
         return [int(token) for token in self._tokenizer.encode(text).ids]
 
     def decode_words(self, ids: Iterable[int]) -> str:
@@ -107,7 +107,7 @@ class FileTokenizer(Tokenizer):
 class IdsTokenizer(Tokenizer):
     """No tokenizer at all: a text is its ids, written as numbers."""
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, longest: int | None = None) -> list[int]:
         words = text.split()
         if not all(word.isascii() and word.isdigit() and len(word) < _LONGEST_ID for word in words):
             raise InputError(
@@ -116,7 +116,7 @@ class IdsTokenizer(Tokenizer):
                 allowed='ids with blanks between them: "12 7 99"',
                 fix="tokenise the text, or export from a checkpoint's folder that has its tokenizer.json",
             )
-        return [int(word) for word in words]
+        return [int(word) for word in words][:longest]
 
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
         for index, token in enumerate(ids):

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast, final
 
-from exporters.checkpoints.assets import describe_tokenizer
 from exporters.checkpoints.base import Folder, Importer
+from exporters.checkpoints.clip_tokenizer import describe_clip_tokenizer
 from exporters.checkpoints.config import Config
 from exporters.checkpoints.pictures import CLIP, read_pictures
 from exporters.checkpoints.recipes import Recipe, take, take_linear
@@ -75,7 +75,7 @@ class ClipImporter(Importer):
                 "components": {"classifier": {**vision, "pooling": "mean", "num_classes": len(labels)}},
                 "labels": labels,
             }
-        tokenizer = describe_tokenizer(folder)
+        tokenizer = describe_clip_tokenizer(folder)
         return {
             "modality": {"inputs": ["image", "text"], "outputs": ["embedding"]},
             "objective": "contrastive",
@@ -144,7 +144,7 @@ class ClipTextImporter(Importer):
         encoder = read_text(folder.config)
         if has_tensor(folder, ("CLIPTextModelWithProjection",), "text_projection.weight"):
             encoder["projection_size"] = folder.config.take("projection_dim", int, 512)
-        return make_text_spec(encoder, folder)
+        return make_text_spec(encoder, describe_clip_tokenizer(folder))
 
     def map_tensors(self, spec: Spec, folder: Folder) -> Mapping[str, Recipe]:
         config = cast(ClipTextComponent, spec.components["encoder"])
@@ -171,10 +171,9 @@ def make_image_spec(encoder: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def make_text_spec(encoder: dict[str, Any], folder: Folder) -> dict[str, Any]:
+def make_text_spec(encoder: dict[str, Any], tokenizer: dict[str, Any] | None) -> dict[str, Any]:
     """The spec of a text tower alone."""
     length = encoder["context_length"]
-    tokenizer = describe_tokenizer(folder)
     return {
         "modality": {"inputs": ["text"], "outputs": ["embedding"]},
         "objective": "contrastive",

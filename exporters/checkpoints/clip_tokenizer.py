@@ -8,12 +8,12 @@ Nothing here needs transformers or tokenizers: both files are JSON and text.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from exporters.checkpoints.base import Folder
 from exporters.checkpoints.config import read_config
+from exporters.checkpoints.merges import read_merges
 from specs.errors import CheckpointError
 
 _SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -33,19 +33,12 @@ def describe_clip_tokenizer(folder: Folder) -> dict[str, Any] | None:
     return {"source": str(path), "end_tokens": [end], "pad_token": _find_id(ids, named.get("pad_token"), _END, path)}
 
 
-def write_tokenizer(source: Path, path: Path) -> None:
-    """`source` as a tokenizer.json: copied, or made when it is a vocab.json with its merges.txt beside it.
+def make_clip_tokenizer(vocabulary: Path) -> dict[str, Any]:
+    """The tokenizer.json of a vocab.json with its merges.txt beside it.
 
     Raises:
-        CheckpointError: merges.txt is missing.
+        CheckpointError: merges.txt is missing, or a special token.
     """
-    if source.name == "vocab.json":
-        path.write_text(json.dumps(_make_tokenizer(source), ensure_ascii=False), encoding="utf-8")
-    else:
-        path.write_bytes(source.read_bytes())
-
-
-def _make_tokenizer(vocabulary: Path) -> dict[str, Any]:
     ids = _read_ids(vocabulary)
     start, end = (_find_id(ids, token, token, vocabulary) for token in (_START, _END))
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
@@ -81,22 +74,9 @@ def _make_tokenizer(vocabulary: Path) -> dict[str, Any]:
             "continuing_subword_prefix": "",
             "end_of_word_suffix": "</w>",
             "vocab": ids,
-            "merges": _read_merges(vocabulary.with_name("merges.txt")),
+            "merges": read_merges(vocabulary.with_name("merges.txt")),
         },
     }
-
-
-def _read_merges(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise CheckpointError(
-            "the tokenizer's merges cannot be read",
-            where=str(path),
-            got=error.strerror,
-            fix="copy or download the checkpoint again",
-        ) from None
-    return [line for line in lines if line.count(" ") == 1 and not line.startswith("#version")]
 
 
 def _read_ids(path: Path) -> dict[str, int]:

@@ -150,7 +150,7 @@ class SiglipTextImporter(Importer):
     model_types = ("siglip_text_model",)
 
     def make_spec(self, folder: Folder) -> dict[str, Any]:
-        return make_text_spec(read_text(folder.config), folder)
+        return make_text_spec(read_text(folder.config), describe_tokenizer(folder))
 
     def map_tensors(self, spec: Spec, folder: Folder) -> Mapping[str, Recipe]:
         config = cast(ClipTextComponent, spec.components["encoder"])

@@ -29,7 +29,8 @@ def make_t5(config: Config) -> dict[str, Any]:
         CheckpointError: an option that is not implemented.
     """
     config.require("is_decoder", (False,), False)
-    activation, gated = _read_mlp(config)
+    family = config.take("model_type", str, "t5")
+    activation, gated = _read_mlp(config, "relu" if family == "t5" else "gated-gelu")
     return {
         "kind": "text.t5",
         "vocab_size": config.take("vocab_size", int, 32128),
@@ -43,12 +44,13 @@ def make_t5(config: Config) -> dict[str, Any]:
         "num_buckets": config.take("relative_attention_num_buckets", int, 32),
         "max_distance": config.take("relative_attention_max_distance", int, 128),
         "layer_norm_eps": config.take("layer_norm_epsilon", float, 1e-6),
+        "own_bias": family == "umt5",
     }
 
 
-def _read_mlp(config: Config) -> tuple[str, bool]:
+def _read_mlp(config: Config, usual: str) -> tuple[str, bool]:
     """`feed_forward_proj`: an activation, or `gated-` and one; `gated-gelu` has always meant the tanh form."""
-    spelled = config.take("feed_forward_proj", str, "relu")
+    spelled = config.take("feed_forward_proj", str, usual)
     gated, name = spelled.startswith("gated-"), spelled.removeprefix("gated-")
     if gated and name == "gelu":
         return "gelu_tanh", True
@@ -66,6 +68,13 @@ def map_t5(config: T5Component, tensors: Tensors, *, ours: str, theirs: str) -> 
         ),
         f"{ours}.output_norm.weight": take(f"{theirs}encoder.final_layer_norm.weight"),
     }
+    if config.own_bias:
+        recipes |= {
+            f"{ours}.distance_embeddings.{index - 1}.weight": take(
+                f"{theirs}encoder.block.{index}.layer.0.SelfAttention.relative_attention_bias.weight"
+            )
+            for index in range(1, config.num_layers)
+        }
     linears = _LINEARS | (
         {"mlp.gate": "layer.1.DenseReluDense.wi_0", "mlp.up": "layer.1.DenseReluDense.wi_1"}
         if config.gated

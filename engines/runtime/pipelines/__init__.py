@@ -14,11 +14,13 @@ from engines.runtime.pipelines.classification import ImageClassification
 from engines.runtime.pipelines.codec import AudioCodec
 from engines.runtime.pipelines.ctc import SpeechCtc
 from engines.runtime.pipelines.generation import TextGeneration
+from engines.runtime.pipelines.image_embedding import ImageEmbedding
 from engines.runtime.pipelines.mesh import TextToMesh
 from engines.runtime.pipelines.music import TextToAudio
 from engines.runtime.pipelines.recognition import SpeechRecognition
 from engines.runtime.pipelines.similarity import ImageTextSimilarity
 from engines.runtime.pipelines.tensors import Tensors
+from engines.runtime.pipelines.text_embedding import TextEmbedding
 from engines.runtime.pipelines.text_to_image import TextToImage
 from specs.bundle import Manifest
 from specs.errors import BundleError, name_nearest
@@ -28,7 +30,9 @@ if TYPE_CHECKING:
 
 PIPELINES: dict[str, type[Pipeline]] = {
     "image-classification": ImageClassification,
+    "image-embedding": ImageEmbedding,
     "text-generation": TextGeneration,
+    "text-embedding": TextEmbedding,
     "image-text-similarity": ImageTextSimilarity,
     "image-autoencoding": ImageAutoencoding,
     "text-to-image": TextToImage,
@@ -59,11 +63,13 @@ __all__ = [
     "PIPELINES",
     "AudioCodec",
     "ImageClassification",
+    "ImageEmbedding",
     "ImageTextSimilarity",
     "Pipeline",
     "SpeechCtc",
     "SpeechRecognition",
     "Tensors",
+    "TextEmbedding",
     "TextGeneration",
     "TextToAudio",
     "open_pipeline",
