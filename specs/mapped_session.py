@@ -21,7 +21,7 @@ from typing import Any
 from specs.pages import drop_pages, list_file_mappings
 
 #: Models with this much in weight files get such a session.
-MAPPED_BYTES = 1 << 30
+MAPPED_BYTES = 1 << 29
 _PAUSE_S = 0.02
 _FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 
