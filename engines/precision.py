@@ -14,7 +14,7 @@ inlined first. A dimension that is only known at run time counts as its size in 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,6 +58,15 @@ def measure_shares(path: Path, sizes: Mapping[str, int] | None = None) -> Precis
     return measure_graph(read_onnx(path), sizes or {})[0]
 
 
+def measure_front_end(path: Path, sizes: Mapping[str, int], names: Collection[str]) -> float:
+    """The share of the compute that lies in the nodes of these names."""
+    if not names:
+        return 0.0
+    model = _flatten(read_onnx(path), sizes)
+    amounts = [(node.name in names, macs) for node, _, macs in _list_products(model, _Types(model), sizes)]
+    return sum(macs for named, macs in amounts if named) / max(sum(macs for _, macs in amounts), 1.0)
+
+
 def find_own_precision(path: Path) -> Precision:
     """The lowest precision that a file as it is computes a visible part in: how exact its answers can be."""
     shares = measure_shares(path)
@@ -68,15 +77,18 @@ def find_own_precision(path: Path) -> Precision:
     return "fp32"
 
 
-def require_precision(shares: PrecisionShares, precision: str, *, where: str) -> None:
+def require_precision(shares: PrecisionShares, precision: str, *, where: str, front_end: float = 0.0) -> None:
     """Refuse a graph or engine that does not compute in the precision it was asked for.
+
+    Args:
+        front_end: the share of the compute that makes the model's input in fp32; the rest is what counts.
 
     Raises:
         BuildError: with the shares. A graph without a product (nothing to lower) passes.
     """
     least, reason = LEAST_COMPUTE.get(precision, (0.5, ""))
     got = sum(shares.compute.get(name, 0.0) for name in (precision, *_LOWER.get(precision, ())))
-    if shares.compute and got < least:
+    if shares.compute and got < least * (1.0 - front_end):
         found = ", ".join(f"{share:.1%} {name}" for name, share in sorted(shares.compute.items(), key=lambda i: -i[1]))
         raise BuildError(
             f"{precision} was asked for, and the graph does not compute in it",
@@ -201,17 +213,25 @@ def measure_graph(model: OnnxFile, sizes: Mapping[str, int]) -> tuple[PrecisionS
     for weight in model.walk_weights():
         if weight.dtype in _PRECISIONS:
             weights[_PRECISIONS[weight.dtype]] += weight.nbytes
-    for node in (node for part in _list_parts(model.graph) for node in part.nodes):
-        precision = _find_precision(node, types)
-        if not precision:
-            continue
-        if node.op_type not in _SILENT:
+    for node in _list_nodes(model):
+        if node.op_type not in _SILENT and (precision := _find_precision(node, types)):
             nodes[precision] += 1
-        counter = MACS.get(node.op_type)
-        if counter is not None and len(node.inputs) > 1 and node.outputs:
-            compute[precision] += max(counter(node, lambda name: _resolve(types.shapes.get(name), sizes)), 1.0)
+    for _, precision, macs in _list_products(model, types, sizes):
+        compute[precision] += macs
     shares = PrecisionShares(nodes=_normalise(nodes), weight_bytes=_normalise(weights), compute=_normalise(compute))
     return shares, sum(compute.values())
+
+
+def _list_nodes(model: OnnxFile) -> Iterator[Node]:
+    return (node for part in _list_parts(model.graph) for node in part.nodes)
+
+
+def _list_products(model: OnnxFile, types: _Types, sizes: Mapping[str, int]) -> Iterator[tuple[Node, str, float]]:
+    """Every product with its precision and its multiply-accumulates."""
+    for node in _list_nodes(model):
+        counter, precision = MACS.get(node.op_type), _find_precision(node, types)
+        if counter is not None and precision and len(node.inputs) > 1 and node.outputs:
+            yield node, precision, max(counter(node, lambda name: _resolve(types.shapes.get(name), sizes)), 1.0)
 
 
 def _normalise(amounts: Mapping[str, float]) -> dict[str, float]:

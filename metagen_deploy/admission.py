@@ -80,15 +80,17 @@ def require_asked_precision(folder: Path, manifest: Manifest) -> None:
     Raises:
         GraphError: with the shares of what it computes in.
     """
-    from engines.precision import measure_shares, require_precision
+    from engines.precision import measure_front_end, measure_shares, require_precision
 
     sizes = {name: opt for name, (_, opt, _) in manifest.dims.items()}
     for graph in manifest.graphs:
         for typed in graph.typed:
             if typed.precision == graph.precision:
                 continue
+            path = folder / typed.file
+            front_end = measure_front_end(path, sizes, typed.front_end)
             try:
-                require_precision(measure_shares(folder / typed.file, sizes), typed.precision, where=typed.file)
+                require_precision(measure_shares(path, sizes), typed.precision, where=typed.file, front_end=front_end)
             except BuildError as error:
                 raise GraphError(
                     f"{typed.precision} was asked for, and {typed.lowering} can compute too little of this model in it",

@@ -20,6 +20,8 @@ from specs.errors import BundleError
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 SPEC_NAME = "spec.yaml"
+#: How the reason of a node begins that is kept in fp32 because it makes a spectrogram.
+SPECTRUM_REASON = "spectrum"
 _CHUNK_BYTES = 1 << 20
 _MANIFEST_MAX_BYTES = 64 << 20  # a manifest of a thousand graphs is below 1 MB
 _LARGEST_NUMBER = 1e300
@@ -46,6 +48,12 @@ class TypedGraph:
     keep_fp32: tuple[str, ...] = ()  # "node: reason", for every node kept above the asked precision
     plugin_file: str | None = None  # the same graph with nodes left to TensorRT plugins, where it has such
     task_metric: float | None = None
+
+    @property
+    def front_end(self) -> frozenset[str]:
+        """Names of the nodes that make a spectrogram of the input: preprocessing, which has no precision to choose."""
+        parts = (entry.partition(": ") for entry in self.keep_fp32)
+        return frozenset(name for name, _, reason in parts if reason.startswith(SPECTRUM_REASON))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,7 @@ from exporters.passes._derived import find_stored, list_pieces
 from exporters.passes._graph import is_onnx, list_graphs, read_constant
 from exporters.passes._spectra import find_spectra
 from exporters.passes.keep_plugins import POSITION_INPUTS, is_plugin
+from specs.bundle import SPECTRUM_REASON
 
 #: Metadata of a node that its family keeps in float32: the reason.
 KEEP_KEY = "metagen.keep_float32"
@@ -79,7 +80,7 @@ def find_kept(model: ir.Model, half: ir.DataType) -> Reasons:
         _follow_forward(graph, roots, reasons)
         _follow_backward(graph, reasons)
         for node in find_spectra(graph):
-            reasons.setdefault(node, "spectrum: the logarithm behind it shows every rounding")
+            reasons[node] = f"{SPECTRUM_REASON}: the logarithm behind it shows every rounding"
     return reasons
 
 
