@@ -161,6 +161,11 @@ class Wav2Vec2(nn.Module):
         return end_T <= lengths_B[:, None]
 
     def forward(self, samples_BL: Tensor, lengths_B: Tensor) -> Tensor:
+        logits_BTV: Tensor = self.head(self.encode(samples_BL, lengths_B))
+        return logits_BTV
+
+    def encode(self, samples_BL: Tensor, lengths_B: Tensor) -> Tensor:
+        """States [B, T, C] before the head."""
         x_BCT = self.normalize_samples(samples_BL, lengths_B)[:, None]
         for feature in self.features:
             x_BCT = feature(x_BCT)
@@ -177,7 +182,4 @@ class Wav2Vec2(nn.Module):
             x_BTC = self.norm(x_BTC)
         for layer in self.layers:
             x_BTC = layer(x_BTC, bias_B11T)
-        if self.config.norm_first:
-            x_BTC = self.norm(x_BTC)
-        logits_BTV: Tensor = self.head(x_BTC)
-        return logits_BTV
+        return self.norm(x_BTC) if self.config.norm_first else x_BTC

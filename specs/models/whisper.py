@@ -99,8 +99,13 @@ class WhisperEncoder(nn.Module):
         return compute_whisper_log(self.mel(samples_BL)[:, :, :-1])
 
     def forward(self, samples_BL: Tensor) -> Tensor:
-        x_BCF = functional.gelu(self.conv1(self.compute_log_mel(samples_BL)))
-        x_BNC = functional.gelu(self.conv2(x_BCF)).transpose(1, 2) + self.position_embedding
+        return self.read_mel(self.compute_log_mel(samples_BL))
+
+    def read_mel(self, log_mel_BMF: Tensor) -> Tensor:
+        """A log-mel spectrogram [B, M, F] of at most `num_frames` frames -> states [B, N, C], N = F / 2."""
+        x_BCF = functional.gelu(self.conv1(log_mel_BMF))
+        x_BNC = functional.gelu(self.conv2(x_BCF)).transpose(1, 2)
+        x_BNC = x_BNC + self.position_embedding[: x_BNC.shape[1]]
         for layer in self.layers:
             x_BNC = layer(x_BNC)
         states_BNC: Tensor = self.output_norm(x_BNC)
