@@ -47,6 +47,7 @@ class AutoencoderKlImporter(Importer):
     def make_spec(self, folder: Folder) -> dict[str, Any]:
         vae = read_vae(folder.config)
         height, width = vae["sample_size"]
+        latents = make_latent_dims(height, width)
         scale = 2 ** (len(vae["block_out_channels"]) - 1)
         return {
             "modality": {"inputs": ["image"], "outputs": ["image"]},
@@ -54,9 +55,9 @@ class AutoencoderKlImporter(Importer):
             "objective": "diffusion",
             "components": {"vae": vae},
             "dims": {
-                **make_latent_dims(height, width),
-                "image_height": _scale(make_latent_dims(height, width)["height"], scale),
-                "image_width": _scale(make_latent_dims(height, width)["width"], scale),
+                **latents,
+                "image_height": _scale(latents["height"], scale),
+                "image_width": _scale(latents["width"], scale),
             },
         }
 
@@ -136,10 +137,17 @@ def take_pair(config: Config, key: str, default: int) -> tuple[int, int]:
     return sizes[0], sizes[1]
 
 
-def make_latent_dims(height: int, width: int) -> dict[str, dict[str, int]]:
-    """Pictures from an eighth to one and a half times the size that the model was made for, of any shape."""
+def make_latent_dims(height: int, width: int, halvings: int = 0) -> dict[str, dict[str, int]]:
+    """Pictures up to one and a half times the size that the model was made for, of any shape.
+
+    Args:
+        halvings: how often the model halves them; a size that would end as a single position is the only one.
+    """
+    smallest = 2 ** (halvings + 1)
     return {
-        name: {"min": max(1, min(8, size // 2)), "opt": size, "max": max(size + size // 2, 16)}
+        name: {"min": smallest, "opt": size, "max": size + size // 2}
+        if size >= smallest
+        else {"min": size, "opt": size, "max": size}
         for name, size in (("height", height), ("width", width))
     }
 

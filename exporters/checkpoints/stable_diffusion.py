@@ -46,7 +46,7 @@ class StableDiffusionImporter(Importer):
         config = folder.open("unet").config
         last = components[encoders[-1]]
         text_size = last.get("projection_size", last["hidden_size"])
-        components["unet"] = add_text_time(read_unet(config), config, text_size=text_size)
+        unet = components["unet"] = add_text_time(read_unet(config), config, text_size=text_size)
         components["vae"] = read_vae(folder.open("vae").config, encoder=False)
         large = index.data.get("_class_name") == _LARGE
         components["scheduler"] = {
@@ -63,7 +63,10 @@ class StableDiffusionImporter(Importer):
             "architecture": "diffusion",
             "objective": "diffusion",
             "components": components,
-            "dims": {"batch": {"min": 1, "opt": 2, "max": 8}, **make_latent_dims(*components["unet"]["sample_size"])},
+            "dims": {
+                "batch": {"min": 1, "opt": 2, "max": 8},
+                **make_latent_dims(*unet["sample_size"], len(unet["block_out_channels"]) - 1),
+            },
             "tokenizers": {part: entry for part, entry in tokenizers.items() if entry},
         }
 

@@ -82,7 +82,7 @@ class UNetImporter(Importer):
             "architecture": "diffusion",
             "objective": "diffusion",
             "components": {"unet": unet},
-            "dims": make_latent_dims(*unet["sample_size"]),
+            "dims": make_latent_dims(*unet["sample_size"], len(unet["block_out_channels"]) - 1),
         }
 
     def map_tensors(self, spec: Spec, folder: Folder) -> Mapping[str, Recipe]:

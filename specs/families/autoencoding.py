@@ -10,8 +10,8 @@ from specs.families.base import BATCH, Components, Family, GraphSpec, Roles, mak
 from specs.schema import Dim, Spec
 
 #: Heights and widths: of latents, and of the pictures that belong to them.
-LATENT_DIM = Dim(min=8, opt=64, max=128)
-_PICTURE_DIM = Dim(min=64, opt=512, max=1024)
+LATENT_DIM = Dim(min=16, opt=64, max=128)
+PICTURE_DIM = Dim(min=128, opt=512, max=1024)
 
 _UPCAST = "force_upcast: these activations leave the range of float16, as the model's own config says"
 
@@ -27,8 +27,8 @@ class ImageAutoencodingFamily(Family):
         "batch": BATCH,
         "height": LATENT_DIM,
         "width": LATENT_DIM,
-        "image_height": _PICTURE_DIM,
-        "image_width": _PICTURE_DIM,
+        "image_height": PICTURE_DIM,
+        "image_width": PICTURE_DIM,
     }
     architectures = ("transformer", "diffusion", "cnn", "hybrid")
     objectives = ("diffusion",)
@@ -39,11 +39,35 @@ class ImageAutoencodingFamily(Family):
         return make_encode_graph(name, config), make_decode_graph(name, config)
 
     def check(self, spec: Spec, roles: Roles) -> None:
-        if not cast(VaeComponent, spec.components[roles["autoencoder"]]).encoder:
+        config = cast(VaeComponent, spec.components[roles["autoencoder"]])
+        check_dims(spec, ("height", "width"), 0)
+        check_dims(spec, ("image_height", "image_width"), len(config.block_out_channels) - 1)
+        if not config.encoder:
             raise SpecError(
                 "an autoencoder on its own needs its encoder",
                 where=f"components.{roles['autoencoder']}.encoder",
                 fix="remove the key, or add the components of text to image",
+            )
+
+
+def check_dims(spec: Spec, names: tuple[str, ...], halvings: int) -> None:
+    """Refuse a range of sizes whose smallest is a single position at the coarsest resolution.
+
+    Tracing takes a size of 1 for a constant, so such a size must be the only one: min = max.
+
+    Raises:
+        SpecError: at `dims.<name>.min`.
+    """
+    smallest = 2 ** (halvings + 1)
+    for name in names:
+        dim = spec.dims.get(name)
+        if dim is not None and dim.min < smallest and dim.min < dim.max:
+            raise SpecError(
+                f"{name} is halved {halvings} times, and its smallest size would end as a single position",
+                where=f"dims.{name}.min",
+                got=str(dim.min),
+                allowed=f"{smallest} or more; or one size alone, min = max",
+                fix=f"set dims.{name}.min to {smallest}",
             )
 
 

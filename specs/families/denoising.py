@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import ClassVar, cast, final
 
 from specs.components import UNetComponent
-from specs.families.autoencoding import LATENT_DIM
+from specs.families.autoencoding import LATENT_DIM, check_dims
 from specs.families.base import BATCH, Components, Family, GraphSpec, Roles, make_float, make_ids, make_model_graph
-from specs.schema import Dim
+from specs.schema import Dim, Spec
 
 #: Timesteps that schedulers of today count.
 TIMESTEPS = 1000
@@ -34,6 +34,10 @@ class ImageDenoisingFamily(Family):
     def list_graphs(self, components: Components, roles: Roles) -> tuple[GraphSpec, ...]:
         name = roles["denoiser"]
         return (make_unet_graph(name, cast(UNetComponent, components[name]), tokens="tokens"),)
+
+    def check(self, spec: Spec, roles: Roles) -> None:
+        config = cast(UNetComponent, spec.components[roles["denoiser"]])
+        check_dims(spec, ("height", "width"), len(config.block_out_channels) - 1)
 
 
 def make_unet_graph(name: str, config: UNetComponent, *, tokens: int | str) -> GraphSpec:

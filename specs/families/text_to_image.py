@@ -3,6 +3,8 @@
     prompt -> text encoders -> states            noise -> U-Net, refiner (each step: scheduler, on the host) -> latents
                                                  latents -> decoder -> picture
 
+The autoencoder's encoder is a graph too, where a spec has it: a host that begins with a picture needs it.
+
 The U-Net's added condition says which kind it is: without one, text states are the last layer's, normalised (Stable
 Diffusion 1 and 2); with `text_time`, they are the penultimate layers' of all encoders side by side, and the last
 encoder's pooled text goes to the U-Net as well (SDXL).
@@ -14,7 +16,13 @@ from typing import ClassVar, cast, final
 
 from specs.components import ClipTextComponent, UNetComponent, VaeComponent
 from specs.errors import SpecError
-from specs.families.autoencoding import LATENT_DIM, make_decode_graph
+from specs.families.autoencoding import (
+    LATENT_DIM,
+    PICTURE_DIM,
+    check_dims,
+    make_decode_graph,
+    make_encode_graph,
+)
 from specs.families.base import Components, Family, GraphSpec, Roles, make_float, make_ids
 from specs.families.denoising import make_unet_graph
 from specs.schema import Dim, Spec
@@ -39,7 +47,13 @@ class TextToImageFamily(Family):
         "scheduler": ("diffusion.scheduler",),
     }
     optional = frozenset({"text_encoder_2", "refiner"})
-    dims: ClassVar = {"batch": Dim(min=1, opt=2, max=8), "height": LATENT_DIM, "width": LATENT_DIM}
+    dims: ClassVar = {
+        "batch": Dim(min=1, opt=2, max=8),
+        "height": LATENT_DIM,
+        "width": LATENT_DIM,
+        "image_height": PICTURE_DIM,
+        "image_width": PICTURE_DIM,
+    }
     architectures = ("transformer", "diffusion", "cnn", "hybrid")
     objectives = ("diffusion",)
 
@@ -61,7 +75,9 @@ class TextToImageFamily(Family):
             for role in ("unet", "refiner")
             if role in roles
         ]
-        return (*graphs, *denoisers, make_decode_graph(roles["vae"], cast(VaeComponent, components[roles["vae"]])))
+        vae = cast(VaeComponent, components[roles["vae"]])
+        encode = (make_encode_graph(roles["vae"], vae),) if vae.encoder else ()
+        return (*graphs, *denoisers, *encode, make_decode_graph(roles["vae"], vae))
 
     def check(self, spec: Spec, roles: Roles) -> None:
         encoders = {role: cast(ClipTextComponent, spec.components[roles[role]]) for role in ENCODERS if role in roles}
@@ -123,12 +139,14 @@ class TextToImageFamily(Family):
                 allowed=f"{unet.in_channels}, as {roles['unet']} has",
                 fix="make them equal",
             )
+        halvings = max(
+            len(cast(UNetComponent, spec.components[roles[role]]).block_out_channels) - 1
+            for role in ("unet", "refiner")
+            if role in roles
+        )
+        check_dims(spec, ("height", "width"), halvings)
         if vae.encoder:
-            raise SpecError(
-                "text to image only decodes: the encoder would be parameters without a graph",
-                where=f"components.{roles['vae']}.encoder",
-                fix="set encoder: false",
-            )
+            check_dims(spec, ("image_height", "image_width"), len(vae.block_out_channels) - 1)
 
 
 def _make_text_graph(name: str, config: ClipTextComponent, *, penultimate: bool, pooled: bool) -> GraphSpec:
