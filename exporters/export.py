@@ -10,7 +10,6 @@ Nothing here judges numbers: `engines.parity` does, before the staged folder bec
 from __future__ import annotations
 
 import importlib.metadata
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ import onnx_ir as ir
 from exporters.calibrate import Method as CalibrationMethod
 from exporters.calibrate import measure_ranges
 from exporters.checkpoints import open_checkpoint, write_report
+from exporters.checkpoints.assets import write_tokenizer
 from exporters.golden import compute_outputs, measure_noise_floor, write_evaluation, write_golden
 from exporters.lower import PORTABLE_OPSET, lower
 from exporters.memory import page_out, release
@@ -135,7 +135,7 @@ def _write_assets(spec: Spec, folder: Path) -> None:
     for name, tokenizer in spec.tokenizers.items():
         path = folder / name_tokenizer_asset(name)
         path.parent.mkdir(exist_ok=True)
-        shutil.copyfile(tokenizer.source, path)
+        write_tokenizer(Path(tokenizer.source), path)
 
 
 def finish_bundle(folder: Path, manifest: Manifest, *, components: Mapping[str, WeightPool]) -> Manifest:
@@ -183,7 +183,7 @@ def write_typed_graphs(
         key = (target.lowering, typing)
         if key not in done:
             progress(f"{component}/{stem}: lowering to {precision} for {target.name}", None)
-            if typing == "int8" and ranges is None:
+            if ranges is None and needs_ranges(target.lowering, typing):
                 tensors = list_quantizable_tensors(ir.load(portable))
                 ranges = measure_ranges(portable, tensors, samples(), method=calibration_method, progress=progress)
             result = run_pipeline(ir.load(portable), lowering=target.lowering, precision=typing, ranges=ranges)

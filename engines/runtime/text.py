@@ -92,6 +92,7 @@ class FileTokenizer(Tokenizer):
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
+        """What has been shown stays: bytes that turn out to be no UTF-8 are written otherwise by `decode_words`."""
         seen: list[int] = []
         shown = ""
         for token in ids:

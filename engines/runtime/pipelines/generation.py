@@ -50,7 +50,7 @@ class TextGeneration(Pipeline):
             end_token=end_token,
         )
         rows = zip(*steps, strict=True)
-        return [self.tokenizer.decode(token for token in row if token is not None) for row in rows]
+        return [self.tokenizer.decode_words(token for token in row if token is not None) for row in rows]
 
     def stream(
         self,

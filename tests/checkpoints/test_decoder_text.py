@@ -1,0 +1,220 @@
+"""Text in, text out: ids and words as transformers' own tokenizers have them, and all the way to `run`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from engines.runtime import load
+from engines.runtime.text import FileTokenizer, IdsTokenizer
+from exporters.checkpoints.assets import find_tokenizer, write_tokenizer
+from specs.errors import InputError
+from tests.checkpoints.compare import enliven, export
+
+CORPUS = [
+    "The quick brown fox jumps over the lazy dog. It's 1984, they'll say; we'd rather not!",
+    "Wörter mit Umlauten: größer, älter, über. Zahlen wie 3,14 und 42.",
+    "def main():\n    return {'a': [1, 2, 3]}\n\n\tprint(\"done\")",
+    "naïve café, Ångström, 日本語のテキスト, emoji 🙂🙃",
+] * 8
+TEXTS = [
+    "The lazy fox is 42 years old, isn't it?",
+    "  two  leading blanks, trailing   ",
+    "größer als 日本 🙂 \n\n new line\tand tab",
+    "unseen: ﷽ ñ Ω <|endoftext|> </s> in the middle",
+    "é",  # two code points
+    "",
+]
+
+
+def train_bytes() -> Tokenizer:
+    """Byte-level, as GPT-2 and Llama 3; a text begins with <s>."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|endoftext|>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    start = tokenizer.token_to_id("<s>")
+    template = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", start)])
+    tokenizer.post_processor = template
+    return tokenizer
+
+
+def train_pieces() -> Tokenizer:
+    """Pieces with bytes to fall back on, as Llama 2."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=450, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator([text.replace(" ", "▁") for text in CORPUS], trainer)
+    data = json.loads(tokenizer.to_str())
+    data["added_tokens"] = data["added_tokens"][:3]  # bytes are plain pieces
+    tokenizer = Tokenizer.from_str(json.dumps(data))
+    template = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)])
+    tokenizer.post_processor = template
+    return tokenizer
+
+
+def save_fast(tokenizer: Tokenizer, folder: Path, **options: Any) -> Any:
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>" if tokenizer.token_to_id("<unk>") else None}
+    fast = hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names, **options)
+    fast.save_pretrained(folder)
+    return hf.AutoTokenizer.from_pretrained(folder)
+
+
+def take_asset(folder: Path, path: Path) -> FileTokenizer:
+    """The tokenizer as the bundle would carry it."""
+    source = find_tokenizer(folder)
+    assert source is not None
+    write_tokenizer(source, path)
+    return FileTokenizer(path)
+
+
+def check_equal(ours: FileTokenizer, theirs: Any) -> None:
+    for text in TEXTS:
+        ids = theirs(text)["input_ids"]
+        assert ours.encode(text) == ids
+        assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+@pytest.mark.parametrize("train", [train_bytes, train_pieces])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"add_bos_token": False, "add_eos_token": True},
+        {"additional_special_tokens": ["<image>"]},
+        {"model_max_length": 4, "padding_side": "left"},
+    ],
+)
+def test_tokenizer_json(train: Any, options: dict[str, Any], tmp_path: Path) -> None:
+    theirs = save_fast(train(), tmp_path / "model", **options)
+    check_equal(take_asset(tmp_path / "model", tmp_path / "asset.json"), theirs)
+
+
+def test_a_file_that_remembers_padding_and_truncation(tmp_path: Path) -> None:
+    tokenizer = train_bytes()
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=9)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    found = FileTokenizer(tmp_path / "tokenizer.json").encode(TEXTS[0])
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    assert found == tokenizer.encode(TEXTS[0]).ids
+
+
+@pytest.mark.parametrize("name", ["GPT2Tokenizer", "Qwen2Tokenizer"])
+@pytest.mark.parametrize(
+    "options", [{}, {"add_prefix_space": True}, {"pad_token": "<pad>"}, {"additional_special_tokens": ["<|im_end|>"]}]
+)
+def test_vocabulary_and_merges(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    """Folders of before 2020 have no tokenizer.json."""
+    train_bytes().model.save(str(tmp_path))
+    theirs = getattr(hf, name)(
+        vocab=json.loads((tmp_path / "vocab.json").read_text()),
+        merges=[tuple(line.split(" ")) for line in (tmp_path / "merges.txt").read_text().splitlines()[1:]],
+        **options,
+    )
+    theirs.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    check_equal(take_asset(tmp_path, tmp_path / "asset.json"), theirs)
+    path = tmp_path / "tokenizer_config.json"
+    marked = {"add_bos_token": name == "GPT2Tokenizer", "add_eos_token": True}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **marked}))
+    check_equal(take_asset(tmp_path, tmp_path / "asset.json"), hf.AutoTokenizer.from_pretrained(tmp_path))
+
+
+def test_a_folder_without_any(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(b"sentencepiece")
+    assert find_tokenizer(tmp_path) is None
+    ids = IdsTokenizer()
+    assert ids.encode("12 7  99") == [12, 7, 99]
+    assert ids.decode([12, 7]) == "12 7"
+    with pytest.raises(InputError, match="this bundle has no tokenizer, and the text is no list of token ids"):
+        ids.encode("hello")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any]:
+    """A small Llama that knows a few hundred pieces, as a bundle; the library's model and tokenizer."""
+    folder = tmp_path_factory.mktemp("llama") / "talker"
+    tokenizer = save_fast(train_pieces(), folder)
+    torch.manual_seed(2)
+    config = hf.LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    model: Any = enliven(hf.LlamaForCausalLM(config), seed=2, scale=1.5)
+    model.save_pretrained(folder)
+    return export(folder, folder.with_suffix(".bundle")), model, tokenizer
+
+
+def test_a_prompt_goes_on_as_in_transformers(bundle: tuple[Path, Any, Any]) -> None:
+    path, model, tokenizer = bundle
+    prompts = ["The quick brown", "größer 日本"]
+    with load(path) as session:
+        ours = session.pipeline.generate(prompts, max_new_tokens=12)
+        streamed = "".join(session.pipeline.stream(prompts[0], max_new_tokens=12))
+    for prompt, text in zip(prompts, ours, strict=True):
+        given = tokenizer(prompt, return_tensors="pt")
+        whole = model.generate(**given, max_new_tokens=12, do_sample=False)
+        assert text == tokenizer.decode(whole[0, given["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert streamed.startswith(ours[0][:9]) and len(streamed) >= len(ours[0]) - 3
+
+
+def test_it_stops_at_any_of_the_end_tokens(bundle: tuple[Path, Any, Any]) -> None:
+    path, _, tokenizer = bundle
+    with load(path) as session:
+        pipeline = session.pipeline
+        steps = [step[0] for step in pipeline.stream_tokens([tokenizer("The quick")["input_ids"]], max_new_tokens=12)]
+        assert pipeline._end_tokens == (2,)
+        pipeline._end_tokens = (448, steps[3])
+        again = [step[0] for step in pipeline.stream_tokens([tokenizer("The quick")["input_ids"]], max_new_tokens=12)]
+    assert again == steps[: steps.index(steps[3]) + 1]
+
+
+def test_run_prints_the_text(bundle: tuple[Path, Any, Any]) -> None:
+    path, _, _ = bundle
+    with load(path) as session:
+        text = "".join(session.pipeline.stream("The quick brown"))
+    command = [sys.executable, "-m", "metagen_deploy", "run", str(path), "--prompt", "The quick brown"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == text + "\n"
+
+
+def test_a_checkpoint_without_tokenizer_takes_ids(bundle: tuple[Path, Any, Any], tmp_path: Path) -> None:
+    path, _, _ = bundle
+    from exporters.checkpoints import read_spec
+    from specs.handlers import get_handler
+
+    folder = shutil.copytree(path.with_suffix(""), tmp_path / "bare")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    spec = read_spec(folder)
+    assert get_handler(spec).describe_pipeline(spec)["tokenizer"] == {"kind": "ids"}
