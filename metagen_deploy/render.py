@@ -12,7 +12,9 @@ from rich.text import Text
 
 from metagen_deploy.tables import format_bytes, format_share, mark, print_line, print_table
 from specs.bundle import Manifest
-from specs.report import BuildReport, LatencyReport, ParityReport, PrecisionShares
+from specs.report import BuildReport, LatencyReport, ParityReport, ParityRow, PrecisionShares
+
+_FEW = 3  # outputs of a kind are shown one by one below that
 
 
 def print_manifest(folder: Path, manifest: Manifest) -> None:
@@ -88,7 +90,10 @@ def spell_shares(shares: Mapping[str, float]) -> str:
 
 
 def print_parity(report: ParityReport) -> None:
-    """Every comparison with its limit, the task metrics, the first divergences, and what could not run."""
+    """Each comparison with its limit, the task metrics, the first divergences, and what could not run.
+
+    Outputs that are one thing by layer (`keys_0`, `keys_1`, ...) are one row, the worst; the JSON report has them all.
+    """
     print_table(
         "Against the golden data",
         ("graph", "stage", "backend", "precision", "output", "max abs>", "relative>", "limit>", "cosine>", "verdict"),
@@ -98,14 +103,14 @@ def print_parity(report: ParityReport) -> None:
                 row.stage,
                 row.backend,
                 row.precision,
-                row.difference.name,
+                name,
                 f"{row.difference.max_abs:.2e}",
                 f"{row.needed_relative:.2e}",
                 f"{row.limit_relative:.2e}",
                 f"{row.difference.cosine:.6f}",
                 mark(row.passed),
             )
-            for row in report.rows
+            for name, row in fold_layers(report.rows)
         ],
     )
     for row in report.rows:
@@ -122,6 +127,26 @@ def print_parity(report: ParityReport) -> None:
     if report.not_run:
         print_table("Not run here", ("stage", "why"), list(report.not_run.items()))
     print_line(mark(report.passed, report.summarise()))
+
+
+def fold_layers(rows: Sequence[ParityRow]) -> list[tuple[str, ParityRow]]:
+    """What to call each row, and the row: of `name_0` .. `name_31` of one stage, only the worst.
+
+    Those that failed stay, each by itself.
+    """
+    groups: dict[tuple[str, ...], list[ParityRow]] = {}
+    for row in rows:
+        stem, _, number = row.difference.name.rpartition("_")
+        same = stem if row.passed and number.isdigit() else row.difference.name
+        groups.setdefault((row.graph, row.stage, row.backend, row.precision, same), []).append(row)
+    folded = []
+    for group in groups.values():
+        if len(group) < _FEW:
+            folded += [(row.difference.name, row) for row in group]
+        else:
+            worst = max(group, key=lambda row: row.needed_relative / row.limit_relative)
+            folded.append((f"{worst.difference.name}, the worst of {len(group)}", worst))
+    return folded
 
 
 def _print_metrics(report: ParityReport) -> None:

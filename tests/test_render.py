@@ -1,0 +1,46 @@
+"""What a terminal shows of a report."""
+
+from __future__ import annotations
+
+from metagen_deploy.render import fold_layers
+from specs.report import ParityRow, TensorDifference
+
+
+def make_row(name: str, error: float, *, stage: str = "model.onnx", passed: bool = True) -> ParityRow:
+    difference = TensorDifference(
+        name=name, max_abs=error, mean_abs=error / 2, cosine=1.0, reference_rms=1.0, non_finite=0
+    )
+    return ParityRow(
+        graph="decoder.decode",
+        stage=stage,
+        backend="onnxruntime",
+        precision="fp32",
+        difference=difference,
+        limit_relative=1e-3,
+        limit_cosine=0.999,
+        needed_relative=error,
+        passed=passed,
+    )
+
+
+def test_a_cache_is_two_rows_a_stage() -> None:
+    rows = [make_row("logits", 1e-6)]
+    rows += [make_row(f"{kind}_{layer}", layer * 1e-6) for layer in range(32) for kind in ("keys", "values")]
+    rows += [make_row(f"keys_{layer}", 1e-6 - layer * 1e-8, stage="cpu-int8.onnx") for layer in range(32)]
+    names = [name for name, _ in fold_layers(rows)]
+    assert names == [
+        "logits",
+        "keys_31, the worst of 32",
+        "values_31, the worst of 32",
+        "keys_0, the worst of 32",
+    ]
+
+
+def test_what_failed_is_shown_by_itself() -> None:
+    rows = [make_row(f"keys_{layer}", 2e-3 if layer == 5 else 1e-6, passed=layer != 5) for layer in range(8)]
+    assert [name for name, _ in fold_layers(rows)] == ["keys_0, the worst of 7", "keys_5"]
+
+
+def test_two_layers_are_shown_as_they_are() -> None:
+    rows = [make_row(f"keys_{layer}", 1e-6) for layer in range(2)]
+    assert [name for name, _ in fold_layers(rows)] == ["keys_0", "keys_1"]
