@@ -22,6 +22,8 @@ from specs.models.musicgen import MusicgenDecode, MusicgenDecoder, MusicgenPrefi
 from specs.models.t5 import T5Encoder
 from specs.schema import Spec, TensorSpec
 
+_SEVERAL = 16  # frames
+
 
 @final
 class MusicHandler(Handler):
@@ -71,6 +73,11 @@ class MusicHandler(Handler):
             for start, sizes in (("past_", lengths), ("cross_", text_lengths)):
                 inputs |= {name: _cut(x, sizes) for name, x in inputs.items() if name.startswith(start)}
         return inputs
+
+    def name_sizes(self, spec: Spec) -> dict[str, int]:
+        """Several frames, though engines are tuned for a first one: a range must have seen other positions."""
+        sizes = super().name_sizes(spec)
+        return sizes | {"prompt_frames": max(sizes["prompt_frames"], min(_SEVERAL, spec.dims["prompt_frames"].max))}
 
     def make_realistic_inputs(self, spec: Spec, graph: GraphModule, *, sizes: Mapping[str, int], seed: int) -> Arrays:
         if not isinstance(graph.module, MusicgenDecode):
