@@ -86,7 +86,12 @@ class FileTokenizer(Tokenizer):
         return tokenizer
 
     def encode(self, text: str, *, longest: int | None = None) -> list[int]:
-        return [int(token) for token in self._tokenizer.encode(text).ids]
+        if longest is not None:
+            self._tokenizer.enable_truncation(longest)
+        try:
+            return [int(token) for token in self._tokenizer.encode(text).ids]
+        finally:
+            self._tokenizer.no_truncation()
 
     def decode_words(self, ids: Iterable[int]) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))

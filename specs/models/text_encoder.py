@@ -26,15 +26,14 @@ class DistanceBias(nn.Module):
 
     def __init__(self, buckets: int, farthest: int, num_heads: int) -> None:
         super().__init__()
-        self.buckets, self.farthest = buckets, farthest
+        self.farthest, self.buckets = farthest, list_buckets(buckets, farthest)
         self.embedding = nn.Embedding(buckets, num_heads)
 
     def forward(self, tokens: int) -> Tensor:
-        bucket = torch.tensor(list_buckets(self.buckets, self.farthest))
         position_T = torch.arange(tokens)
         distance_TS = position_T[None, :] - position_T[:, None]
         index_TS = distance_TS.clamp(-self.farthest, self.farthest) + self.farthest
-        bias_TSH: Tensor = self.embedding(bucket[index_TS])
+        bias_TSH: Tensor = self.embedding(torch.tensor(self.buckets)[index_TS])
         return bias_TSH.permute(2, 0, 1)[None]
 
 
