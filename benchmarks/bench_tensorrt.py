@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from engines.runtime.cuda import CudaStream
+from engines.runtime.shape_ranges import choose_profile, read_shape_ranges
 from specs.bundle import Graph, Manifest, read_manifest
 
 ROUNDS, LAUNCHES, SESSION_CALLS = 30, 20, 200
@@ -117,6 +118,10 @@ class RawEngine:
         self.context = self._engine.create_execution_context()
         self.stream = CudaStream()
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
+        ranges = read_shape_ranges(self._engine, list(feed))
+        profile = choose_profile(ranges, {name: value.shape for name, value in feed.items()})
+        assert profile == 0 or self.context.set_optimization_profile_async(profile, self.stream.handle)
+        self.stream.synchronize()
         self._held = []
         for name in (*feed, *(n for n in names if n not in feed)):
             dtype = np.dtype(trt.nptype(self._engine.get_tensor_dtype(name)))

@@ -22,7 +22,7 @@ from engines.backends import load_backend
 from engines.backends.base import Availability, Backend, CompileRequest, CompileResult
 from engines.onnx_file import Node, read_onnx, require_listed_weights
 from engines.precision import measure_shares, require_precision
-from engines.profiles import make_profiles
+from engines.profiles import describe_profiles, make_profiles, split_profile
 from engines.timing_cache import KeyInputs, make_key, name_timing_cache
 from specs.bundle import (
     EngineFile,
@@ -203,18 +203,21 @@ def _build_one(
     external = {str(PurePosixPath(name).relative_to(PurePosixPath(typed.file).parent)): name for name in weights}
     file = typed.file.removesuffix(".onnx") + f".{backend.name}.plan" if backend.writes_engines else typed.file
     cache, notes = _choose_timing_cache(folder, job, timing_cache)
+    profile = make_profiles(job.graph.inputs, manifest.dims, where=f"graph '{job.graph.name}'")
+    profile, wide = split_profile(profile) if backend.takes_two_profiles else (profile, ())
     request = CompileRequest(
         model=source,
         output=_name_temporary(folder / file) if backend.writes_engines else None,
         precision=typed.precision,
-        profile=make_profiles(job.graph.inputs, manifest.dims, where=f"graph '{job.graph.name}'"),
+        profile=profile,
+        wide_profile=wide,
         compute_capabilities=(job.target.compute_capability,) if backend.writes_engines else (),
         keep_fp32=tuple(entry.split(":")[0] for entry in typed.keep_fp32),
         workspace_bytes=(job.target.memory_bytes - job.target.reserved_bytes) // 2 if backend.writes_engines else None,
         timing_cache=cache,
         plugins=tuple(dict.fromkeys(library.path for library in chosen.libraries.values())),
     )
-    notes = (*notes, *chosen.notes)
+    notes = (*notes, *chosen.notes, *describe_profiles(profile, wide))
     key = _make_key(manifest, job, request, external, chosen)
     old = next((e for e in job.graph.engines if e.file == file and e.key == key), None)
     if old is not None and _is_whole(folder, manifest, file):
@@ -302,6 +305,7 @@ def _make_key(manifest: Manifest, job: _Job, request: CompileRequest, external: 
             model_sha256=manifest.files[source.file].sha256,
             external_sha256={name: manifest.files[file].sha256 for name, file in external.items()},
             profile=request.profile,
+            wide_profile=request.wide_profile,
             precision=request.precision,
             keep_fp32=request.keep_fp32,
             plugins=source.digests,

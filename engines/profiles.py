@@ -1,12 +1,18 @@
 """(inputs, ranges of the dynamic dims) -> optimisation profiles: the smallest, usual and largest shape of every input.
 
+A profile is tuned for one size. ViT-B/16 on an H200 with TensorRT 8.6, tuned for batch 1 of 1..32, takes 5.5 ms for
+32 images where an engine tuned for 32 takes 3.8: so where the largest sizes are far from the usual ones, an engine gets
+two profiles, one up to the usual sizes and one for all, tuned for the largest. The runtime takes the first that fits.
+
 A static input needs none. Every dynamic dimension must have a range: an engine is tuned for one size, and guessing it
 would make a slow engine, or one that refuses its user's batch. An axis without a name is called `<input>.<axis>`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from engines.backends.base import InputProfile
 from engines.onnx_file import Value
@@ -14,6 +20,9 @@ from specs.bundle import IoTensor
 from specs.errors import BuildError, name_nearest
 
 Range = tuple[int, int, int]
+Profile = tuple[InputProfile, ...]
+#: From this ratio of the largest input to the usual one on, a second profile is worth its time to build.
+_FAR = 8
 
 
 def make_profiles(
@@ -39,6 +48,22 @@ def make_profiles(
             smallest, usual, largest = (tuple(r[i] for r in ranges) for i in range(3))
             profiles.append(InputProfile(name=tensor.name, minimum=smallest, optimum=usual, maximum=largest))
     return tuple(profiles)
+
+
+def split_profile(profile: Profile) -> tuple[Profile, Profile]:
+    """(up to the usual sizes, all sizes and tuned for the largest); the second is empty where they are near."""
+    if max((math.prod(one.maximum) / math.prod(one.optimum) for one in profile), default=1) < _FAR:
+        return profile, ()
+    near = tuple(replace(one, maximum=one.optimum) for one in profile)
+    return near, tuple(replace(one, optimum=one.maximum) for one in profile)
+
+
+def describe_profiles(profile: Profile, wide: Profile) -> tuple[str, ...]:
+    """The note of a build with two profiles."""
+    if not wide:
+        return ()
+    name, usual, large = profile[0].name, list(profile[0].optimum), list(wide[0].optimum)
+    return (f"two profiles: tuned for '{name}' of {usual}, and for larger ones at {large}",)
 
 
 def list_dynamic_dims(inputs: Sequence[IoTensor | Value]) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """What makes two builds the same: the key of an engine, and the name of a timing cache.
 
     engine key = sha256 of everything that decides an engine's content: the typed ONNX, the external tensors it reads,
-                 the profile, the precision and the nodes kept in fp32, the plugin libraries, the backend and its
+                 the profiles, the precision and the nodes kept in fp32, the plugin libraries, the backend and its
                  version, the compute capabilities, the device it is tuned on, and the builder's options
     cache name = backend, its version and the compute capability: a cache of another one is refused by the compiler
 
@@ -29,6 +29,7 @@ class KeyInputs:
     model_sha256: str
     external_sha256: Mapping[str, str]  # external file, as named in the ONNX file -> digest
     profile: tuple[InputProfile, ...]
+    wide_profile: tuple[InputProfile, ...]
     precision: str
     keep_fp32: tuple[str, ...]
     plugins: Mapping[str, str]  # op -> sha256 of the library that runs it

@@ -13,7 +13,7 @@ from engines.backends.base import Availability, CompileRequest, CompileResult, I
 from engines.build import REPORT_NAME, build_bundle, read_build_report
 from engines.inspect import inspect_engine
 from engines.onnx_file import Value
-from engines.profiles import list_dynamic_dims, make_profiles
+from engines.profiles import describe_profiles, list_dynamic_dims, make_profiles, split_profile
 from engines.timing_cache import KeyInputs, make_key, name_timing_cache
 from specs.bundle import IoTensor, index_files, read_manifest, verify_files, write_manifest
 from specs.errors import BuildError, BundleError
@@ -74,6 +74,7 @@ KEY = KeyInputs(
     model_sha256="a",
     external_sha256={"w.data": "b"},
     profile=(PROFILE,),
+    wide_profile=(),
     precision="fp16",
     keep_fp32=("node",),
     plugins={"Op": "d"},
@@ -88,6 +89,7 @@ CHANGED: dict[str, object] = {
     "model_sha256": "c",
     "external_sha256": {"w.data": "c"},
     "profile": (replace(PROFILE, optimum=(4, 4)),),
+    "wide_profile": (PROFILE,),
     "precision": "int8",
     "keep_fp32": (),
     "plugins": {},
@@ -186,6 +188,7 @@ def test_everything_that_decides_an_engine_reaches_its_key(
                     name="tokens", minimum=(1, TOKENS, WIDTH), optimum=(2, TOKENS, WIDTH), maximum=(8, TOKENS, WIDTH)
                 ),
             ),
+            wide_profile=(),
             precision="fp16",
             keep_fp32=("0.mixed",),
             plugins={},
@@ -275,6 +278,22 @@ def test_profiles_follow_the_dims() -> None:
         InputProfile(name="ids", minimum=(1, 1), optimum=(1, 64), maximum=(4, 512)),
         InputProfile(name="cache", minimum=(1, 2, 16, 16), optimum=(1, 2, 128, 16), maximum=(4, 2, 2048, 16)),
     )
+
+
+def test_far_sizes_get_a_profile_of_their_own() -> None:
+    ids = InputProfile(name="ids", minimum=(1, 1), optimum=(1, 64), maximum=(4, 512))
+    lengths = InputProfile(name="lengths", minimum=(1,), optimum=(1,), maximum=(4,))
+    near, wide = split_profile((ids, lengths))
+    assert near == (replace(ids, maximum=(1, 64)), replace(lengths, maximum=(1,)))
+    assert wide == (replace(ids, optimum=(4, 512)), replace(lengths, optimum=(4,)))
+    assert describe_profiles(near, wide) == (
+        "two profiles: tuned for 'ids' of [1, 64], and for larger ones at [4, 512]",
+    )
+
+
+@pytest.mark.parametrize("profile", [(), (PROFILE,)])
+def test_near_sizes_share_a_profile(profile: tuple[InputProfile, ...]) -> None:
+    assert split_profile(profile) == (profile, ()) and describe_profiles(profile, ()) == ()
 
 
 def test_a_dim_without_a_range_is_asked_for() -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from engines.runtime import tensorrt as runtime
 from engines.runtime.preflight import Candidate
+from engines.runtime.shape_ranges import choose_profile
 from engines.runtime.tensorrt import TensorRTEngine
 from specs.bundle import Graph, IoTensor
 from specs.errors import InputError, PreflightError
@@ -36,6 +37,7 @@ CANDIDATE = Candidate(file="g/model.plan", backend="tensorrt", precision="fp16")
 PROFILE_REFUSAL = "3: Runtime dimension does not satisfy any optimization profile."
 TRUNCATED = "1: [runtime.cpp::parsePlan::315] Error Code 1: Serialization"
 LARGEST_BATCH = 8
+PROFILES = ((1, 2), (1, LARGEST_BATCH))  # of the batch: usual sizes, all sizes
 
 
 class Stream:
@@ -94,11 +96,19 @@ class Stream:
 
 
 class Context:
+    switched: ClassVar[list[int]] = []
+
     def __init__(self, logger: Any) -> None:
         self.logger, self.shapes, self.addresses = logger, dict[str, tuple[int, ...]](), dict[str, int]()
+        self.profile = 0
+
+    def set_optimization_profile_async(self, index: int, stream: int) -> bool:
+        self.switched.append(index)
+        self.profile, self.addresses = index, {}
+        return True
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        if shape[0] > LARGEST_BATCH:
+        if shape[0] > PROFILES[self.profile][1]:
             self.logger.log(1, PROFILE_REFUSAL)
             return False
         self.shapes[name] = shape
@@ -123,6 +133,11 @@ class Context:
 class Engine:
     names = ("y", "a", "n")  # 8.6 lists them as it likes
     num_io_tensors = 3
+    num_optimization_profiles = len(PROFILES)
+
+    def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
+        smallest, largest = PROFILES[profile]
+        return [(size, 4) if name == "a" else (size,) for size in (smallest, largest, largest)]
 
     def __init__(self, logger: Any) -> None:
         self.logger = logger
@@ -242,6 +257,21 @@ def test_integers_that_do_not_fit_are_refused_and_the_session_goes_on(engine: Te
     assert np.array_equal(run(engine, feed), expect(feed))
     edge = {**feed, "n": np.array([-(1 << 31), (1 << 31) - 1])}
     assert np.array_equal(run(engine, edge), expect(edge))
+
+
+def test_the_first_profile_that_fits_is_used(engine: TensorRTEngine) -> None:
+    for batch, switched in ((1, []), (2, []), (3, [1]), (8, []), (2, [0])):
+        Context.switched.clear()
+        feed = make_feed(batch)
+        assert np.array_equal(run(engine, feed), expect(feed))
+        assert Context.switched == switched
+
+
+def test_a_profile_that_takes_part_of_the_shapes_is_passed_over() -> None:
+    profiles = [{"a": ((1, 4), (2, 4)), "n": ((1,), (2,))}, {"a": ((1, 4), (8, 4)), "n": ((1,), (8,))}]
+    assert choose_profile(profiles, {"a": (2, 4), "n": (3,)}) == 1
+    assert choose_profile(profiles, {"a": (9, 4), "n": (9,)}) == 0  # none fits: TensorRT says so
+    assert choose_profile(profiles, {"a": (4,), "n": (1,)}) == 0
 
 
 def test_a_shape_outside_the_profile_is_refused_and_the_session_goes_on(engine: TensorRTEngine) -> None:

@@ -87,7 +87,11 @@ def _to_json(request: CompileRequest, module: str, graph: OnnxFile) -> dict[str,
         "model": str(request.model.resolve()),
         "output": str(request.output.resolve()),
         "precision": request.precision,
-        "profile": {p.name: [list(p.minimum), list(p.optimum), list(p.maximum)] for p in request.profile},
+        "profiles": [
+            {p.name: [list(p.minimum), list(p.optimum), list(p.maximum)] for p in profile}
+            for profile in (request.profile, request.wide_profile)
+            if profile
+        ],
         "compute_capabilities": list(request.compute_capabilities),
         "keep_fp32": list(request.keep_fp32),
         "wide_tensors": [tensor.name for tensor in interface if tensor.dtype == "int64"],

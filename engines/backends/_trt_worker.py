@@ -91,7 +91,8 @@ def _build(trt: Any, request: dict[str, Any], events: _Events) -> dict[str, Any]
     events.send({"event": "progress", "message": "parsing the graph", "fraction": 0.0})
     _parse(trt, network, logger, request["model"])
     notes = [*_mark_attention(trt, network), *_note_narrowed(network, request["wide_tensors"])]
-    unknown = max((size for shapes in request["profile"].values() for size in shapes[1]), default=1)
+    usual = request["profiles"][0].values() if request["profiles"] else ()
+    unknown = max((size for shapes in usual for size in shapes[1]), default=1)
     shares = _trt_network.measure_network(trt, network, unknown) if decisions.strongly_typed else None
     config = _configure(trt, builder, network, decisions, request)
     notes += _limit_tactics(trt, config)
@@ -244,9 +245,9 @@ def _configure(
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if not decisions.strongly_typed:
         _keep_fp32(trt, network, set(request["keep_fp32"]))
-    if request["profile"]:
+    for shapes_of in request["profiles"]:
         profile = builder.create_optimization_profile()
-        for name, shapes in request["profile"].items():
+        for name, shapes in shapes_of.items():
             profile.set_shape(name, *shapes)
         if config.add_optimization_profile(profile) < 0:
             raise _Failure("setup", "the compiler refused the optimisation profile")

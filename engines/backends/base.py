@@ -54,6 +54,7 @@ class CompileRequest:
     output: Path | None
     precision: str
     profile: tuple[InputProfile, ...] = ()
+    wide_profile: tuple[InputProfile, ...] = ()  # a second one, tuned for the largest sizes (`engines.profiles`)
     compute_capabilities: tuple[str, ...] = ()  # "8.9"; several where the backend takes several
     keep_fp32: tuple[str, ...] = ()  # nodes to keep in fp32, for compilers without strong typing
     workspace_bytes: int | None = None
@@ -88,6 +89,10 @@ class Backend(Protocol):
     @property
     def has_timing_cache(self) -> bool:
         """Whether a timing cache makes a second build faster."""
+
+    @property
+    def takes_two_profiles(self) -> bool:
+        """Whether an engine of it can be tuned for usual and for largest sizes at once."""
 
     def probe(self) -> Availability:
         """Look at this machine; never raises, never imports torch."""

@@ -34,6 +34,7 @@ class OnnxRuntimeBackend:
     name = NAME
     writes_engines = False
     has_timing_cache = False
+    takes_two_profiles = False
     takes_plugins = False
 
     def probe(self) -> Availability:

@@ -18,6 +18,7 @@ from engines.backends import _trt_compile
 from engines.backends.base import Availability, CompileRequest, CompileResult
 from engines.plugins import load_libraries
 from engines.runtime.cuda import find_gpu
+from engines.runtime.shape_ranges import choose_profile, read_shape_ranges
 from specs.errors import BuildError, PreflightError, missing_dependency
 from specs.progress import Progress
 
@@ -35,6 +36,7 @@ class TensorRtBackend:
     name = NAME
     writes_engines = True
     has_timing_cache = True
+    takes_two_profiles = True
     takes_plugins = True
 
     def probe(self) -> Availability:
@@ -83,10 +85,7 @@ class TensorRtBackend:
             )
         if plugins:
             load_libraries(importlib.import_module("tensorrt"), plugins)
-        from polygraphy.backend.common import BytesFromPath
-        from polygraphy.backend.trt import EngineFromBytes, TrtRunner
-
-        return TrtRunner(EngineFromBytes(BytesFromPath(str(path))))  # EngineFromPath needs TensorRT 10
+        return _make_runner(path)
 
     def inspect(self, path: Path) -> Mapping[str, Any]:
         available = self.probe()
@@ -98,6 +97,23 @@ class TensorRtBackend:
                 fix="read what was recorded when it was built: metagen-deploy inspect BUNDLE",
             )
         return _read_engine(path)
+
+
+def _make_runner(path: Path) -> Any:
+    """Polygraphy's runner, which by itself stays with the first optimisation profile."""
+    from polygraphy.backend.common import BytesFromPath
+    from polygraphy.backend.trt import EngineFromBytes, TrtRunner
+
+    class ProfiledRunner(TrtRunner):  # type: ignore[misc]  # the base is known only here
+        def infer_impl(self, feed_dict: Mapping[str, Any], *arguments: Any, **options: Any) -> Any:
+            ranges = read_shape_ranges(self.engine, list(feed_dict))
+            shapes = {name: tuple(value.shape) for name, value in feed_dict.items()}
+            if (index := choose_profile(ranges, shapes)) != self.context.active_optimization_profile:
+                self.set_profile(index)
+                self.stream.synchronize()
+            return super().infer_impl(feed_dict, *arguments, **options)
+
+    return ProfiledRunner(EngineFromBytes(BytesFromPath(str(path))))  # EngineFromPath needs TensorRT 10
 
 
 def _read_engine(path: Path) -> Mapping[str, Any]:

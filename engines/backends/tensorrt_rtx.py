@@ -34,6 +34,7 @@ class TensorRtRtxBackend:
     name = NAME
     writes_engines = True
     has_timing_cache = False
+    takes_two_profiles = False
     takes_plugins = False
 
     def probe(self) -> Availability:

@@ -1,6 +1,6 @@
 """TensorRT 8.6 to 11 and TensorRT-RTX behind the runtime's one `execute(names, feed)`: numpy in, numpy out.
 
-    new shapes    set shapes -> reserve buffers -> copy in, execute_async_v3, copy out
+    new shapes    choose the profile -> set shapes -> reserve buffers -> copy in, execute_async_v3, copy out
     same again    the same three, captured as one CUDA graph
     from then on  launch the graph -> synchronise
 
@@ -11,7 +11,7 @@ shapes and addresses and is dropped with them. Calls are serialised by a lock, s
 TensorRT 8 has no int64: such inputs are narrowed to int32 here, and refused when a value does not fit.
 
 Run on an H200 with TensorRT 8.6.0 on 2026-11-22; not run with 10, 11 or TensorRT-RTX.
-Not done: arrays that are on the GPU already, keeping a cache there between calls, more than one optimization profile.
+Not done: arrays that are on the GPU already, keeping a cache there between calls.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import numpy as np
 from engines.plugins import load_libraries
 from engines.runtime.cuda import CudaStream
 from engines.runtime.preflight import ENGINE_MODULES, Candidate
+from engines.runtime.shape_ranges import choose_profile, read_shape_ranges
 from specs.bundle import Graph, IoTensor
 from specs.errors import BundleError, InputError, MetagenError, PreflightError
 
@@ -65,6 +66,8 @@ class TensorRTEngine:
         self._dtypes = self._read_dtypes(path, graph)
         self._inputs = tuple(tensor.name for tensor in graph.inputs)
         self._outputs = tuple(tensor.name for tensor in graph.outputs)
+        self._ranges = read_shape_ranges(self._engine, self._inputs)
+        self._profile = 0
         self._stream = CudaStream()
         self._device: dict[str, tuple[int, int]] = {}  # name -> address, capacity in bytes
         self._host: dict[str, tuple[int, int]] = {}
@@ -142,6 +145,7 @@ class TensorRTEngine:
 
     def _set_shapes(self, shapes: tuple[tuple[int, ...], ...]) -> None:
         self._forget_shapes()
+        self._set_profile(choose_profile(self._ranges, dict(zip(self._inputs, shapes, strict=True))))
         for name, shape in zip(self._inputs, shapes, strict=True):
             if not self._context.set_input_shape(name, shape):
                 raise InputError(
@@ -154,6 +158,16 @@ class TensorRTEngine:
                 raise BundleError(f"the size of output '{name}' depends on values, which this runtime does not serve")
             self._views[name] = self._reserve(name, found)
         self._shapes = shapes
+
+    def _set_profile(self, index: int) -> None:
+        if index == self._profile:
+            return
+        if not self._context.set_optimization_profile_async(index, self._stream.handle):
+            raise InputError("TensorRT could not change to another optimisation profile", got=self._logger.take())
+        self._stream.synchronize()
+        self._profile = index
+        for name, (address, _) in self._device.items():
+            self._context.set_tensor_address(name, address)
 
     def _forget_shapes(self) -> None:
         self._shapes, self._has_run = None, False
