@@ -33,6 +33,7 @@ from exporters.passes._ranges import Range, set_ranges
 from exporters.passes._weighted import find_weighted, list_activations
 from exporters.passes.check_graph import CheckGraph
 from exporters.passes.convert_to_float16 import ConvertToFloat16
+from exporters.passes.flatten_tokens import FlattenTokens
 from exporters.passes.fold_transposed_weights import FoldTransposedWeights
 from exporters.passes.fuse_gelu import FuseGelu
 from exporters.passes.infer_types import InferTypes
@@ -91,6 +92,7 @@ _TRT8: Pipeline = (
     *_BODY,
     SelectMaskedScores(),
     MultiplyPatches(),
+    FlattenTokens(),
     SetOpset(minimum=7, maximum=17),
     SliceShapes(),
     InferTypes(),
