@@ -12,7 +12,11 @@ from specs.graphs import find_family, name_roles
 from specs.schema import IMPLEMENTED_PRECISIONS, Spec
 from specs.targets import load_target
 
-_MODALITY_READERS = {"image": ("vision.", "diffusion.", "avatar."), "text": ("text.",), "audio": ("audio.", "avatar.")}
+_MODALITY_READERS = {
+    "image": ("vision.", "diffusion.", "avatar.", "blocks.image"),
+    "text": ("text.", "blocks.text"),
+    "audio": ("audio.", "avatar."),
+}
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 

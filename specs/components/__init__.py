@@ -9,6 +9,7 @@ from __future__ import annotations
 from specs.components.autoencoder import VaeComponent
 from specs.components.avatar import AppearanceComponent, MotionComponent, RendererComponent
 from specs.components.base import Activation, Activations, Component, LayerCount, Size, TransformerSizes
+from specs.components.blocks import BlockDecoderComponent, ModeComponent, StructureComponent
 from specs.components.decoder import CausalComponent, DecoderComponent, Gpt2Component
 from specs.components.encodec import EncodecComponent
 from specs.components.fusion import FusionComponent
@@ -16,6 +17,7 @@ from specs.components.mesh import FieldComponent, TriplaneComponent
 from specs.components.musicgen import MusicgenComponent
 from specs.components.scheduler import SchedulerComponent
 from specs.components.t5 import T5Component
+from specs.components.projector import ProjectorComponent
 from specs.components.text import ClipTextComponent
 from specs.components.text_encoder import BertComponent, TextEncoderComponent
 from specs.components.unet import UNetComponent
@@ -29,6 +31,7 @@ __all__ = [
     "Activations",
     "AppearanceComponent",
     "BertComponent",
+    "BlockDecoderComponent",
     "CausalComponent",
     "ClipTextComponent",
     "Component",
@@ -38,11 +41,14 @@ __all__ = [
     "FusionComponent",
     "Gpt2Component",
     "LayerCount",
+    "ModeComponent",
     "MotionComponent",
     "MusicgenComponent",
     "RendererComponent",
     "SchedulerComponent",
+    "ProjectorComponent",
     "Size",
+    "StructureComponent",
     "T5Component",
     "TextEncoderComponent",
     "TransformerSizes",
@@ -65,6 +71,7 @@ COMPONENTS: dict[str, type[Component]] = {
     "text.bert": BertComponent,
     "text.decoder": DecoderComponent,
     "text.gpt2": Gpt2Component,
+    "fusion.projector": ProjectorComponent,
     "fusion.late": FusionComponent,
     "fusion.sigmoid": FusionComponent,
     "fusion.gated": FusionComponent,
@@ -77,6 +84,10 @@ COMPONENTS: dict[str, type[Component]] = {
     "diffusion.scheduler": SchedulerComponent,
     "mesh.triplane": TriplaneComponent,
     "mesh.field": FieldComponent,
+    "blocks.decoder": BlockDecoderComponent,
+    "blocks.structure": StructureComponent,
+    "blocks.text": ModeComponent,
+    "blocks.image": ModeComponent,
     "avatar.appearance": AppearanceComponent,
     "avatar.motion": MotionComponent,
     "avatar.renderer": RendererComponent,

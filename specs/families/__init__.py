@@ -5,12 +5,14 @@ from __future__ import annotations
 from specs.families.autoencoding import ImageAutoencodingFamily
 from specs.families.avatar import AvatarFamily
 from specs.families.base import Family, GraphSpec
+from specs.families.blocks import BlockGenerationFamily
 from specs.families.classification import ImageClassificationFamily
 from specs.families.codec import AudioCodecFamily
 from specs.families.ctc import SpeechCtcFamily
 from specs.families.denoising import ImageDenoisingFamily
 from specs.families.generation import TextGenerationFamily
 from specs.families.image_embedding import ImageEmbeddingFamily
+from specs.families.image_text import ImageTextToTextFamily
 from specs.families.mesh import TextToMeshFamily
 from specs.families.music import TextToAudioFamily
 from specs.families.recognition import SpeechRecognitionFamily
@@ -25,6 +27,7 @@ FAMILIES: tuple[Family, ...] = (
     ImageClassificationFamily(),
     ImageEmbeddingFamily(),
     TextGenerationFamily(),
+    ImageTextToTextFamily(),
     TextEmbeddingFamily(),
     ImageTextSimilarityFamily(),
     AudioCodecFamily(),
@@ -36,4 +39,5 @@ FAMILIES: tuple[Family, ...] = (
     SpeechCtcFamily(),
     AvatarFamily(),
     TextToMeshFamily(),
+    BlockGenerationFamily(),
 )

@@ -5,10 +5,12 @@ from __future__ import annotations
 from specs.graphs import find_family
 from specs.handlers.avatar import AvatarHandler
 from specs.handlers.base import GraphModule, Handler
+from specs.handlers.blocks import BlockGenerationHandler
 from specs.handlers.codec import CodecHandler
 from specs.handlers.ctc import SpeechCtcHandler
 from specs.handlers.diffusion import AutoencodingHandler, DenoisingHandler
 from specs.handlers.image import ImageHandler
+from specs.handlers.image_text import ImageTextHandler
 from specs.handlers.mesh import TextToMeshHandler
 from specs.handlers.multimodal import MultimodalHandler
 from specs.handlers.music import MusicHandler
@@ -25,6 +27,7 @@ HANDLERS: dict[str, Handler] = {
     "image-classification": ImageHandler(),
     "image-embedding": ImageHandler(),
     "text-generation": TextHandler(),
+    "image-text-to-text": ImageTextHandler(),
     "text-embedding": TextEncoderHandler(),
     "image-text-similarity": MultimodalHandler(),
     "audio-codec": CodecHandler(),
@@ -36,6 +39,7 @@ HANDLERS: dict[str, Handler] = {
     "speech-recognition": SpeechRecognitionHandler(),
     "speech-ctc": SpeechCtcHandler(),
     "text-to-mesh": TextToMeshHandler(),
+    "block-generation": BlockGenerationHandler(),
 }
 
 

@@ -10,6 +10,7 @@ from engines.runtime.fields import take_field
 from engines.runtime.pipelines.autoencoding import ImageAutoencoding
 from engines.runtime.pipelines.avatar import Avatar
 from engines.runtime.pipelines.base import Pipeline
+from engines.runtime.pipelines.blocks import BlockGeneration
 from engines.runtime.pipelines.classification import ImageClassification
 from engines.runtime.pipelines.codec import AudioCodec
 from engines.runtime.pipelines.ctc import SpeechCtc
@@ -41,6 +42,7 @@ PIPELINES: dict[str, type[Pipeline]] = {
     "speech-recognition": SpeechRecognition,
     "speech-ctc": SpeechCtc,
     "avatar": Avatar,
+    "block-generation": BlockGeneration,
     "text-to-mesh": TextToMesh,
     "tensors": Tensors,
 }
