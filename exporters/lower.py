@@ -14,7 +14,7 @@ import fnmatch
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -92,12 +92,14 @@ def _translate(program: ExportedProgram, graph: GraphModule) -> ir.Model:
 
 
 def _is_functional(program: ExportedProgram) -> bool:
-    """Whether no operator writes to its inputs or holds a graph; detach_, which does nothing here, is removed."""
+    """Whether no operator writes to its inputs or holds a graph. What torch writes for nothing is removed before."""
     graph = program.graph_module.graph
     for node in list(graph.nodes):
-        if node.target is torch.ops.aten.detach_.default:
+        if node.target is torch.ops.aten.detach_.default or _keeps_type(node):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+        elif node.target in _SPELLINGS:
+            _SPELLINGS[node.target](node)
     graph.eliminate_dead_code()
     for node in graph.nodes:
         if node.op == "get_attr" or isinstance(node.target, torch._ops.HigherOrderOperator):
@@ -106,6 +108,35 @@ def _is_functional(program: ExportedProgram) -> bool:
         if schema is not None and schema.is_mutable:
             return False
     return True
+
+
+def _spell_conversion(node: torch.fx.Node) -> None:
+    node.target, node.args, node.kwargs = torch.ops.aten._to_copy.default, node.args[:1], {"dtype": node.args[1]}
+
+
+def _spell_square(node: torch.fx.Node) -> None:
+    node.target, node.args = torch.ops.aten.pow.Tensor_Scalar, (node.args[0], 2)
+
+
+def _spell_transpose(node: torch.fx.Node) -> None:
+    node.target, node.args = torch.ops.aten.permute.default, (node.args[0], [*range(node.meta["val"].dim())][::-1])
+
+
+#: Operators that torch.onnx would trace a whole program again for, to write them in this other way.
+_SPELLINGS: dict[object, Callable[[torch.fx.Node], None]] = {
+    torch.ops.aten.to.dtype: _spell_conversion,
+    torch.ops.aten.square.default: _spell_square,
+    torch.ops.aten.numpy_T.default: _spell_transpose,
+}
+
+
+def _keeps_type(node: torch.fx.Node) -> bool:
+    """A conversion to the type that its input has."""
+    if node.target is not torch.ops.aten.to.dtype:
+        return False
+    source, dtype = node.args[:2]
+    assert isinstance(source, torch.fx.Node)
+    return bool(source.meta["val"].dtype == dtype)
 
 
 def _call_exporter(program: ExportedProgram, graph: GraphModule) -> ir.Model:
