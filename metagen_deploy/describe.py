@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,20 +23,27 @@ def print_zoo() -> None:
     specs = [load_spec(name) for name in list_zoo()]
     print_table(
         "Shipped specs",
-        ("name", "modality", "objective", "parameters>", "components", "variants"),
+        ("name", "modality", "objective", "parameters>", "parts", "weights", "variants"),
         [
             (
                 spec.name,
                 _describe_modality(spec),
                 spec.objective,
                 format_count(sum(count_parameters(spec).values())),
-                ", ".join(f"{name} ({part.kind})" for name, part in spec.components.items()),
-                ", ".join(f"{spec.name}:{variant}" for variant in _list_variants(spec.name)),
+                ", ".join(_count_kinds(spec)),
+                "random" if spec.weights.source == "random" else "trained",
+                ", ".join(_list_variants(spec.name)),
             )
             for spec in specs
         ],
     )
-    print_line("more of one: metagen-deploy show NAME")
+    print_line("more of one: metagen-deploy show NAME, or NAME:VARIANT; where each stands: docs/models.md")
+
+
+def _count_kinds(spec: Spec) -> list[str]:
+    """Each kind of component once, with how many there are where there are several."""
+    kinds = Counter(part.kind for part in spec.components.values())
+    return [kind if count == 1 else f"{count} {kind}" for kind, count in kinds.items()]
 
 
 def _list_variants(name: str) -> list[str]:
