@@ -7,6 +7,7 @@ RssAnon   most private memory seen (sampled, since the kernel keeps no mark of i
 from __future__ import annotations
 
 import subprocess
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -38,14 +39,17 @@ class Usage:
 def run_measured(command: Sequence[str], *, cwd: Path | None = None) -> Usage:
     """Run `command` to its end while looking at it and at everything below it."""
     usage, started = Usage(), time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd) as process:
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8") as printed,  # a pipe that nobody reads would fill up
+        subprocess.Popen(command, stdout=printed, stderr=subprocess.STDOUT, cwd=cwd) as process,
+    ):
         while process.poll() is None:
             for pid in [process.pid, *_list_descendants(process.pid)]:
                 _look_at(pid, usage)
             time.sleep(_PAUSE_S)
-        assert process.stdout is not None
-        usage.output, usage.status = process.stdout.read(), process.returncode
-    usage.seconds = time.perf_counter() - started
+        usage.seconds, usage.status = time.perf_counter() - started, process.returncode
+        printed.seek(0)
+        usage.output = printed.read()
     return usage
 
 
