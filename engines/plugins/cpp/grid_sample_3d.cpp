@@ -1,4 +1,4 @@
-// Checks the sizes and picks the kernel of the volume's layout.
+// Checks the sizes and picks the kernel of the volume's layout; and the kernel by itself, for tests and benchmarks.
 #include "grid_sample_3d.h"
 
 namespace metagen {
@@ -23,3 +23,16 @@ cudaError_t gridSample3d(SampleShape const& shape, SampleOptions const& options,
 }
 
 }  // namespace metagen
+
+// `sizes`: n, c, d, h, w, outD, outH, outW; `options`: SampleMode, Padding, alignCorners, VolumeType, Layout.
+// Returns a cudaError_t.
+extern "C" __attribute__((visibility("default"))) int32_t metagenGridSample3d(int32_t const* sizes,
+                                                                              int32_t const* options, void const* x,
+                                                                              float const* grid, void* out,
+                                                                              cudaStream_t stream) {
+    metagen::SampleShape const shape{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], sizes[7]};
+    metagen::SampleOptions const chosen{static_cast<metagen::SampleMode>(options[0]),
+                                        static_cast<metagen::Padding>(options[1]), options[2]};
+    return metagen::gridSample3d(shape, chosen, static_cast<metagen::VolumeType>(options[3]),
+                                 static_cast<metagen::Layout>(options[4]), x, grid, out, stream);
+}

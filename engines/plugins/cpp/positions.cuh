@@ -6,6 +6,11 @@
 
 #include "grid_sample_3d.h"
 
+// A test without a GPU compiles these files for the host and brings its own (tests/cuda_on_host.h).
+#ifndef METAGEN_LAUNCH
+#define METAGEN_LAUNCH(kernel, blocks, threads, stream) kernel<<<blocks, threads, 0, stream>>>
+#endif
+
 namespace metagen {
 
 __device__ inline float widen(float value) { return value; }

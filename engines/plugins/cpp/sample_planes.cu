@@ -17,7 +17,7 @@ namespace {
 #ifndef METAGEN_PLANE  // the three are tuned together: benchmarks compile others
 #define METAGEN_PLANE 256
 #define METAGEN_DEPTH 2
-#define METAGEN_CHANNELS 8
+#define METAGEN_CHANNELS 2
 #endif
 constexpr int kPlane = METAGEN_PLANE, kDepth = METAGEN_DEPTH, kChannels = METAGEN_CHANNELS;
 constexpr int kMostBlocks = 65535;  // of a grid's y and z
@@ -73,7 +73,8 @@ struct Launch {
         dim3 const blocks(chunks * layers, (s.c + kChannels - 1) / kChannels, s.n), threads(kPlane, kDepth);
         auto const kernel = mode == SampleMode::kNearest ? sample<T, SampleMode::kNearest, kPadding, kAlign>
                                                          : sample<T, SampleMode::kBilinear, kPadding, kAlign>;
-        kernel<<<blocks, threads, 0, stream>>>(s, static_cast<T const*>(x), grid, static_cast<T*>(out));
+        METAGEN_LAUNCH(kernel, blocks, threads, stream)
+        (s, static_cast<T const*>(x), grid, static_cast<T*>(out));
     }
 };
 

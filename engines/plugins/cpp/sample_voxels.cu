@@ -5,7 +5,7 @@
 //
 //     threadIdx.x   = neighbouring 16 bytes of a voxel
 //     threadIdx.y   = a tile of positions, kTileW wide: neighbours share voxels in the L1 cache
-//     kDepth        = planes that a thread walks through, for the same reason
+//     kWalk         = planes that a thread walks through, for the same reason
 //     blockIdx.y, z = further channels, the sample
 //
 // Channels beyond c, which pad a voxel to a multiple of eight, are sampled like the others.
@@ -15,12 +15,13 @@ namespace metagen {
 namespace {
 
 #ifndef METAGEN_TILE_W  // the three are tuned together: benchmarks compile others
-#define METAGEN_TILE_W 16
-#define METAGEN_WALK 4
-#define METAGEN_THREADS 256
+#define METAGEN_TILE_W 8
+#define METAGEN_WALK 2
+#define METAGEN_THREADS 128
 #endif
-constexpr int kTileW = METAGEN_TILE_W, kDepth = METAGEN_WALK, kThreads = METAGEN_THREADS;
+constexpr int kTileW = METAGEN_TILE_W, kWalk = METAGEN_WALK, kThreads = METAGEN_THREADS;
 constexpr int kMostLanes = 8;
+static_assert(kThreads / kMostLanes >= kTileW, "a tile has at least one row");
 constexpr int kMostBlocks = 65535;  // of a grid's y and z
 
 template <typename T, int kSize>
@@ -47,12 +48,12 @@ __global__ void __launch_bounds__(kThreads)
     int const across = (s.outW + kTileW - 1) / kTileW, down = (s.outH + tileH - 1) / tileH;
     int const w = blockIdx.x % across * kTileW + threadIdx.y % kTileW;
     int const h = blockIdx.x / across % down * tileH + threadIdx.y / kTileW;
-    int const firstDepth = blockIdx.x / across / down * kDepth, pack = blockIdx.y * blockDim.x + threadIdx.x;
+    int const firstDepth = blockIdx.x / across / down * kWalk, pack = blockIdx.y * blockDim.x + threadIdx.x;
     if (w >= s.outW || h >= s.outH || pack >= packs) return;
     int const plane = s.outH * s.outW;
     int64_t const sampleFirst = static_cast<int64_t>(blockIdx.z) * s.outD * plane;
     x += static_cast<int64_t>(blockIdx.z) * s.d * s.h * s.w * packs + pack;
-    int const lastDepth = min(firstDepth + kDepth, s.outD);
+    int const lastDepth = min(firstDepth + kWalk, s.outD);
     for (int depth = firstDepth; depth < lastDepth; ++depth) {
         int64_t const p = sampleFirst + static_cast<int64_t>(depth) * plane + h * s.outW + w;
         Pack<T, kSize> result;
@@ -98,11 +99,11 @@ struct Launch {
         dim3 const threads(lanes, kThreads / lanes);
         unsigned const tileH = threads.y / kTileW;
         unsigned const tiles = (s.outW + kTileW - 1) / kTileW * ((s.outH + tileH - 1) / tileH);
-        dim3 const blocks(tiles * ((s.outD + kDepth - 1) / kDepth), (packs + lanes - 1) / lanes, s.n);
+        dim3 const blocks(tiles * ((s.outD + kWalk - 1) / kWalk), (packs + lanes - 1) / lanes, s.n);
         auto const kernel = mode == SampleMode::kNearest ? sample<T, kSize, SampleMode::kNearest, kPadding, kAlign>
                                                          : sample<T, kSize, SampleMode::kBilinear, kPadding, kAlign>;
-        kernel<<<blocks, threads, 0, stream>>>(s, packs, static_cast<Packed const*>(x), grid,
-                                               static_cast<Packed*>(out));
+        METAGEN_LAUNCH(kernel, blocks, threads, stream)
+        (s, packs, static_cast<Packed const*>(x), grid, static_cast<Packed*>(out));
     }
 };
 
