@@ -23,12 +23,14 @@ class ContextTokenizer:
 
     Args:
         config: `pipeline.tokenizer`: what `make_tokenizer` takes, `context_length`, `end_of_text`, and `pad_token` (0).
+            Without `end_of_text` the ids are as they come: the tokenizer ends a text itself, if anything does.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, config: Mapping[str, Any]) -> None:
         self.tokenizer = make_tokenizer(folder, manifest, config)
         self.context_length = take_field(config, "context_length", int, at="pipeline.tokenizer")
-        self.end_of_text = take_field(config, "end_of_text", int, at="pipeline.tokenizer", least=0)
+        has_end = "end_of_text" in config
+        self.end_of_text = take_field(config, "end_of_text", int, at="pipeline.tokenizer", least=0) if has_end else None
         self.pad_token = take_field(config, "pad_token", int, 0, at="pipeline.tokenizer", least=0)
 
     def encode(self, text: str) -> Array:
@@ -37,15 +39,16 @@ class ContextTokenizer:
         Raises:
             InputError: the text has more tokens than fit.
         """
-        ids = [token for token in self.tokenizer.encode(text) if token != self.end_of_text]
-        if len(ids) >= self.context_length:
+        ids = self.tokenizer.encode(text)
+        if self.end_of_text is not None:
+            ids = [*(token for token in ids if token != self.end_of_text), self.end_of_text]
+        if len(ids) > self.context_length:
             raise InputError(
                 "the text has too many tokens",
-                got=f"{len(ids)} in {text[:40]!r}",
+                got=f"{len(ids) - 1} in {text[:40]!r}",
                 allowed=f"{self.context_length - 1} and the end of text",
                 fix="shorten it",
             )
         row = np.full(self.context_length, self.pad_token, np.int64)
         row[: len(ids)] = ids
-        row[len(ids)] = self.end_of_text
         return row

@@ -2,8 +2,9 @@
 
     file or array -> uint8 or float [H, W, C] -> channels -> antialiased resize -> NCHW
 
-PNG, PPM, PGM and .npy need numpy alone; anything else needs Pillow. The whole picture is stretched to the graph's
-size: an app whose model was trained on crops crops before.
+PNG, PPM, PGM and .npy need numpy alone; anything else needs Pillow. Without `steps` the whole picture is stretched to
+the graph's size. With them it is treated as the image processor of the model's library treats it: colours over white,
+8 bits at every step, Pillow's resize (its own where it is installed, else `resample`, which equals it), a crop.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from __future__ import annotations
 import importlib
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from engines.runtime.png import MAX_PIXELS, SIGNATURE, NotDecodedHereError, decode_png
+from engines.runtime.resample import resize_like_pillow
 from specs.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,20 +31,89 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow's
 _PNM_HEADER = re.compile(rb"P([56])\s(?:\s|#[^\n]*\n)*(\d+)\s(?:\s|#[^\n]*\n)*(\d+)\s(?:\s|#[^\n]*\n)*(\d+)\s")
 
 
-def load_image(source: str | Path | Array, *, height: int, width: int, channels: int) -> Array:
+def load_image(
+    source: str | Path | Array, *, height: int, width: int, channels: int, steps: Mapping[str, Any] | None = None
+) -> Array:
     """A picture as float32 [1, channels, height, width] in [0, 1].
 
     Args:
         source: a file, or an array [H, W] or [H, W, C]: uint8, or floating point in [0, 1].
+        steps: a manifest's `pipeline.image.steps`: `resize` (stretch, shortest_edge, none), `size`, `resample`, `crop`.
 
     Raises:
-        InputError: no such file, not a picture, or values outside [0, 1].
+        InputError: no such file, not a picture, values outside [0, 1], or another size than the graph's after `steps`.
     """
     where = "array" if isinstance(source, np.ndarray) else str(source)
     pixels = source if isinstance(source, np.ndarray) else _read_file(Path(source))
     pixels = _to_unit_range(pixels, where)
-    pixels = resize_image(_to_channels(pixels, channels, where), height=height, width=width)
+    if steps is None:
+        pixels = resize_image(_to_channels(pixels, channels, where), height=height, width=width)
+    else:
+        bytes_HWC = (pixels.astype(np.float64) * 255 + 1e-6).astype(np.uint8)  # a hair: float32 n / 255 is n again
+        bytes_HWC = apply_steps(_to_channels(_put_on_white(bytes_HWC), channels, where).astype(np.uint8), steps)
+        if bytes_HWC.shape[:2] != (height, width):
+            raise InputError(
+                "the picture does not become one of the size that the model takes",
+                where=where,
+                got=f"{bytes_HWC.shape[0]} by {bytes_HWC.shape[1]} pixels after resizing, as the model's files say",
+                allowed=f"{height} by {width}",
+                fix="hand over a picture with these proportions",
+            )
+        pixels = (bytes_HWC.astype(np.float64) * (1 / 255)).astype(np.float32)  # rounded as the libraries do
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
+
+
+def apply_steps(pixels_HWC: Array, steps: Mapping[str, Any]) -> Array:
+    """uint8 [H, W, C], resized and cropped; what lies outside the picture is black."""
+    resize, size = steps.get("resize", "none"), steps.get("size")
+    height, width = pixels_HWC.shape[:2]
+    if resize == "stretch":
+        height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    elif resize == "shortest_edge":
+        longest = int(size * max(height, width) / min(height, width))
+        height, width = (longest, size) if width <= height else (size, longest)
+    if (height, width) != pixels_HWC.shape[:2]:
+        resample = steps.get("resample", "bilinear")
+        pixels_HWC = _resize_bytes(pixels_HWC, height=height, width=width, resample=resample)
+    crop = steps.get("crop")
+    if crop is None:
+        return pixels_HWC
+    return _crop_centre(pixels_HWC, *(crop if isinstance(crop, (list, tuple)) else (crop, crop)))
+
+
+def _resize_bytes(pixels_HWC: Array, *, height: int, width: int, resample: str) -> Array:
+    """Pillow's own resize where it is installed (the library's answer on this machine), else ours, which equals it."""
+    try:
+        pillow = importlib.import_module("PIL.Image")
+    except ImportError:
+        return resize_like_pillow(pixels_HWC, height=height, width=width, resample=resample)
+    planes = [pillow.fromarray(np.ascontiguousarray(plane)) for plane in pixels_HWC.transpose(2, 0, 1)]
+    code = getattr(pillow.Resampling, resample.upper())
+    resized: Array = np.stack([np.asarray(plane.resize((width, height), code)) for plane in planes], axis=-1)
+    return resized
+
+
+def _crop_centre(pixels_HWC: Array, height: int, width: int) -> Array:
+    have_height, have_width, channels = pixels_HWC.shape
+    top, left = (have_height - height) // 2, (have_width - width) // 2
+    cropped = np.zeros((height, width, channels), pixels_HWC.dtype)
+    rows, columns = (
+        slice(max(top, 0), min(top + height, have_height)),
+        slice(max(left, 0), min(left + width, have_width)),
+    )
+    part = pixels_HWC[rows, columns]
+    cropped[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = part
+    return cropped
+
+
+def _put_on_white(pixels: Array) -> Array:
+    """uint8 with alpha -> without, over white and rounded as Pillow's alpha_composite does."""
+    if pixels.ndim == 2 or pixels.shape[2] not in (2, 4):
+        return pixels
+    colour, alpha = pixels[:, :, :-1].astype(np.int64), pixels[:, :, -1:].astype(np.int64)
+    total = (colour * alpha + 255 * (255 - alpha)) * 128 + (0x80 << 7)
+    blended: Array = ((((total >> 8) + total) >> 8) >> 7).astype(np.uint8)
+    return blended
 
 
 def resize_image(pixels_HWC: Array, *, height: int, width: int) -> Array:

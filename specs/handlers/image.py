@@ -53,7 +53,10 @@ def make_image(shape: tuple[int, ...], random: np.random.Generator) -> NDArray[A
     return image
 
 
-def describe_image(config: VisionTransformerComponent) -> dict[str, int]:
-    """The size of the pixels that a host hands over."""
+def describe_image(config: VisionTransformerComponent) -> dict[str, Any]:
+    """The size of the pixels that a host hands over, and how it makes a picture have it."""
     height, width = config.image
-    return {"height": height, "width": width, "channels": config.num_channels}
+    size = {"height": height, "width": width, "channels": config.num_channels}
+    if config.preprocessing is None:
+        return size
+    return size | {"steps": config.preprocessing.model_dump(mode="json", exclude_none=True)}

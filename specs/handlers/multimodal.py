@@ -13,7 +13,7 @@ from specs.families.similarity import measure_towers
 from specs.graphs import GraphSpec, name_roles
 from specs.handlers.base import Handler
 from specs.handlers.image import describe_image, make_image
-from specs.handlers.tokenizers import BYTE_VOCABULARY
+from specs.handlers.tokenizers import describe_tokenizer
 from specs.models.clip_text import ClipText
 from specs.models.fusion import FUSIONS
 from specs.models.vision import VisionTransformer
@@ -57,12 +57,15 @@ class MultimodalHandler(Handler):
             **roles,
             "fusion_kind": spec.components[roles["fusion"]].kind,
             "image": describe_image(image),
-            "tokenizer": {
-                "kind": "bytes" if text.vocab_size >= BYTE_VOCABULARY else "ids",
-                "context_length": text.context_length,
-                "end_of_text": text.vocab_size - 1,
-            },
+            "tokenizer": _describe_texts(spec, roles["text_encoder"], text),
         }
+
+
+def _describe_texts(spec: Spec, name: str, config: ClipTextComponent) -> dict[str, Any]:
+    """A tokenizer's file puts the end of text there itself; bytes and bare ids are followed by the largest id."""
+    described = describe_tokenizer(spec, name, vocab_size=config.vocab_size)
+    own = {} if described["kind"] == "tokenizers" else {"end_of_text": config.vocab_size - 1}
+    return {**described, "context_length": config.context_length, **own}
 
 
 def make_text(shape: tuple[int, ...], vocab_size: int, random: np.random.Generator) -> NDArray[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
@@ -61,7 +61,12 @@ class ImageClassification(Pipeline):
         return self._labels[index] if index < len(self._labels) else str(index)
 
 
-def take_image_size(config: Mapping[str, object]) -> dict[str, int]:
+def take_image_size(config: Mapping[str, object]) -> dict[str, Any]:
     """`pipeline.image` as the keywords of `load_image`."""
     image: dict[str, object] = take_field(config, "image", dict)
-    return {key: take_field(image, key, int, at="pipeline.image") for key in ("height", "width", "channels")}
+    size: dict[str, Any] = {
+        key: take_field(image, key, int, at="pipeline.image") for key in ("height", "width", "channels")
+    }
+    if "steps" in image:
+        size["steps"] = take_field(image, "steps", dict, at="pipeline.image")
+    return size

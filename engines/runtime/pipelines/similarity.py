@@ -35,6 +35,7 @@ class ImageTextSimilarity(Pipeline):
         self._fusion = take_graph(config, "fusion", graphs, inputs=features, outputs=("similarity",))
         self._size = take_image_size(config)
         self._context = ContextTokenizer(folder, manifest, take_field(config, "tokenizer", dict))
+        self._is_sigmoid = config.get("fusion_kind") == "fusion.sigmoid"
 
     def encode_images(self, images: Sequence[str | Path | Array]) -> Array:
         """Features [images, width]; see `load_image` for what a picture may be."""
@@ -57,8 +58,12 @@ class ImageTextSimilarity(Pipeline):
         return self.compare_features(self.encode_images(images), self.encode_texts(texts))
 
     def classify(self, image: str | Path | Array, texts: Sequence[str]) -> list[tuple[str, float]]:
-        """(text, probability) of one picture among `texts`, likeliest first."""
-        probabilities = softmax(self.compare([image], texts))[0]
+        """(text, probability) of one picture among `texts`, likeliest first.
+
+        CLIP chooses among the texts, and its probabilities add up to 1; SigLIP's are of each text alone.
+        """
+        similarity = self.compare([image], texts)
+        probabilities = (_sigmoid(similarity) if self._is_sigmoid else softmax(similarity))[0]
         return [(texts[i], float(probabilities[i])) for i in np.argsort(-probabilities, kind="stable")]
 
     def answer(self, request: Request) -> Answer:
@@ -90,6 +95,11 @@ class ImageTextSimilarity(Pipeline):
                 target = similarity[top : top + side, left : left + side]
                 target[:] = block[: target.shape[0], : target.shape[1]]
         return similarity
+
+
+def _sigmoid(scores: Array) -> Array:
+    shares: Array = 0.5 * (1.0 + np.tanh(0.5 * scores.astype(np.float64)))
+    return shares
 
 
 def _require_some(items: Sequence[object], name: str) -> None:
