@@ -15,9 +15,11 @@ from exporters.checkpoints.encodec import EncodecImporter
 from exporters.checkpoints.gemma import Gemma2Importer, Gemma3Importer, GemmaImporter
 from exporters.checkpoints.gpt2 import Gpt2Importer
 from exporters.checkpoints.llama import LlamaImporter, SmolLm3Importer
+from exporters.checkpoints.llava import LlavaImporter
 from exporters.checkpoints.mistral import MistralImporter
 from exporters.checkpoints.musicgen import MusicgenImporter
 from exporters.checkpoints.phi3 import Phi3Importer
+from exporters.checkpoints.pixart import PixArtImporter
 from exporters.checkpoints.qwen import Qwen2Importer, Qwen3Importer
 from exporters.checkpoints.read import Checkpoint, open_checkpoint, read_spec, write_report
 from exporters.checkpoints.siglip import SiglipImporter, SiglipTextImporter, SiglipVisionImporter
@@ -41,6 +43,7 @@ IMPORTERS: tuple[Importer, ...] = (
     Gemma2Importer(),
     Gemma3Importer(),
     Gpt2Importer(),
+    LlavaImporter(),
     BertImporter(),
     T5EncoderImporter(),
     VitImporter(),
@@ -54,6 +57,7 @@ IMPORTERS: tuple[Importer, ...] = (
     MusicgenImporter(),
     AutoencoderKlImporter(),
     UNetImporter(),
+    PixArtImporter(),
     StableDiffusionImporter(),
     WhisperImporter(),
     Wav2Vec2Importer(),

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast, final
 
+from exporters.checkpoints.activations import read_activation
 from exporters.checkpoints.base import Folder, Importer
-from exporters.checkpoints.decoder import ACTIVATIONS, check_tied, make_generation_spec, refuse_quantised
+from exporters.checkpoints.decoder import check_tied, make_generation_spec, refuse_quantised
 from exporters.checkpoints.recipes import Recipe, take, take_module, transpose
 from specs.components import Gpt2Component
 from specs.schema import Spec
 
-_ACTIVATIONS = {**ACTIVATIONS, "relu": "relu", "quick_gelu": "quick_gelu", "tanh": "tanh"}
 _LINEARS = {
     "attention.qkv": "attn.c_attn",
     "attention.out": "attn.c_proj",
@@ -41,7 +41,7 @@ class Gpt2Importer(Importer):
             "num_heads": config.take("n_head", int, 12),
             "mlp_size": config.take("n_inner", int, 4 * width),
             "max_positions": positions,
-            "activation": _ACTIVATIONS[config.require("activation_function", tuple(_ACTIVATIONS), "gelu_new")],
+            "activation": read_activation(config, "activation_function", "gelu_new"),
             "layer_norm_eps": config.take("layer_norm_epsilon", float, 1e-5),
             "scale_attention": config.take("scale_attn_weights", bool, True),
             "scale_by_layer": config.take("scale_attn_by_inverse_layer_idx", bool, False),

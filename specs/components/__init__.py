@@ -11,13 +11,14 @@ from specs.components.avatar import AppearanceComponent, MotionComponent, Render
 from specs.components.base import Activation, Activations, Component, LayerCount, Size, TransformerSizes
 from specs.components.blocks import BlockDecoderComponent, ModeComponent, StructureComponent
 from specs.components.decoder import CausalComponent, DecoderComponent, Gpt2Component
+from specs.components.dit import DitComponent
 from specs.components.encodec import EncodecComponent
 from specs.components.fusion import FusionComponent
 from specs.components.mesh import FieldComponent, TriplaneComponent
 from specs.components.musicgen import MusicgenComponent
+from specs.components.projector import ProjectorComponent
 from specs.components.scheduler import SchedulerComponent
 from specs.components.t5 import T5Component
-from specs.components.projector import ProjectorComponent
 from specs.components.text import ClipTextComponent
 from specs.components.text_encoder import BertComponent, TextEncoderComponent
 from specs.components.unet import UNetComponent
@@ -36,6 +37,7 @@ __all__ = [
     "ClipTextComponent",
     "Component",
     "DecoderComponent",
+    "DitComponent",
     "EncodecComponent",
     "FieldComponent",
     "FusionComponent",
@@ -44,9 +46,9 @@ __all__ = [
     "ModeComponent",
     "MotionComponent",
     "MusicgenComponent",
+    "ProjectorComponent",
     "RendererComponent",
     "SchedulerComponent",
-    "ProjectorComponent",
     "Size",
     "StructureComponent",
     "T5Component",
@@ -81,6 +83,7 @@ COMPONENTS: dict[str, type[Component]] = {
     "text.t5": T5Component,
     "diffusion.vae": VaeComponent,
     "diffusion.unet": UNetComponent,
+    "diffusion.dit": DitComponent,
     "diffusion.scheduler": SchedulerComponent,
     "mesh.triplane": TriplaneComponent,
     "mesh.field": FieldComponent,

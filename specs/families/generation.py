@@ -23,31 +23,41 @@ class TextGenerationFamily(Family):
 
     def list_graphs(self, components: Components, roles: Roles) -> tuple[GraphSpec, ...]:
         name = roles["decoder"]
-        config = cast(CausalComponent, components[name])
-        logits = make_float("logits", "batch", config.vocab_size)
-        return (
-            GraphSpec(
-                name=f"{name}.prefill",
-                component=name,
-                file_stem="prefill",
-                inputs=(make_ids("token_ids", "batch", "tokens", vocab_size=config.vocab_size), make_lengths()),
-                outputs=(logits, *list_cache(config, "", "tokens")),
-            ),
-            GraphSpec(
-                name=f"{name}.decode",
-                component=name,
-                file_stem="decode",
-                inputs=(
-                    make_ids("token_ids", "batch", 1, vocab_size=config.vocab_size),
-                    make_lengths(),
-                    *list_cache(config, "past_", "cache"),
-                ),
-                outputs=(logits, *list_cache(config, "", "cache")),
-            ),
-        )
+        return list_decoder_graphs(cast(CausalComponent, components[name]), name)
 
     def check(self, spec: Spec, roles: Roles) -> None:
         check_positions(spec, roles["decoder"], {**self.dims, **spec.dims})
+
+
+def list_decoder_graphs(
+    config: CausalComponent, name: str, *, given: tuple[TensorSpec, ...] = ()
+) -> tuple[GraphSpec, GraphSpec]:
+    """Prefill and decode of a decoder that is called `name`.
+
+    Args:
+        given: what prefill takes beside the text.
+    """
+    logits = make_float("logits", "batch", config.vocab_size)
+    return (
+        GraphSpec(
+            name=f"{name}.prefill",
+            component=name,
+            file_stem="prefill",
+            inputs=(make_ids("token_ids", "batch", "tokens", vocab_size=config.vocab_size), make_lengths(), *given),
+            outputs=(logits, *list_cache(config, "", "tokens")),
+        ),
+        GraphSpec(
+            name=f"{name}.decode",
+            component=name,
+            file_stem="decode",
+            inputs=(
+                make_ids("token_ids", "batch", 1, vocab_size=config.vocab_size),
+                make_lengths(),
+                *list_cache(config, "past_", "cache"),
+            ),
+            outputs=(logits, *list_cache(config, "", "cache")),
+        ),
+    )
 
 
 def check_positions(spec: Spec, name: str, dims: Mapping[str, Dim]) -> None:

@@ -160,8 +160,8 @@ CASES = {
 }
 
 
-def make_model(case: Case, *, seed: int = 0) -> nn.Module:
-    """The library's model, alive. Embeddings have unit rows, so that positions and scores matter."""
+def make_model(case: Case, *, scale: float = 1.5) -> nn.Module:
+    """The library's model, alive: scores are large enough for positions to matter."""
     config = getattr(hf, f"{case.model}Config")(**{**SIZES, **case.options})
     if case.model == "GPT2":
         names = {"n_embd": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads"}
@@ -171,7 +171,7 @@ def make_model(case: Case, *, seed: int = 0) -> nn.Module:
         )
     name = {"GPT2": "GPT2LMHeadModel"}.get(case.model, f"{case.model.removesuffix('Text')}ForCausalLM")
     model = getattr(hf, name)(config)
-    return enliven(model, seed=seed, scale=1.5)
+    return enliven(model, scale=scale)
 
 
 def save(model: Any, folder: Path, **options: Any) -> Path:

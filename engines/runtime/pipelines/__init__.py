@@ -16,6 +16,7 @@ from engines.runtime.pipelines.codec import AudioCodec
 from engines.runtime.pipelines.ctc import SpeechCtc
 from engines.runtime.pipelines.generation import TextGeneration
 from engines.runtime.pipelines.image_embedding import ImageEmbedding
+from engines.runtime.pipelines.image_text import ImageTextToText
 from engines.runtime.pipelines.mesh import TextToMesh
 from engines.runtime.pipelines.music import TextToAudio
 from engines.runtime.pipelines.recognition import SpeechRecognition
@@ -33,6 +34,7 @@ PIPELINES: dict[str, type[Pipeline]] = {
     "image-classification": ImageClassification,
     "image-embedding": ImageEmbedding,
     "text-generation": TextGeneration,
+    "image-text-to-text": ImageTextToText,
     "text-embedding": TextEmbedding,
     "image-text-similarity": ImageTextSimilarity,
     "image-autoencoding": ImageAutoencoding,
