@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any, cast, final
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from exporters.checkpoints.activations import read_activation
@@ -63,11 +64,10 @@ class Wav2Vec2Importer(Importer):
             "mask_padding": feature_norm == "layer" or sound.take("return_attention_mask", bool, False),
             **vocabulary.options,
         }
-        component = Wav2Vec2Component.model_validate(encoder)
         return {
             **describe_speech("ctc"),
             "components": {"encoder": encoder},
-            "dims": _make_dims(component),
+            "dims": _make_dims(encoder),
             **({"labels": list(vocabulary.labels)} if vocabulary.labels else {}),
         }
 
@@ -117,7 +117,11 @@ def _take_sizes(config: Config) -> dict[str, Any]:
     return sizes | {"adapter_size": adapter} if adapter else sizes
 
 
-def _make_dims(config: Wav2Vec2Component) -> dict[str, dict[str, int]]:
+def _make_dims(encoder: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    try:
+        config = Wav2Vec2Component.model_validate(encoder)
+    except ValidationError:
+        return {}  # the spec's own check words it
     shortest = config.smallest_input + config.total_stride
     usual, longest = ((frames + 1) * config.total_stride for frames in (_USUAL_FRAMES, _MOST_FRAMES))
     return {"samples": {"min": shortest, "opt": max(shortest, usual), "max": max(shortest, longest)}}

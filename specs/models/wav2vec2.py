@@ -182,4 +182,5 @@ class Wav2Vec2(nn.Module):
             x_BTC = self.norm(x_BTC)
         for layer in self.layers:
             x_BTC = layer(x_BTC, bias_B11T)
-        return self.norm(x_BTC) if self.config.norm_first else x_BTC
+        states_BTC: Tensor = self.norm(x_BTC) if self.config.norm_first else x_BTC
+        return states_BTC
