@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.backends import _trt_versions
+from engines.backends._trt_refusals import clean_words, find_limit, find_remedy, locate, word_remarks
 from engines.backends.base import CompileRequest, CompileResult
 from engines.backends.worker import ROOT, make_environment
 from engines.onnx_file import Node, OnnxFile, read_onnx
@@ -26,17 +27,15 @@ from specs.report import PrecisionShares
 _TAIL_LINES = 12
 _MAX_NODES_NAMED = 8
 
-#: Words of the compiler -> what to do. The first that occurs wins.
-_REMEDIES: tuple[tuple[str, str], ...] = (
-    ("Plugin not found", "give the op a function body of standard ops (metagen-deploy export does), or rewrite it"),
-    ("must have same input types", "insert a Cast: with strong typing an operator's inputs have one type"),
-    ("zero point", "quantise symmetrically: zero point 0, int8"),
-    ("Failed to open file", "copy the external data beside the ONNX file"),
-    ("must be conformable", "check the shapes of the node's inputs"),
-    ("static sequence length", "give the cache one fixed size: the same min, opt and max for its dim"),
-    ("memory", "free memory, lower --workspace or the largest dims, or build on a bigger machine"),
+#: The parser of 8.6 repeats each node's text, and its own lines, before it says what is wrong.
+_NOISE = (
+    "catchCudaError",
+    "ModelImporter.cpp:14",
+    "--- Begin node",
+    "--- End node",
+    "\nop_type: ",
+    "While parsing node",
 )
-_NOISE = ("catchCudaError", "ModelImporter.cpp:14", "--- Begin node", "--- End node")
 
 
 @dataclass
@@ -75,7 +74,7 @@ def compile_graph(
         layers=done["layers"],
         shares=shares,
         gpu=gpu,
-        notes=(*done["notes"], *(f"compiler: {text}" for text in dict.fromkeys(said))),
+        notes=(*done["notes"], *(f"compiler: {text}" for text in word_remarks(said))),
     )
 
 
@@ -170,7 +169,8 @@ def _translate(
             f"{compiler} {ended} while compiling",
             where=str(graph.path),
             got="\n           ".join([*said, *tail][-_TAIL_LINES:]) or "it said nothing",
-            fix=_find_remedy(" ".join([*said, *tail])) or "see its last lines above; a smaller graph shows the culprit",
+            fix=find_remedy(" ".join([*said, *tail, *heard.warnings]))
+            or "see its last lines above; a smaller graph shows the culprit",
         )
     failed = heard.failed
     if failed["errno"]:
@@ -187,22 +187,19 @@ def _translate(
             f"{compiler} refuses {len(nodes)} node{'s' * (len(nodes) > 1)} of this graph: {ops}",
             where=_list_nodes(nodes, graph),
             got=_shorten(failed["problem"] if len(failed["problem"]) > 8 else "an operator it has no importer for"),
-            fix=_find_remedy(words) or default,
+            fix=find_remedy(words) or default,
         )
     return BuildError(
         f"{compiler} could not {'read' if failed['stage'] == 'parse' else 'build'} this graph",
-        where=str(graph.path),
-        got=_shorten("; ".join([failed["problem"], *said])),
-        fix=_find_remedy(words) or default,
+        where=f"{graph.path}: {place}" if (place := locate(words, graph)) else str(graph.path),
+        got=_shorten("; ".join(clean_words(said) or [failed["problem"]])),
+        allowed=find_limit(words),
+        fix=find_remedy(words) or find_remedy(" ".join(heard.warnings)) or default,
     )
 
 
 def _drop_noise(errors: list[str]) -> list[str]:
     return [text for text in errors if not any(noise in text for noise in _NOISE)]
-
-
-def _find_remedy(words: str) -> str:
-    return next((fix for sign, fix in _REMEDIES if sign in words), "")
 
 
 def _shorten(text: str) -> str:
