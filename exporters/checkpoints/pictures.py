@@ -68,7 +68,7 @@ def read_pictures(folder: Folder, image: tuple[int, int], channels: int, usual: 
     scale = 255 * (config.take("rescale_factor", float, 1 / 255) if config.take("do_rescale", bool, True) else 1.0)
     if not math.isclose(scale, 1.0, rel_tol=1e-12):
         mean, std = [value / scale for value in mean], [value / scale for value in std]
-    if channels != len(mean) and len(set(mean)) == len(set(std)) == 1:
+    if channels == 1 and len(set(mean)) == len(set(std)) == 1:
         mean, std = mean[:1], std[:1]
     if channels not in (1, len(mean)) and not config.data:  # nothing that the library's processors could make
         mean, std = [0.0], [1.0]

@@ -59,4 +59,4 @@ def describe_image(config: VisionTransformerComponent) -> dict[str, Any]:
     size = {"height": height, "width": width, "channels": config.num_channels}
     if config.preprocessing is None:
         return size
-    return size | {"steps": config.preprocessing.model_dump(mode="json", exclude_none=True)}
+    return size | {"steps": config.preprocessing.model_dump(exclude_none=True)}
