@@ -22,6 +22,7 @@ from specs.components.t5 import T5Component
 from specs.components.text import ClipTextComponent
 from specs.components.text_encoder import BertComponent, TextEncoderComponent
 from specs.components.unet import UNetComponent
+from specs.components.video import VideoDecoderComponent, VideoTransformerComponent
 from specs.components.vision import VisionTransformerComponent
 from specs.components.wav2vec2 import Wav2Vec2Component
 from specs.components.whisper import WhisperDecoderComponent, WhisperEncoderComponent
@@ -57,6 +58,8 @@ __all__ = [
     "TriplaneComponent",
     "UNetComponent",
     "VaeComponent",
+    "VideoDecoderComponent",
+    "VideoTransformerComponent",
     "VisionTransformerComponent",
     "Wav2Vec2Component",
     "WhisperDecoderComponent",
@@ -91,6 +94,8 @@ COMPONENTS: dict[str, type[Component]] = {
     "blocks.structure": StructureComponent,
     "blocks.text": ModeComponent,
     "blocks.image": ModeComponent,
+    "video.dit": VideoTransformerComponent,
+    "video.vae": VideoDecoderComponent,
     "avatar.appearance": AppearanceComponent,
     "avatar.motion": MotionComponent,
     "avatar.renderer": RendererComponent,

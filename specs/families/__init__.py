@@ -19,6 +19,7 @@ from specs.families.recognition import SpeechRecognitionFamily
 from specs.families.similarity import ImageTextSimilarityFamily
 from specs.families.text_embedding import TextEmbeddingFamily
 from specs.families.text_to_image import TextToImageFamily
+from specs.families.video import TextToVideoFamily
 
 __all__ = ["FAMILIES", "Family", "GraphSpec"]
 
@@ -40,4 +41,5 @@ FAMILIES: tuple[Family, ...] = (
     AvatarFamily(),
     TextToMeshFamily(),
     BlockGenerationFamily(),
+    TextToVideoFamily(),
 )

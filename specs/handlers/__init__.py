@@ -18,6 +18,7 @@ from specs.handlers.recognition import SpeechRecognitionHandler
 from specs.handlers.text import TextHandler
 from specs.handlers.text_encoder import TextEncoderHandler
 from specs.handlers.text_to_image import TextToImageHandler
+from specs.handlers.video import TextToVideoHandler
 from specs.schema import Spec
 
 __all__ = ["HANDLERS", "GraphModule", "Handler", "get_handler"]
@@ -40,6 +41,7 @@ HANDLERS: dict[str, Handler] = {
     "speech-ctc": SpeechCtcHandler(),
     "text-to-mesh": TextToMeshHandler(),
     "block-generation": BlockGenerationHandler(),
+    "text-to-video": TextToVideoHandler(),
 }
 
 

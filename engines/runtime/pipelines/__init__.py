@@ -24,6 +24,7 @@ from engines.runtime.pipelines.similarity import ImageTextSimilarity
 from engines.runtime.pipelines.tensors import Tensors
 from engines.runtime.pipelines.text_embedding import TextEmbedding
 from engines.runtime.pipelines.text_to_image import TextToImage
+from engines.runtime.pipelines.text_to_video import TextToVideo
 from specs.bundle import Manifest
 from specs.errors import BundleError, name_nearest
 
@@ -44,6 +45,7 @@ PIPELINES: dict[str, type[Pipeline]] = {
     "speech-recognition": SpeechRecognition,
     "speech-ctc": SpeechCtc,
     "avatar": Avatar,
+    "text-to-video": TextToVideo,
     "block-generation": BlockGeneration,
     "text-to-mesh": TextToMesh,
     "tensors": Tensors,

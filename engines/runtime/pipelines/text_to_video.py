@@ -1,0 +1,112 @@
+"""Prompts in, films out: latent diffusion over space and time, guided without a classifier.
+
+    states = text encoder(prompts);  latents = noise * start
+    each step: e = transformer(scaled latents, t, [no prompt; prompts]);  scheduler.step(e_no + guidance (e - e_no))
+    frames = decoder(latents / scaling)
+
+Letters: B batch, C channels, F frames, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+
+from engines.runtime.context import ContextTokenizer
+from engines.runtime.fields import take_field, take_graph
+from engines.runtime.pipelines.base import Pipeline
+from engines.runtime.pipelines.batching import run_rows
+from engines.runtime.request import Answer, Film, Request, require
+from engines.runtime.schedulers import SCHEDULERS
+from specs.bundle import Manifest
+from specs.errors import BundleError, InputError, name_nearest
+
+if TYPE_CHECKING:
+    from engines.runtime.arrays import Array
+    from engines.runtime.graph_session import GraphSession
+
+
+@final
+class TextToVideo(Pipeline):
+    """A film of a prompt; the seed tells one from another."""
+
+    def __init__(self, folder: Path, manifest: Manifest, graphs: Mapping[str, GraphSession]) -> None:
+        config = manifest.pipeline
+        states = ("encoder_states",)
+        self._encoder = take_graph(config, "text_encoder", graphs, inputs=("token_ids",), outputs=states)
+        given = ("sample", "timestep", *states)
+        self._denoiser = take_graph(config, "denoiser", graphs, inputs=given, outputs=("out_sample",))
+        self._decoder = take_graph(config, "decoder", graphs, inputs=("latents",), outputs=("frames",))
+        self._context = ContextTokenizer(folder, manifest, take_field(config, "tokenizer", dict))
+        shape: list[Any] = take_field(config, "latent_shape", list)
+        if len(shape) != 4 or not all(type(size) is int and size > 0 for size in shape):
+            raise BundleError("manifest: pipeline.latent_shape must be four sizes", fix="export the bundle again")
+        self.latent_shape = tuple(shape)
+        self._scaling_factor = take_field(config, "scaling_factor", float)
+        self._frames_per_second = take_field(config, "frames_per_second", int)
+        self._schedule: dict[str, Any] = take_field(config, "scheduler", dict)
+        method = self._schedule.get("method")
+        if method not in SCHEDULERS:
+            raise BundleError(
+                f"manifest: unknown scheduler '{method}'",
+                where=str(folder),
+                allowed=name_nearest(str(method), SCHEDULERS),
+                fix="export the bundle again, or upgrade metagen-deploy",
+            )
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        seed: int = 0,
+        latents: Array | None = None,
+    ) -> list[Film]:
+        """A film for each prompt.
+
+        Args:
+            steps, guidance_scale: the bundle's own by default.
+            seed: of the noise: numpy's default_rng(seed).standard_normal, float32, all films in one array.
+            latents: that noise itself, [B, C, F, H, W] with unit variance, instead of a seed.
+
+        Raises:
+            InputError: no prompt, or one that is too long.
+        """
+        if not prompts:
+            raise InputError("there is no prompt", allowed="one or more", fix="--prompt TEXT")
+        if latents is None:
+            latents = np.random.default_rng(seed).standard_normal((len(prompts), *self.latent_shape), np.float32)
+        scheduler = SCHEDULERS[self._schedule["method"]](self._schedule, steps or int(self._schedule["steps"]))
+        guidance = float(self._schedule["guidance_scale"] if guidance_scale is None else guidance_scale)
+        guided, rows = guidance > 1, len(prompts)
+        texts = [*([""] * rows if guided else []), *prompts]
+        token_ids = np.stack([self._context.encode(text) for text in texts])
+        states = run_rows(self._encoder, {"token_ids": token_ids})["encoder_states"]
+        sample: Array = latents.astype(np.float32) * np.float32(scheduler.start_scale)
+        for index, timestep in enumerate(scheduler.timesteps):
+            shown = np.ascontiguousarray(scheduler.scale_input(sample, index), np.float32)
+            shown = np.concatenate([shown, shown]) if guided else shown
+            times = np.full(len(shown), timestep, np.float32)
+            feed = {"sample": shown, "timestep": times, "encoder_states": states}
+            output = run_rows(self._denoiser, feed)["out_sample"]
+            if guided:
+                output = output[:rows] + np.float32(guidance) * (output[rows:] - output[:rows])
+            sample = scheduler.step(output, index, sample)
+        return self.decode(sample)
+
+    def decode(self, latents: Array) -> list[Film]:
+        """Films of latents [B, C, F, H, W] as the scheduler leaves them."""
+        unscaled = (latents / np.float32(self._scaling_factor)).astype(np.float32)
+        frames = run_rows(self._decoder, {"latents": unscaled})["frames"]
+        pixels = np.clip(frames / 2 + 0.5, 0, 1).transpose(0, 2, 3, 4, 1)
+        return [Film(frames=film, frames_per_second=self._frames_per_second) for film in pixels]
+
+    def answer(self, request: Request) -> Answer:
+        require(request, "prompts", prompts=True)
+        films = self.generate(request.prompts, seed=request.seed)
+        rows = tuple((prompt, film.frames.shape[:3]) for prompt, film in zip(request.prompts, films, strict=True))
+        return Answer(header=("prompt", "frames"), rows=rows, media=tuple(films))
