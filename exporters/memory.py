@@ -10,8 +10,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from specs.handlers import get_handler
 from specs.handlers.weights import drop_tensor, lies_in_file
 from specs.pages import list_file_mappings, trim_heap
+from specs.schema import Spec
 
 
 def page_out(module: nn.Module) -> None:
@@ -31,3 +33,10 @@ def release(module: nn.Module) -> None:
     for tensor in (*module.parameters(), *module.buffers()):
         tensor.data = torch.empty(0, dtype=tensor.dtype)
     trim_heap()
+
+
+def find_largest_tensor(spec: Spec) -> int:
+    """Elements of the largest parameter; nothing is allocated."""
+    with torch.device("meta"):
+        components = get_handler(spec).make_components(spec)
+    return max(parameter.numel() for module in components.values() for parameter in module.parameters())
