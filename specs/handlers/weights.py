@@ -181,10 +181,13 @@ class RandomParameters:
     def fill(self, name: str, out: Tensor) -> None:
         """Values depend on the order of the calls, which is the order of the model's parameters."""
         mean, std = _choose_distribution(name, out)
+        in_file = out.nbytes >= CHUNK_BYTES and lies_in_file(out)
         for piece in split_tensor(out, elements=_DRAWN_AT_ONCE):
             drawn = piece if piece.dtype == torch.float32 else torch.empty(piece.shape)
             drawn.normal_(mean, std, generator=self._generator) if std else drawn.fill_(mean)
             piece.copy_(drawn.clamp_(mean - 2 * std, mean + 2 * std))
+            if in_file:
+                drop_tensor(piece)
 
 
 def _choose_distribution(name: str, like: Tensor) -> tuple[float, float]:
