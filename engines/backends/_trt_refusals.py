@@ -3,7 +3,7 @@
     "4: [optimizer.cpp::computeCosts::3871] Error Code 4: Internal Error (Could not find any implementation for node
      {ForeignNode[a...b]} due to insufficient workspace. ...)"
     => where  12 nodes fused into one, a (Gather) to b (Cast); modules layers.0, layers.1
-       fix    the kernels may use too little memory: raise --workspace, ...
+       fix    its kernels need more scratch memory than they may take: free memory on the GPU, ...
 
 The words of 8.6.0 were provoked on an H200, those of TensorRT-RTX 1.7 here; `tests/data/tensorrt` keeps them. Where a
 row does not know the cause it says how to find it.
@@ -129,7 +129,7 @@ _REMEDIES = (
     _Remedy(
         signs=("memory",),
         cause="",
-        step="free memory, lower --workspace or the largest dims, or build on a bigger machine",
+        step="free memory, lower the largest dims (--dim), or build on a bigger machine",
     ),
 )
 
