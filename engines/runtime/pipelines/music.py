@@ -26,7 +26,7 @@ from engines.runtime.pipelines.batching import get_batch_range, pad_rows
 from engines.runtime.pipelines.codec import CodecDecoder
 from engines.runtime.pipelines.decoding import Sampler, fit_cache, get_axis_range
 from engines.runtime.request import Answer, Request, Sound, require
-from engines.runtime.text import Tokenizer, make_tokenizer
+from engines.runtime.text import make_tokenizer
 from specs.bundle import Manifest
 from specs.errors import InputError
 
@@ -62,8 +62,7 @@ class TextToAudio(Pipeline):
         self._text_vocab_size = take_field(config, "text_vocab_size", int)
         self._guidance_scale = float(config.get("guidance_scale", 1.0))
         tokenizer: dict[str, object] = take_field(config, "tokenizer", dict)
-        has_text = tokenizer.get("kind") != "ids"
-        self.tokenizer: Tokenizer | None = make_tokenizer(folder, manifest, tokenizer) if has_text else None
+        self.tokenizer = make_tokenizer(folder, manifest, tokenizer)
 
     @property
     def sample_rate_hz(self) -> int:
@@ -101,7 +100,7 @@ class TextToAudio(Pipeline):
     ) -> Array:
         """Music for each prompt: samples [B, channels, N], float32 in about [-1, 1]. Arguments: `generate_codes`."""
         codes = self.generate_codes(
-            [self._encode(prompt) for prompt in prompts],
+            [self.tokenizer.encode(prompt) for prompt in prompts],
             max_new_tokens=max_new_tokens,
             guidance_scale=guidance_scale,
             temperature=temperature,
@@ -202,13 +201,6 @@ class TextToAudio(Pipeline):
     def _fit_cache(self, results: Mapping[str, Array], slots: int) -> dict[str, Array]:
         low, high = get_axis_range(self._decode, "past_keys_0", 2)
         return fit_cache(results, self._names, slots=slots, low=low, high=high or slots)
-
-    def _encode(self, prompt: str) -> list[int]:
-        if self.tokenizer is None:
-            raise InputError(
-                "this bundle has no tokenizer", got=repr(prompt)[:80], fix="hand token ids to generate_codes"
-            )
-        return self.tokenizer.encode(prompt)
 
     def _choose_steps(self, max_new_tokens: int | None) -> int:
         _, slots = get_axis_range(self._decode, "past_keys_0", 2)
