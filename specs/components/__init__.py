@@ -17,6 +17,7 @@ from specs.components.fusion import FusionComponent
 from specs.components.mesh import FieldComponent, TriplaneComponent
 from specs.components.musicgen import MusicgenComponent
 from specs.components.projector import ProjectorComponent
+from specs.components.resampling import PerceiverComponent
 from specs.components.scheduler import SchedulerComponent
 from specs.components.t5 import T5Component
 from specs.components.text import ClipTextComponent
@@ -47,6 +48,7 @@ __all__ = [
     "ModeComponent",
     "MotionComponent",
     "MusicgenComponent",
+    "PerceiverComponent",
     "ProjectorComponent",
     "RendererComponent",
     "SchedulerComponent",
@@ -96,6 +98,7 @@ COMPONENTS: dict[str, type[Component]] = {
     "blocks.image": ModeComponent,
     "video.dit": VideoTransformerComponent,
     "video.vae": VideoDecoderComponent,
+    "fusion.perceiver": PerceiverComponent,
     "avatar.appearance": AppearanceComponent,
     "avatar.motion": MotionComponent,
     "avatar.renderer": RendererComponent,

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from specs.components.base import Activation, Activations, Component, Epsilon, LayerCount, Size, check_divides
+from specs.components.dynamics import DynamicsSettings
 from specs.components.rope import LongScaling, RopeScaling
 
 Layers = tuple[Annotated[int, Field(ge=0)], ...]
@@ -77,7 +78,7 @@ class DecoderComponent(CausalComponent):
         default=None, description="hidden_size / num_heads when absent"
     )
     mlp_size: Size
-    activation: Literal["silu", "gelu", "gelu_tanh"] = Field(default="silu", description="of the gate")
+    activation: Activation = Field(default="silu", description="of the gate")
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
@@ -98,6 +99,7 @@ class DecoderComponent(CausalComponent):
     norm_offset: bool = Field(default=False, description="norms multiply by 1 + weight")
     post_norms: bool = Field(default=False, description="norms after attention and MLP too")
     rms_norm_eps: Epsilon = 1e-5
+    dynamics: DynamicsSettings | None = Field(default=None, description="a damped pull on the last hidden state")
 
     @model_validator(mode="after")
     def _check_heads(self) -> DecoderComponent:
@@ -152,7 +154,8 @@ class DecoderComponent(CausalComponent):
         norms = c * (4 if self.post_norms else 2) + (2 * d if self.qk_norm else 0)
         biases = d * (h + 2 * k) * self.qkv_bias + c * self.out_bias + (2 * self.mlp_size + c) * self.mlp_bias
         embeddings = self.vocab_size * c * (1 if self.tie_embeddings else 2)
-        return embeddings + c + self.num_layers * (norms + biases + self._count_layer_weights())
+        pull = self.dynamics.count_parameters(c) if self.dynamics else 0
+        return embeddings + c + pull + self.num_layers * (norms + biases + self._count_layer_weights())
 
 
 class Gpt2Component(CausalComponent):

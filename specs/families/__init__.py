@@ -14,6 +14,7 @@ from specs.families.generation import TextGenerationFamily
 from specs.families.image_embedding import ImageEmbeddingFamily
 from specs.families.image_text import ImageTextToTextFamily
 from specs.families.mesh import TextToMeshFamily
+from specs.families.multimodal_llm import MultimodalLlmFamily
 from specs.families.music import TextToAudioFamily
 from specs.families.recognition import SpeechRecognitionFamily
 from specs.families.similarity import ImageTextSimilarityFamily
@@ -42,4 +43,5 @@ FAMILIES: tuple[Family, ...] = (
     TextToMeshFamily(),
     BlockGenerationFamily(),
     TextToVideoFamily(),
+    MultimodalLlmFamily(),
 )

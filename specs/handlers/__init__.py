@@ -13,6 +13,7 @@ from specs.handlers.image import ImageHandler
 from specs.handlers.image_text import ImageTextHandler
 from specs.handlers.mesh import TextToMeshHandler
 from specs.handlers.multimodal import MultimodalHandler
+from specs.handlers.multimodal_llm import MultimodalLlmHandler
 from specs.handlers.music import MusicHandler
 from specs.handlers.recognition import SpeechRecognitionHandler
 from specs.handlers.text import TextHandler
@@ -42,6 +43,7 @@ HANDLERS: dict[str, Handler] = {
     "text-to-mesh": TextToMeshHandler(),
     "block-generation": BlockGenerationHandler(),
     "text-to-video": TextToVideoHandler(),
+    "multimodal-llm": MultimodalLlmHandler(),
 }
 
 

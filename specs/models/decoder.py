@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from specs import ops
 from specs.components import DecoderComponent
 from specs.models.causal import Cache, CausalModel
+from specs.models.dynamics import INLDynamics
 from specs.models.layers import activate
 from specs.models.rope import Angles, compute_angles, list_frequencies, rotate
 
@@ -95,10 +96,10 @@ class GatedMlp(nn.Module):
         self.down = nn.Linear(config.mlp_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        if self.biased:
-            gated_BTF = activate(self.gate(x_BTC), self.activation) * self.up(x_BTC)
-        else:
+        if self.activation in ("silu", "gelu", "gelu_tanh") and not self.biased:
             gated_BTF = ops.gated_linear(x_BTC, self.gate.weight, self.up.weight, activation=self.activation)
+        else:
+            gated_BTF = activate(self.gate(x_BTC), self.activation) * self.up(x_BTC)
         out_BTC: Tensor = self.down(gated_BTF)
         return out_BTC
 
@@ -136,6 +137,8 @@ class Decoder(CausalModel):
         self.output_norm = make_norm(config, config.hidden_size)
         self.head = None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.frequencies = list_frequencies(config.rope_theta, config.rotary_width, config.rope_scaling)
+        pull = config.dynamics
+        self.dynamics = INLDynamics(config.hidden_size, pull.beta_max, dt=pull.dt) if pull else None
         near_theta = config.window_rope_theta
         self.near_frequencies = list_frequencies(near_theta, config.rotary_width) if near_theta else None
 
@@ -165,6 +168,14 @@ class Decoder(CausalModel):
 
     def compute_logits(self, x_BC: Tensor) -> Tensor:
         weight_VC = self.token_embedding.weight if self.head is None else self.head.weight
-        logits_BV = nn.functional.linear(self.output_norm(x_BC), weight_VC)
+        logits_BV = nn.functional.linear(self.output_norm(self._pull(x_BC)), weight_VC)
         softcap = self.config.logit_softcap
         return (logits_BV / softcap).tanh() * softcap if softcap else logits_BV
+
+    def _pull(self, x_BC: Tensor) -> Tensor:
+        """Some steps of the dynamics from rest, where the model has them."""
+        velocity_BC = None
+        for _ in range(self.config.dynamics.num_steps if self.config.dynamics else 0):
+            assert self.dynamics is not None
+            x_BC, velocity_BC = self.dynamics(x_BC, velocity_BC)
+        return x_BC

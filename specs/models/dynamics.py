@@ -25,8 +25,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from specs.components.dynamics import STABILITY_BOUND
+
 #: Of dt * beta_max; see above.
-BOUND = 2.0
+BOUND = STABILITY_BOUND
 
 
 class INLDynamics(nn.Module):

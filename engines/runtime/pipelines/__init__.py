@@ -18,6 +18,7 @@ from engines.runtime.pipelines.generation import TextGeneration
 from engines.runtime.pipelines.image_embedding import ImageEmbedding
 from engines.runtime.pipelines.image_text import ImageTextToText
 from engines.runtime.pipelines.mesh import TextToMesh
+from engines.runtime.pipelines.multimodal_llm import MultimodalLlm
 from engines.runtime.pipelines.music import TextToAudio
 from engines.runtime.pipelines.recognition import SpeechRecognition
 from engines.runtime.pipelines.similarity import ImageTextSimilarity
@@ -45,6 +46,7 @@ PIPELINES: dict[str, type[Pipeline]] = {
     "speech-recognition": SpeechRecognition,
     "speech-ctc": SpeechCtc,
     "avatar": Avatar,
+    "multimodal-llm": MultimodalLlm,
     "text-to-video": TextToVideo,
     "block-generation": BlockGeneration,
     "text-to-mesh": TextToMesh,
