@@ -14,6 +14,7 @@ from typing import Any, ClassVar, cast
 
 import torch
 
+from exporters.checkpoints.activations import read_activation
 from exporters.checkpoints.assets import describe_tokenizer
 from exporters.checkpoints.base import Folder, Importer
 from exporters.checkpoints.config import USE_ONNX, Config
@@ -24,15 +25,6 @@ from specs.errors import CheckpointError, WeightsError
 from specs.handlers.weights import drop_tensor, split_tensor
 from specs.schema import Spec
 
-#: What libraries call the functions of `DecoderComponent.activation`.
-ACTIVATIONS = {
-    "silu": "silu",
-    "swish": "silu",
-    "gelu": "gelu",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_new": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-}
 _LONGEST = 2048  # tokens that a bundle's cache holds when nobody asks for more
 
 
@@ -85,7 +77,7 @@ def describe_sizes(config: Config, *, head_dim: int | None = None, tied: bool = 
 
 def describe_activation(config: Config, key: str = "hidden_act", default: str = "silu") -> dict[str, Any]:
     """The gate's activation."""
-    return {"activation": ACTIVATIONS[config.require(key, tuple(ACTIVATIONS), default)]}
+    return {"activation": read_activation(config, key, default)}
 
 
 def describe_windows(config: Config, window: int | None, layer_types: list[str]) -> dict[str, Any]:

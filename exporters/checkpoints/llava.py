@@ -103,8 +103,13 @@ class LlavaImporter(Importer):
         }
 
     def explain_unused(self, spec: Spec, folder: Folder) -> Mapping[str, str]:
+        read = cast(VisionTransformerComponent, spec.components["image_encoder"]).num_layers
+        behind = range(read, _describe_tower(folder.config, folder)["num_layers"])
         return {
-            "*vision_tower*.encoder.layers.*": "behind the last layer whose features are read",
+            **{
+                f"*vision_tower*.encoder.layers.{layer}.*": "behind the last layer whose features are read"
+                for layer in behind
+            },
             "*vision_tower*.post_layernorm.*": "the projector reads tokens before this norm",
             "*vision_tower*.head.*": "the projector reads tokens, not what is pooled from them",
             **clip.IDS,

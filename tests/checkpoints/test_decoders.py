@@ -65,6 +65,7 @@ CASES = {
     "Llama, 1 kv head, tied": Case("Llama", {"num_key_value_heads": 1, "tie_word_embeddings": True}),
     "Llama, heads of 10, all heads": Case("Llama", {"head_dim": 10, "num_key_value_heads": 6}),
     "Llama, biases": Case("Llama", {"attention_bias": True, "mlp_bias": True}),
+    "Llama, relu": Case("Llama", {"hidden_act": "relu", "num_key_value_heads": None}),
     "Llama, exact gelu, eps": Case("Llama", {"hidden_act": "gelu", "rms_norm_eps": 1e-2}),
     "Llama, linear": Case("Llama", rope("linear", factor=3.5)),
     "Llama, dynamic": Case("Llama", rope("dynamic", factor=2.0)),

@@ -35,6 +35,15 @@ TOWERS = {
     "CLIP": (hf.CLIPVisionConfig, {"image_size": 12, "patch_size": 4}),
     "SigLIP": (hf.SiglipVisionConfig, {"image_size": 15, "patch_size": 5}),
 }
+TINY_TOWER = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_attention_heads": 4,
+} | {
+    "image_size": 12,
+    "patch_size": 4,
+}
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "CLIP, Llama": ("CLIP", "Llama", {}),
     "CLIP, Mistral, whole": (
@@ -193,6 +202,7 @@ def test_the_comparison_would_notice(mutant: str, changes: dict[str, Any], tmp_p
         ({"vision_config": {"model_type": "pixtral"}}, "'model_type' is 'pixtral'"),
         ({"image_token_index": 128}, "the image token is outside the decoder's vocabulary"),
         ({"multimodal_projector_bias": False}, "has no place in the model that its config describes"),
+        ({"vision_config": {**TINY_TOWER, "num_hidden_layers": 2}}, "has no place in the model that its config"),
     ],
 )
 def test_a_config_that_is_not_followed(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
