@@ -47,6 +47,7 @@ class StableDiffusionImporter(Importer):
         last = components[encoders[-1]]
         text_size = last.get("projection_size", last["hidden_size"])
         unet = components["unet"] = add_text_time(read_unet(config), config, text_size=text_size)
+        height, width = unet["sample_size"]
         components["vae"] = read_vae(folder.open("vae").config, encoder=False)
         large = index.data.get("_class_name") == _LARGE
         components["scheduler"] = {
@@ -65,7 +66,7 @@ class StableDiffusionImporter(Importer):
             "components": components,
             "dims": {
                 "batch": {"min": 1, "opt": 2, "max": 8},
-                **make_latent_dims(*unet["sample_size"], len(unet["block_out_channels"]) - 1),
+                **make_latent_dims(height, width, len(unet["block_out_channels"]) - 1),
             },
             "tokenizers": {part: entry for part, entry in tokenizers.items() if entry},
         }

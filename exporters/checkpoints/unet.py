@@ -77,12 +77,13 @@ class UNetImporter(Importer):
 
     def make_spec(self, folder: Folder) -> dict[str, Any]:
         unet = add_text_time(read_unet(folder.config), folder.config, text_size=None)
+        height, width = unet["sample_size"]
         return {
             "modality": {"inputs": ["latents"], "outputs": ["latents"]},
             "architecture": "diffusion",
             "objective": "diffusion",
             "components": {"unet": unet},
-            "dims": make_latent_dims(*unet["sample_size"], len(unet["block_out_channels"]) - 1),
+            "dims": make_latent_dims(height, width, len(unet["block_out_channels"]) - 1),
         }
 
     def map_tensors(self, spec: Spec, folder: Folder) -> Mapping[str, Recipe]:

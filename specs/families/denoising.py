@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from typing import ClassVar, cast, final
 
-from specs.components import UNetComponent
+from specs.components import DitComponent, UNetComponent
+from specs.errors import SpecError
 from specs.families.autoencoding import LATENT_DIM, check_dims
-from specs.families.base import BATCH, Components, Family, GraphSpec, Roles, make_float, make_ids, make_model_graph
+from specs.families.base import (
+    BATCH,
+    Components,
+    Family,
+    GraphSpec,
+    Roles,
+    make_float,
+    make_ids,
+    make_lengths,
+    make_model_graph,
+)
 from specs.schema import Dim, Spec
 
 #: Timesteps that schedulers of today count.
@@ -17,11 +28,11 @@ _UPCAST = "upcast_attention: scores of this model leave the range of float16, as
 
 @final
 class ImageDenoisingFamily(Family):
-    """`diffusion.unet`."""
+    """`diffusion.unet` or `diffusion.dit`."""
 
     kind = "image-denoising"
     title = "a denoiser"
-    roles: ClassVar = {"denoiser": ("diffusion.unet",)}
+    roles: ClassVar = {"denoiser": ("diffusion.unet", "diffusion.dit")}
     dims: ClassVar = {
         "batch": BATCH,
         "height": LATENT_DIM,
@@ -33,10 +44,17 @@ class ImageDenoisingFamily(Family):
 
     def list_graphs(self, components: Components, roles: Roles) -> tuple[GraphSpec, ...]:
         name = roles["denoiser"]
-        return (make_unet_graph(name, cast(UNetComponent, components[name]), tokens="tokens"),)
+        config = components[name]
+        if isinstance(config, DitComponent):
+            return (make_dit_graph(name, config),)
+        return (make_unet_graph(name, cast(UNetComponent, config), tokens="tokens"),)
 
     def check(self, spec: Spec, roles: Roles) -> None:
-        config = cast(UNetComponent, spec.components[roles["denoiser"]])
+        config = spec.components[roles["denoiser"]]
+        if isinstance(config, DitComponent):
+            _check_fixed(spec, config)
+            return
+        config = cast(UNetComponent, config)
         check_dims(spec, ("height", "width"), len(config.block_out_channels) - 1)
 
 
@@ -56,3 +74,34 @@ def make_unet_graph(name: str, config: UNetComponent, *, tokens: int | str) -> G
         name, tuple(inputs), (make_float("out_sample", "batch", config.out_channels, "height", "width"),)
     )
     return graph.keep("*.core", _UPCAST) if config.upcast_attention else graph
+
+
+def make_dit_graph(name: str, config: DitComponent) -> GraphSpec:
+    """Noisy latents, the timestep, a text and how much of it counts -> noise, and the variance where it is learned."""
+    inputs = [
+        make_float("sample", "batch", config.in_channels, "height", "width"),
+        make_float("timestep", "batch", low=0, high=TIMESTEPS),
+        make_float("encoder_states", "batch", "tokens", config.context_size),
+        make_lengths(),
+    ]
+    if config.size_conditions:
+        inputs.append(make_float("resolution", "batch", 2, low=0, high=TIMESTEPS))
+        inputs.append(make_float("aspect_ratio", "batch", 1, low=0.25, high=4))
+    graph = make_model_graph(
+        name, tuple(inputs), (make_float("out_sample", "batch", config.out_channels, "height", "width"),)
+    )
+    return graph.keep("*.core", _UPCAST) if config.upcast_attention else graph
+
+
+def _check_fixed(spec: Spec, config: DitComponent) -> None:
+    for name in ("height", "width"):
+        dim = spec.dims.get(name)
+        if dim is None or (dim.min == dim.max and dim.min % config.patch_size == 0):
+            continue
+        raise SpecError(
+            f"{name} of a diffusion transformer is one size, of whole patches: its position table is made for it",
+            where=f"dims.{name}.{'max' if dim.min < dim.max else 'min'}",
+            got=f"{dim.min} to {dim.max}",
+            allowed=f"min = opt = max, a multiple of patch_size {config.patch_size}",
+            fix=f"--dim {name}={dim.opt}:{dim.opt}:{dim.opt}; export once for each size",
+        )

@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from specs.components import Component, UNetComponent, VaeComponent
+from specs.components import Component, DitComponent, UNetComponent, VaeComponent
 from specs.families.denoising import TIMESTEPS
 from specs.graphs import GraphSpec, name_roles
-from specs.handlers.base import Handler
+from specs.handlers.base import Arrays, Handler
 from specs.handlers.image import make_image
 from specs.models.autoencoder import Autoencoder, Decode, Encode
+from specs.models.dit import Dit
 from specs.models.unet import UNet
 from specs.schema import Spec, TensorSpec
 
@@ -53,6 +54,13 @@ class AutoencodingHandler(Handler):
 class DenoisingHandler(Handler):
     """`diffusion.unet` or `diffusion.dit`."""
 
+    def tie_inputs(self, graph: GraphSpec, inputs: Arrays) -> Arrays:
+        """Texts of different lengths, the first one full."""
+        if "lengths" in inputs:
+            tokens, rows = inputs["encoder_states"].shape[1], len(inputs["lengths"])
+            inputs["lengths"] = np.maximum(1, tokens - np.arange(rows) * max(1, tokens // 3))
+        return inputs
+
     def make_components(self, spec: Spec) -> dict[str, nn.Module]:
         return {name: make_part(config) for name, config in spec.components.items()}
 
@@ -69,6 +77,8 @@ def make_part(config: Component) -> nn.Module:
     """The module of a diffusion component."""
     if isinstance(config, VaeComponent):
         return Autoencoder(config)
+    if isinstance(config, DitComponent):
+        return Dit(config)
     assert isinstance(config, UNetComponent), config.kind
     return UNet(config)
 
@@ -86,7 +96,9 @@ def make_condition(tensor: TensorSpec, shape: tuple[int, ...], random: np.random
         return 2 * make_image(shape, random) - 1
     if tensor.name in ("timestep", "class_labels"):
         return random.integers(0, int(tensor.high), shape)
-    if tensor.name == "time_ids":
+    if tensor.name == "aspect_ratio":
+        return random.uniform(tensor.low, tensor.high, shape)
+    if tensor.name in ("time_ids", "resolution"):
         return random.integers(0, TIMESTEPS // 8, shape) * 8
     return random.standard_normal(shape)
 

@@ -71,9 +71,10 @@ class AttentionCore(nn.Module):
         batch, tokens, channels = x_BTC.shape
         return x_BTC.reshape(batch, tokens, self.num_heads, channels // self.num_heads).transpose(1, 2)
 
-    def forward(self, q_BTC: Tensor, k_BSC: Tensor, v_BSC: Tensor) -> Tensor:
+    def forward(self, q_BTC: Tensor, k_BSC: Tensor, v_BSC: Tensor, bias: Tensor | None = None) -> Tensor:
+        """`bias` is added to the scores, [B, 1, 1, S]."""
         q_BNTD, k_BNSD, v_BNSD = (self._split_heads(part) for part in (q_BTC, k_BSC, v_BSC))
-        mixed_BNTD = ops.attention(q_BNTD, k_BNSD, v_BNSD, scale=q_BNTD.shape[3] ** -0.5)
+        mixed_BNTD = ops.attention(q_BNTD, k_BNSD, v_BNSD, bias, scale=q_BNTD.shape[3] ** -0.5)
         return mixed_BNTD.transpose(1, 2).flatten(2)
 
 

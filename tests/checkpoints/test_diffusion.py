@@ -1,0 +1,438 @@
+"""Autoencoders, U-Nets, schedulers and whole pipelines of diffusers: ours equal theirs to their own rounding."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from compare import Array, compare, export, open_portable
+from safetensors.torch import load_file, save_file
+from tiny_diffusion import CONTEXT, DITS, UNETS, VAES, make_dit, make_pipeline, make_unet, make_vae
+from tokenizers import Tokenizer
+from torch import nn
+
+from engines.runtime import load
+from engines.runtime.pipelines.text_to_image import TextToImage
+from engines.runtime.schedulers import SCHEDULERS
+from exporters.checkpoints import open_checkpoint, read_spec
+from exporters.checkpoints.clip_tokenizer import make_clip_tokenizer
+from exporters.checkpoints.config import Config
+from exporters.checkpoints.scheduler import read_scheduler
+from specs.errors import CheckpointError, SpecError, WeightsError
+from specs.graphs import count_parameters
+from specs.handlers import GraphModule, get_handler
+from specs.load import dump_spec, override_spec, parse_spec
+from specs.models.unet import UNet
+from specs.schema import Dim, Spec
+
+STEPS = 6
+
+#: diffusers hands a torch tensor to numpy in the way of numpy 1.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Path:
+    return tmp_path / "model"
+
+
+def build(folder: Path, spec: Spec | None = None) -> dict[str, GraphModule]:
+    """Our modules by graph, with the checkpoint's tensors."""
+    checkpoint = open_checkpoint(folder)
+    spec = spec or checkpoint.spec
+    return {g.name: g for g in get_handler(spec).build(spec, parameters=checkpoint.source)}
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def run_vae(vae: nn.Module, image: torch.Tensor, latents: torch.Tensor) -> dict[str, torch.Tensor]:
+    with torch.no_grad():
+        encoded = vae.encode(image).latent_dist
+        return {"mean": encoded.mean, "log_variance": encoded.logvar, "image": vae.decode(latents).sample}
+
+
+@pytest.mark.parametrize("case", VAES)
+def test_autoencoder(case: str, model_folder: Path) -> None:
+    vae = make_vae(**VAES[case])
+    vae.save_pretrained(model_folder)
+    spec = read_spec(model_folder)
+    config = spec.components["vae"]
+    image, latents = draw(2, vae.config.in_channels, 44, 60).clamp(-1, 1), draw(2, vae.config.latent_channels, 11, 14)
+    fp32 = run_vae(vae, image, latents)
+    fp64 = run_vae(copy.deepcopy(vae).double(), image.double(), latents.double())
+    graphs = build(model_folder)
+    with torch.no_grad():
+        mean, log_variance = graphs["vae.encode"].module(image)
+        found = {"mean": mean, "log_variance": log_variance, "image": graphs["vae.decode"].module(latents)}
+    for name, ours in found.items():
+        compare("AutoencoderKL", case, "torch", name, ours.numpy(), fp32[name], fp64[name])
+    assert count_parameters(spec)["vae"] == sum(p.numel() for p in vae.parameters())
+    assert config.model_dump()["shift_factor"] == (vae.config.shift_factor or 0.0)
+    assert bool(graphs["vae.decode"].keep_float32) == vae.config.force_upcast
+
+
+def test_autoencoder_as_a_graph(tmp_path: Path) -> None:
+    """Non-square sizes that tracing did not see; float16 keeps float32 where the config says force_upcast."""
+    vae = make_vae(block_out_channels=(8, 16), latent_channels=3)
+    vae.save_pretrained(tmp_path / "vae")
+    bundle = export(tmp_path / "vae", tmp_path / "vae.bundle", precisions=("fp16",))
+    image, latents = draw(2, 3, 26, 38).clamp(-1, 1), draw(1, 3, 9, 17)
+    fp32 = run_vae(vae, image, latents)
+    fp64 = run_vae(vae.double(), image.double(), latents.double())
+    graphs = open_portable(bundle)
+    found = graphs["vae.encode"]({"image": image.numpy()}) | graphs["vae.decode"]({"latents": latents.numpy()})
+    for name, ours in found.items():
+        compare("AutoencoderKL", "graph", "onnx", name, ours, fp32[name], fp64[name])
+    with load(bundle) as session:  # what ran here is the float16 graph: equal to float32's, whose range it keeps
+        half = session.graphs["vae.decode"].run({"latents": latents.numpy()})["image"]
+        np.testing.assert_allclose(half, found["image"], atol=1e-5)
+        kept = session.manifest.graphs[1].typed[0].keep_fp32
+        assert any("force_upcast" in line for line in kept)
+
+
+def test_old_attention_names(model_folder: Path) -> None:
+    """Before 0.15 diffusers called to_q query, and the first files held 1 by 1 convolutions."""
+    vae = make_vae(**VAES["three"])
+    vae.save_pretrained(model_folder)
+    new = build(model_folder)["vae.decode"].module
+    path = model_folder / "diffusion_pytorch_model.safetensors"
+    words = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    renamed = {}
+    for name, tensor in load_file(path).items():
+        for word, old in words.items():
+            name = name.replace(f"attentions.0.{word}", f"attentions.0.{old}")
+        folded = "attentions.0" in name and tensor.dim() == 2
+        renamed[name] = tensor[:, :, None, None].contiguous() if folded else tensor
+    save_file(renamed, path)
+    old = build(model_folder)["vae.decode"].module
+    with torch.no_grad():
+        assert torch.equal(old(draw(1, 5, 8, 6)), new(draw(1, 5, 8, 6)))
+
+
+def make_feed(case: str, unet: nn.Module) -> dict[str, torch.Tensor]:
+    """Two rows, odd sizes, one timestep that is no whole number."""
+    width = unet.config.encoder_hid_dim or 24
+    feed = {"sample": draw(2, 4, 13, 10), "timestep": torch.tensor([999.0, 37.5]), "encoder_states": draw(2, 9, width)}
+    if case == "sdxl":
+        sizes = torch.tensor([[1024.0, 768, 0, 0, 1024, 768], [512, 512, 8, 16, 640, 640]])
+        feed |= {"text_embeds": draw(2, 20, seed=1), "time_ids": sizes}
+    if case == "rare":
+        feed["class_labels"] = torch.tensor([3, 6])
+    return feed
+
+
+def run_unet(unet: nn.Module, feed: dict[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+    feed = {name: value.to(dtype) if value.is_floating_point() else value for name, value in feed.items()}
+    options: dict[str, Any] = {}
+    if "text_embeds" in feed:
+        options["added_cond_kwargs"] = {key: feed[key] for key in ("text_embeds", "time_ids")}
+    if "class_labels" in feed:
+        options["class_labels"] = feed["class_labels"]
+    with torch.no_grad():
+        out: torch.Tensor = unet(feed["sample"], feed["timestep"], feed["encoder_states"], **options).sample
+    return out
+
+
+@pytest.mark.parametrize("case", UNETS)
+def test_unet(case: str, model_folder: Path) -> None:
+    unet = make_unet(**UNETS[case])
+    unet.save_pretrained(model_folder)
+    feed = make_feed(case, unet)
+    fp32 = run_unet(unet, feed, torch.float32)
+    (graph,) = build(model_folder).values()
+    with torch.no_grad():
+        ours = graph.module(*feed.values()).numpy()
+    assert [tensor.name for tensor in graph.inputs] == list(feed)
+    fp64 = run_unet(copy.deepcopy(unet).double(), feed, torch.float64)
+    compare("UNet2DConditionModel", case, "torch", "sample", ours, fp32, fp64)
+    spec = read_spec(model_folder)
+    assert count_parameters(spec)["unet"] == sum(p.numel() for p in unet.parameters())
+    assert parse_spec(dump_spec(spec), source="written").components == spec.components
+
+
+def test_unet_as_a_graph(tmp_path: Path) -> None:
+    unet = make_unet(**UNETS["rare"])
+    unet.save_pretrained(tmp_path / "unet", max_shard_size="400KB")
+    assert len(list((tmp_path / "unet").glob("*.safetensors"))) > 1
+    bundle = export(tmp_path / "unet", tmp_path / "unet.bundle", precisions=("fp32",))
+    feed = make_feed("rare", unet)
+    fp32, fp64 = run_unet(unet, feed, torch.float32), run_unet(unet.double(), feed, torch.float64)
+    found = open_portable(bundle)["unet"]({name: value.numpy() for name, value in feed.items()})
+    compare("UNet2DConditionModel", "rare", "onnx", "sample", found["out_sample"], fp32, fp64)
+
+
+def make_dit_feed(case: str, dit: nn.Module, width: int) -> dict[str, torch.Tensor]:
+    """Two rows, of which one has padding."""
+    side, context = dit.config.sample_size, dit.config.caption_channels or dit.config.cross_attention_dim
+    feed = {
+        "sample": draw(2, 4, side, width),
+        "timestep": torch.tensor([999.0, 37.0]),
+        "encoder_states": draw(2, 9, context),
+        "lengths": torch.tensor([9, 4]),
+    }
+    if dit.config.use_additional_conditions:
+        feed |= {"resolution": torch.tensor([[512.0, 768], [640, 480]]), "aspect_ratio": torch.tensor([[0.6], [1.3]])}
+    return feed
+
+
+def run_dit(dit: nn.Module, feed: dict[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+    sizes = {key: feed[key].to(dtype) for key in ("resolution", "aspect_ratio") if key in feed}
+    with torch.no_grad():
+        out: torch.Tensor = dit(
+            feed["sample"].to(dtype),
+            timestep=feed["timestep"],
+            encoder_hidden_states=feed["encoder_states"].to(dtype),
+            encoder_attention_mask=(torch.arange(9) < feed["lengths"][:, None]).to(dtype),
+            added_cond_kwargs=sizes or {"resolution": None, "aspect_ratio": None},
+        ).sample
+    return out
+
+
+@pytest.mark.parametrize("case", DITS)
+def test_dit(case: str, model_folder: Path) -> None:
+    """Heights of the training and other widths: positions are scaled."""
+    dit = make_dit(**DITS[case])
+    dit.save_pretrained(model_folder)
+    feed = make_dit_feed(case, dit, dit.config.sample_size + 8)
+    fp32 = run_dit(dit, feed, torch.float32)
+    fp64 = run_dit(copy.deepcopy(dit).double(), feed, torch.float64)
+    (graph,) = build(model_folder).values()
+    assert [tensor.name for tensor in graph.inputs] == list(feed)
+    with torch.no_grad():
+        ours = graph.module(*feed.values()).numpy()
+    compare("PixArtTransformer2DModel", case, "torch", "sample", ours, fp32, fp64)
+    spec = read_spec(model_folder)
+    assert count_parameters(spec)["dit"] == sum(p.numel() for p in dit.parameters())
+    unmasked = graph.module(*(feed | {"lengths": torch.tensor([9, 9])}).values()).detach().numpy()
+    assert np.abs(unmasked - ours)[1].max() > 1e-3, "the mask changes nothing, and would prove nothing"
+
+
+def test_dit_as_a_graph(tmp_path: Path) -> None:
+    dit = make_dit(**DITS["sizes"])
+    dit.save_pretrained(tmp_path / "dit")
+    size = {"height": Dim(min=12, opt=12, max=12), "width": Dim(min=20, opt=20, max=20)}
+    bundle = export(tmp_path / "dit", tmp_path / "dit.bundle", precisions=("fp32",), dims=size)
+    feed = make_dit_feed("sizes", dit, 20)
+    fp32, fp64 = run_dit(dit, feed, torch.float32), run_dit(dit.double(), feed, torch.float64)
+    found = open_portable(bundle)["dit"]({name: value.numpy() for name, value in feed.items()})
+    compare("PixArtTransformer2DModel", "sizes", "onnx", "sample", found["out_sample"], fp32, fp64)
+    with pytest.raises(SpecError, match="its position table is made for it"):
+        override_spec(read_spec(tmp_path / "dit"), dims={"width": Dim(min=12, opt=20, max=20)})
+
+
+MUTANTS = {
+    "heads taken for their width": {"num_heads": (8, 8, 8)},
+    "eps of another model": {"norm_eps": 1e-6},
+    "sine before cosine": {"flip_sin_to_cos": False},
+    "frequencies shifted": {"freq_shift": 1.0},
+    "the other padding": {"downsample_padding": 0},
+    "middle not scaled": {"mid_block_scale_factor": 1.1},
+}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_a_wrong_unet_is_noticed(mutant: str, model_folder: Path) -> None:
+    unet = make_unet(**UNETS["sd1"])
+    unet.save_pretrained(model_folder)
+    feed = make_feed("sd1", unet)
+    fp32, fp64 = run_unet(unet, feed, torch.float32), run_unet(copy.deepcopy(unet).double(), feed, torch.float64)
+    spec = read_spec(model_folder)
+    wrong = spec.components["unet"].model_copy(update=MUTANTS[mutant])
+    graph = build(model_folder, spec.model_copy(update={"components": {"unet": wrong}}))["unet"]
+    assert isinstance(graph.module, UNet)
+    with torch.no_grad(), pytest.raises(AssertionError, match="more than"):
+        compare("mutant", mutant, "torch", "sample", graph.module(*feed.values()).numpy(), fp32, fp64)
+
+
+SCHEDULES = [
+    (diffusers.DDIMScheduler, {"clip_sample": False, "set_alpha_to_one": False}),
+    (diffusers.DDIMScheduler, {"clip_sample_range": 1.5, "timestep_spacing": "trailing"}),
+    (diffusers.DDIMScheduler, {"timestep_spacing": "linspace", "prediction_type": "v_prediction"}),
+    (diffusers.DDIMScheduler, {"prediction_type": "sample", "beta_schedule": "squaredcos_cap_v2"}),
+    (diffusers.EulerDiscreteScheduler, {}),
+    (diffusers.EulerDiscreteScheduler, {"timestep_spacing": "leading", "prediction_type": "v_prediction"}),
+    (diffusers.EulerDiscreteScheduler, {"timestep_spacing": "trailing", "prediction_type": "sample"}),
+    (diffusers.EulerDiscreteScheduler, {"use_karras_sigmas": True, "beta_schedule": "linear"}),
+    (diffusers.PNDMScheduler, {"skip_prk_steps": True}),
+    (diffusers.PNDMScheduler, {"skip_prk_steps": True, "timestep_spacing": "trailing", "set_alpha_to_one": True}),
+    (diffusers.PNDMScheduler, {"skip_prk_steps": True, "prediction_type": "v_prediction"}),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), SCHEDULES)
+@pytest.mark.parametrize("steps", [7, 30])
+def test_scheduler(kind: type[Any], options: dict[str, Any], steps: int, tmp_path: Path) -> None:
+    """Tables equal diffusers' bit by bit; a whole run differs by rounding alone."""
+    defaults = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+    theirs = kind(**{**defaults, **options})
+    theirs.save_pretrained(tmp_path)
+    config = read_scheduler(Config(json.loads((tmp_path / "scheduler_config.json").read_text()), "config"))
+    ours = SCHEDULERS[config["method"]](config, steps)
+    theirs.set_timesteps(steps)
+    assert np.array_equal(theirs.alphas_cumprod.numpy(), ours.alphas)
+    exact = not options.get("use_karras_sigmas")  # whose logarithms differ in the last bit
+    np.testing.assert_allclose(ours.timesteps, theirs.timesteps.numpy(), atol=0 if exact else 1e-4)
+    np.testing.assert_allclose(ours.start_scale, float(theirs.init_noise_sigma), rtol=3e-7)
+    sample = draw(1, 4, 5, 6) * float(theirs.init_noise_sigma)
+    mine = sample.numpy()
+    for index, timestep in enumerate(theirs.timesteps):
+        shown, seen = theirs.scale_model_input(sample, timestep), ours.scale_input(mine, index)
+        np.testing.assert_allclose(seen, shown.numpy(), rtol=1e-3, atol=1e-4)
+        output = torch.tanh(shown * (1 + index / 10)) * 1.3
+        sample, mine = theirs.step(output, timestep, sample).prev_sample, ours.step(output.numpy(), index, mine)
+    assert mine.dtype == np.float32
+    assert np.abs(mine - sample.numpy()).max() < 1e-4 * np.abs(sample.numpy()).max()
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["StableDiffusion", "SDXL"])
+def pipeline(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path, Path]:
+    folder = tmp_path_factory.mktemp("pipeline")
+    made = make_pipeline(folder / "vocabulary", large=request.param)
+    made.set_progress_bar_config(disable=True)
+    made.save_pretrained(folder / "tree")
+    # one of the two with a range of sizes, one with a single size that is no square
+    fixed = {"height": Dim(min=8, opt=8, max=8), "width": Dim(min=12, opt=12, max=12)} if request.param else {}
+    return made, folder / "tree", export(folder / "tree", folder / "x.bundle", precisions=("fp32",), dims=fixed)
+
+
+def run_pipeline(made: Any, noise: Array, prompts: list[str], dtype: torch.dtype, output: str, **options: Any) -> Array:
+    made = copy.copy(made)
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        if getattr(made, part, None) is not None:
+            setattr(made, part, copy.deepcopy(getattr(made, part)).to(dtype))
+    size = {"height": 2 * noise.shape[2], "width": 2 * noise.shape[3]}
+    with torch.no_grad():
+        return np.asarray(
+            made(
+                prompts,
+                latents=torch.from_numpy(noise).to(dtype),
+                num_inference_steps=STEPS,
+                output_type=output,
+                **size,
+                **options,
+            ).images
+        )
+
+
+def test_pipeline(pipeline: tuple[Any, Path, Path]) -> None:
+    """The whole loop from the same noise, on a picture that is no square: tokens, latents, pixels."""
+    made, _, bundle = pipeline
+    case = type(made).__name__
+    prompts, noise = ["The cat of  at, 7 Dogs!", "a"], draw(2, 4, 8, 12).numpy()
+    with load(bundle) as session:
+        ours = session.pipeline
+        assert isinstance(ours, TextToImage)
+        for encoder, tokenizer in zip(
+            ours._encoders, (made.tokenizer, getattr(made, "tokenizer_2", None)), strict=False
+        ):
+            wanted = tokenizer(prompts, padding="max_length", max_length=CONTEXT, truncation=True).input_ids
+            assert [encoder.tokenize(prompt).tolist() for prompt in prompts] == wanted
+        scheduler = SCHEDULERS[ours._schedule["method"]](ours._schedule, STEPS)
+        texts = ours.encode(prompts)
+        texts = ours._encode_absence(texts, None, len(prompts)).join(texts)
+        latents = ours.denoise(noise, texts, scheduler, ours._schedule["guidance_scale"])
+        pictures = ours.generate(prompts, latents=noise, steps=STEPS)
+        other = ours.generate(prompts, latents=noise, steps=STEPS, guidance_scale=1.0, negative_prompt="x")
+    double = run_pipeline(made, noise, prompts, torch.float64, "latent")
+    single = run_pipeline(made, noise, prompts, torch.float32, "latent")
+    compare(case, f"{STEPS} steps", "onnx", "latents", latents, single, double)
+    assert np.abs(pictures - run_pipeline(made, noise, prompts, torch.float32, "np")).max() < 1 / 255
+    alone = run_pipeline(made, noise, prompts, torch.float32, "np", guidance_scale=1.0)
+    assert np.abs(other - alone).max() < 1 / 255
+    assert np.abs(other - pictures).max() > 0.01, "guidance changes nothing, and would prove nothing"
+
+
+def test_negative_prompt(pipeline: tuple[Any, Path, Path]) -> None:
+    made, _, bundle = pipeline
+    noise = draw(1, 4, 8, 12).numpy()
+    with load(bundle) as session:
+        assert isinstance(session.pipeline, TextToImage)
+        ours = session.pipeline.generate(["a"], negative_prompt="of", latents=noise, steps=STEPS)
+        again = [session.pipeline.generate(["a"], steps=2, seed=seed, height=16, width=24) for seed in (1, 1, 2)]
+    theirs = run_pipeline(made, noise, ["a"], torch.float32, "np", negative_prompt="of")
+    assert np.abs(ours - theirs).max() < 1 / 255
+    assert again[0].shape == (1, 16, 24, 3)
+    assert np.array_equal(again[0], again[1])
+    assert not np.array_equal(again[0], again[2])
+
+
+def test_tokenizer_of_an_old_tree(pipeline: tuple[Any, Path, Path]) -> None:
+    """vocab.json and merges.txt alone make the tokenizer that the library makes of them."""
+    made, tree, _ = pipeline
+    vocabulary = tree.parent / "vocabulary" / "one" / "vocab.json"
+    ours = Tokenizer.from_str(json.dumps(make_clip_tokenizer(vocabulary)))
+    for text in ("", "The CAT of the at", "don't  ünïcode\t12 345 !?", "<|endoftext|> of"):
+        assert ours.encode(text).ids == made.tokenizer(text).input_ids
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "blocks of another kind": ({"down_block_types": ["SimpleCrossAttnDownBlock2D"] * 3}, "'down_block_types' names"),
+    "dual attention": ({"dual_cross_attention": True}, "'dual_cross_attention' is True"),
+    "class embedding": ({"class_embed_type": "timestep"}, "'class_embed_type' is 'timestep'"),
+    "added image": ({"addition_embed_type": "image"}, "'addition_embed_type' is 'image'"),
+    "guidance embedding": ({"time_cond_proj_dim": 8}, "'time_cond_proj_dim' is 8"),
+    "activation": ({"act_fn": "mish"}, "'act_fn' is 'mish'"),
+    "texts of several widths": ({"cross_attention_dim": [24, 32, 24]}, "'cross_attention_dim' differs"),
+    "heads that do not divide": (
+        {"attention_head_dim": 5},
+        "components.unet: num_heads 5 does not divide",
+    ),
+    "groups that do not divide": (
+        {"norm_num_groups": 5},
+        "components.unet: norm_num_groups 5 does not divide",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_an_option_that_is_not_implemented(case: str, model_folder: Path) -> None:
+    changes, message = REFUSED[case]
+    make_unet(**UNETS["sd1"]).save_config(model_folder)
+    path = model_folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises((CheckpointError, SpecError), match=message):
+        read_spec(model_folder)
+
+
+def test_tensors_that_do_not_fit(model_folder: Path) -> None:
+    make_unet(**UNETS["no_middle"]).save_pretrained(model_folder)
+    path = model_folder / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    save_file({name: tensor for name, tensor in tensors.items() if name != "conv_in.bias"}, path)
+    with pytest.raises(WeightsError, match=r"lacks the tensor 'conv_in\.bias'"):
+        build(model_folder)
+    save_file(tensors | {"conv_in.bias": torch.zeros(3)}, path)
+    with pytest.raises(WeightsError, match=r"'unet\.conv_in\.bias' has the wrong shape"):
+        build(model_folder)
+    save_file(tensors | {"mid_block.attentions.0.norm.weight": torch.zeros(3)}, path)
+    with pytest.raises(WeightsError, match="has no place in the model"):
+        build(model_folder)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "message"),
+    [
+        ("model_index.json", {"text_encoder": ["transformers", "T5EncoderModel"]}, "'text_encoder' is not implemented"),
+        ("model_index.json", {"unet": None}, "'unet' is not implemented"),
+        ("scheduler/scheduler_config.json", {"_class_name": "LCMScheduler"}, "'_class_name' is 'LCMScheduler'"),
+        ("vae/config.json", {"latents_mean": [0.0] * 4}, "'latents_mean' is"),
+        ("unet/config.json", {"cross_attention_dim": 40}, "contradicts itself: cross_attention_size does not fit"),
+    ],
+)
+def test_a_pipeline_that_is_not_implemented(
+    pipeline: tuple[Any, Path, Path], part: str, changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    tree = shutil.copytree(pipeline[1], tmp_path / "tree")
+    path = tree / part
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(CheckpointError, match=message):
+        read_spec(tree)
