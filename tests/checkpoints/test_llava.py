@@ -23,7 +23,7 @@ from specs.graphs import count_parameters
 from specs.handlers import get_handler
 from tests.checkpoints.compare import compare, enliven, export, record_tokens
 from tests.checkpoints.test_decoder_text import save_fast, train_bytes
-from tests.checkpoints.test_decoders import build, edit_config, open_onnx
+from tests.checkpoints.test_decoders import ROWS, build, edit_config, open_onnx
 
 IMAGE = 120  # the token
 TEXTS = {
@@ -180,7 +180,10 @@ def test_what_is_not_read_is_explained(tmp_path: Path) -> None:
         ("image token", {"image_token": 119}),
     ],
 )
-def test_the_comparison_would_notice(mutant: str, changes: dict[str, Any], tmp_path: Path) -> None:
+def test_the_comparison_would_notice(
+    mutant: str, changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(ROWS, raising=False)
     model = make_model("CLIP, Llama")
     folder = save(model, tmp_path / "model")
     checkpoint = open_checkpoint(folder)
