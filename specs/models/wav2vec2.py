@@ -156,7 +156,7 @@ class Wav2Vec2(nn.Module):
         return centred_BL / (variance_B1 + _VARIANCE_EPS).sqrt()
 
     def find_seen(self, frames: int, lengths_B: Tensor) -> Tensor:
-        """Which frames [B, T] see valid samples only: frame t sees `smallest_input` of them from t `total_stride` on."""
+        """Which frames [B, T] see valid samples only: frame t sees `smallest_input` from t `total_stride` on."""
         end_T = torch.arange(frames, device=lengths_B.device) * self.config.total_stride + self.config.smallest_input
         return end_T <= lengths_B[:, None]
 
