@@ -23,6 +23,7 @@ from engines.backends.base import Availability, Backend, CompileRequest, Compile
 from engines.onnx_file import Node, read_onnx, require_listed_weights
 from engines.precision import measure_shares, require_precision
 from engines.profiles import describe_profiles, make_profiles, split_profile
+from engines.ranking import rank_engines
 from engines.timing_cache import KeyInputs, make_key, name_timing_cache
 from specs.bundle import (
     EngineFile,
@@ -101,7 +102,23 @@ def build_bundle(
         rows.append(row)
         earlier[row.file] = row
         manifest = _write_report(folder, manifest, tuple(earlier.values()))
+    rows = _rank(folder, manifest, jobs, rows, earlier)
     return BuildReport(bundle=manifest.name, rows=tuple(rows), not_built=not_built)
+
+
+def _rank(
+    folder: Path, manifest: Manifest, jobs: list[_Job], rows: list[BuildRow], earlier: dict[str, BuildRow]
+) -> list[BuildRow]:
+    """Put a precision that is narrower and no faster behind the others, where this machine can run what it built."""
+    built = [row.file for job, row in zip(jobs, rows, strict=True) if job.available.can_run and not row.reused]
+    ranked, remarks = rank_engines(folder, manifest, built)
+    if not remarks:
+        return rows
+    for file, remark in remarks.items():
+        if file in earlier:
+            earlier[file] = replace(earlier[file], notes=(*earlier[file].notes, remark))
+    _write_report(folder, ranked, tuple(earlier.values()))
+    return [replace(row, notes=earlier[row.file].notes) for row in rows]
 
 
 def _list_sources(manifest: Manifest) -> list[str]:

@@ -15,7 +15,7 @@ from engines.inspect import inspect_engine
 from engines.onnx_file import Value
 from engines.profiles import describe_profiles, list_dynamic_dims, make_profiles, split_profile
 from engines.timing_cache import KeyInputs, make_key, name_timing_cache
-from specs.bundle import IoTensor, index_files, read_manifest, verify_files, write_manifest
+from specs.bundle import IoTensor, Manifest, index_files, read_manifest, verify_files, write_manifest
 from specs.errors import BuildError, BundleError
 from specs.report import PrecisionShares
 from specs.targets import load_target
@@ -311,3 +311,20 @@ def test_a_dim_without_a_range_is_asked_for() -> None:
         make_profiles([unnamed], {"x.0": (4, 2, 8)}, where="m.onnx")
     with pytest.raises(BuildError, match="does not say how many dimensions"):
         make_profiles([Value(name="x", dtype="float32", shape=None)], {}, where="m.onnx")
+
+
+def test_a_precision_that_is_no_faster_is_put_last(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine is said to run what it builds; the times are given."""
+
+    def rank(folder: Path, manifest: Manifest, files: list[str]) -> tuple[Manifest, dict[str, str]]:
+        seen.append(files)
+        return replace(manifest, name="ranked"), dict.fromkeys(files, "slower")
+
+    seen: list[list[str]] = []
+    monkeypatch.setattr("engines.build.rank_engines", rank)
+    report = build_bundle(bundle)
+    cpu, rtx = report.rows
+    assert seen == [[cpu.file]]  # this machine cannot run the other
+    assert cpu.notes[-1] == "slower" and "slower" not in rtx.notes
+    assert read_manifest(bundle).name == "ranked" and read_build_report(bundle) == report.rows
+    verify_files(bundle, read_manifest(bundle))
