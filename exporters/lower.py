@@ -33,6 +33,7 @@ from exporters.passes.store_narrow_weights import StoreNarrowWeights
 from exporters.passes.widen_weights import WidenWeights
 from exporters.trace import make_dynamic_shapes
 from specs import ops
+from specs.bundle import RANGE_REASON
 from specs.errors import ExportError
 from specs.handlers import GraphModule
 from specs.schema import Dim
@@ -234,7 +235,7 @@ def _mark_float32(model: ir.Model, graph: GraphModule) -> None:
     for node in model.graph.all_nodes():
         for pattern, reason in graph.keep_float32:
             if fnmatch.fnmatchcase(node.metadata_props[MODULE_KEY], pattern):
-                node.metadata_props[KEEP_KEY] = reason
+                node.metadata_props[KEEP_KEY] = f"{RANGE_REASON}: {reason}"
 
 
 def _tidy_metadata(model: ir.Model, component: str) -> None:

@@ -22,6 +22,8 @@ MANIFEST_NAME = "manifest.json"
 SPEC_NAME = "spec.yaml"
 #: How the reason of a node begins that is kept in fp32 because it makes a spectrogram.
 SPECTRUM_REASON = "spectrum"
+#: ... and of those that a model itself declares to leave the range of half precision (`GraphSpec.keep_float32`).
+RANGE_REASON = "declared range"
 _CHUNK_BYTES = 1 << 20
 _MANIFEST_MAX_BYTES = 64 << 20  # a manifest of a thousand graphs is below 1 MB
 _LARGEST_NUMBER = 1e300
@@ -51,9 +53,12 @@ class TypedGraph:
 
     @property
     def front_end(self) -> frozenset[str]:
-        """Names of the nodes that make a spectrogram of the input: preprocessing, which has no precision to choose."""
+        """Names of the nodes that have no precision to choose.
+
+        Those that make a spectrogram of the input, and those that the model declares to need float32.
+        """
         parts = (entry.partition(": ") for entry in self.keep_fp32)
-        return frozenset(name for name, _, reason in parts if reason.startswith(SPECTRUM_REASON))
+        return frozenset(name for name, _, reason in parts if reason.startswith((SPECTRUM_REASON, RANGE_REASON)))
 
 
 @dataclass(frozen=True, kw_only=True)

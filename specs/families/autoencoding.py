@@ -13,7 +13,7 @@ from specs.schema import Dim, Spec
 LATENT_DIM = Dim(min=16, opt=64, max=128)
 PICTURE_DIM = Dim(min=128, opt=512, max=1024)
 
-_UPCAST = "force_upcast: these activations leave the range of float16, as the model's own config says"
+_UPCAST = "force_upcast, these activations overflow float16"
 
 
 @final

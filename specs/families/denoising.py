@@ -23,7 +23,7 @@ from specs.schema import Dim, Spec
 #: Timesteps that schedulers of today count.
 TIMESTEPS = 1000
 
-_UPCAST = "upcast_attention: scores of this model leave the range of float16, as its own config says"
+_UPCAST = "upcast_attention, the scores overflow float16"
 
 
 @final
