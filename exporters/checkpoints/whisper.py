@@ -144,6 +144,9 @@ def read_tokens(config: Config, generation: Config) -> dict[str, Any]:
         "suppress_tokens": _list_ids(source.data.get("suppress_tokens"), vocab_size),
         "begin_suppress_tokens": _list_ids(source.data.get("begin_suppress_tokens"), vocab_size),
     }
+    most = source.take_first(("max_new_tokens", "max_length"), int, 0)
+    if most > 0:
+        tokens["max_new_tokens"] = most
     return tokens if last < 0 else tokens | {"no_timestamps_token": last}
 
 

@@ -104,6 +104,9 @@ class WhisperDecoderComponent(TransformerSizes):
     task_tokens: dict[str, TokenId] = Field(default_factory=dict, description="transcribe, translate")
     no_timestamps_token: TokenId | None = Field(default=None, description="timestamps are the tokens after it")
     end_tokens: tuple[TokenId, ...] = Field(default=(), description="each ends a text")
+    max_new_tokens: Size | None = Field(
+        default=None, description="of one chunk's text; as many as there are positions for when absent"
+    )
     suppress_tokens: tuple[TokenId, ...] = Field(default=(), description="never chosen")
     begin_suppress_tokens: tuple[TokenId, ...] = Field(default=(), description="not chosen first")
 

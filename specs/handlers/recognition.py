@@ -136,6 +136,7 @@ class SpeechRecognitionHandler(Handler):
             "task_tokens": dict(decoder.task_tokens),
             "no_timestamps_token": decoder.no_timestamps_token,
             "end_tokens": list(decoder.end_tokens),
+            "max_new_tokens": decoder.max_new_tokens,
             "suppress_tokens": list(decoder.suppress_tokens),
             "begin_suppress_tokens": list(decoder.begin_suppress_tokens),
             "tokenizer": describe_tokenizer(spec, name, vocab_size=0),  # ids are never bytes here

@@ -74,12 +74,13 @@ class SpeechCtc(Pipeline):
 
     def spell(self, tokens: Sequence[int] | Array) -> str:
         """Labels of frames -> text; bare ids where the bundle has no labels."""
-        merged = [int(token) for place, token in enumerate(tokens) if place == 0 or token != tokens[place - 1]]
-        said = [token for token in merged if token != self._blank]
+        letters = [self._labels[int(token)] if self._labels else str(token) for token in tokens]
+        blank = self._labels[self._blank] if self._labels else str(self._blank)
+        merged = [letter for place, letter in enumerate(letters) if place == 0 or letter != letters[place - 1]]
+        said = [letter for letter in merged if letter != blank]
         if not self._labels:
-            return " ".join(map(str, said))
-        letters = (self._labels[token] for token in said)
-        text = "".join(" " if letter == self._delimiter else letter for letter in letters).strip()
+            return " ".join(said)
+        text = "".join(" " if letter == self._delimiter else letter for letter in said).strip()
         return text.lower() if self._lower_case else text
 
     def _run(self, pieces: Sequence[Array]) -> list[Array]:
@@ -89,7 +90,9 @@ class SpeechCtc(Pipeline):
         for row, piece in zip(samples, pieces, strict=True):
             row[: len(piece)] = piece
         logits = run_rows(self._graph, {"samples": samples, "lengths": lengths})["logits"]
-        return [row[: (length - self._smallest) // self._stride + 1] for row, length in zip(logits, lengths, strict=True)]
+        return [
+            row[: (length - self._smallest) // self._stride + 1] for row, length in zip(logits, lengths, strict=True)
+        ]
 
     def _get_range(self) -> tuple[int, int]:
         """Fewest and most samples that the graph takes."""

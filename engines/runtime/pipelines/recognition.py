@@ -74,7 +74,8 @@ class SpeechRecognition(Pipeline):
             language: a code as in the model's vocabulary, "fr" or "<|fr|>"; what the model was saved with when absent,
                 which for most is the language that it hears in the first chunk.
             task: "transcribe" or "translate" (into English), where the model knows both.
-            max_new_tokens: of each chunk; as many as the decoder has positions for when absent.
+            max_new_tokens: of each chunk; what the model was saved with when absent, at most as many as the decoder has
+                positions for.
 
         Raises:
             InputError: no sound, one that cannot be read, or a language or task that the model does not know.
@@ -215,12 +216,13 @@ class SpeechRecognition(Pipeline):
 
     def _limit_tokens(self, prompt_size: int, max_new_tokens: int | None) -> int:
         """Tokens of one chunk: prompt and text share the decoder's positions."""
-        room = self._get_range(self._decode, "past_keys_0", 2)[1] - prompt_size
+        room = max(1, self._get_range(self._decode, "past_keys_0", 2)[1] - prompt_size)
+        usual = self._config.get("max_new_tokens")
         if max_new_tokens is not None and not 1 <= max_new_tokens <= room:
             raise InputError(
                 "so many tokens do not fit the decoder", got=f"max_new_tokens {max_new_tokens}", allowed=f"1 to {room}"
             )
-        return max_new_tokens or max(1, room)
+        return max_new_tokens or min(room, usual if isinstance(usual, int) else room)
 
     def _get_range(self, graph: GraphSession, tensor: str, axis: int) -> tuple[int, int]:
         """Smallest and largest size of a tensor's axis."""
