@@ -18,14 +18,15 @@ from torch import Tensor, nn
 from engines.runtime import load
 from engines.runtime.answer import Request
 from exporters.checkpoints import open_checkpoint
+from specs.bundle import read_manifest
 from specs.errors import InputError, MetagenError
 from specs.graphs import count_parameters
 from specs.handlers import get_handler
-from tests.checkpoints.compare import compare, enliven, export, record_tokens
+from tests.checkpoints.compare import compare, enliven, export, open_portable, record_tokens
 from tests.checkpoints.test_decoder_text import save_fast, train_bytes
-from tests.checkpoints.test_decoders import ROWS, build, edit_config, open_onnx
+from tests.checkpoints.test_decoders import ROWS, build, edit_config
 
-IMAGE = 120  # the token
+IMAGE = 400  # the token, behind those of the tokenizer
 TEXTS = {
     "Llama": (hf.LlamaConfig, {"num_key_value_heads": 1}),
     "Mistral": (hf.MistralConfig, {"sliding_window": 9, "num_key_value_heads": 2, "head_dim": 10}),
@@ -62,14 +63,19 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 STEPS = 5
 
 
-def make_model(name: str) -> Any:
+def make_model(name: str, **of_text: Any) -> Any:
     tower, text, options = CASES[name]
     sizes = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 4}
     kind, given = TOWERS[tower]
     vision_config = kind(**sizes, **given)
     kind, given = TEXTS[text]
     text_config = kind(
-        vocab_size=128, max_position_embeddings=96, pad_token_id=0, **{**sizes, "num_hidden_layers": 2}, **given
+        vocab_size=401,
+        max_position_embeddings=96,
+        pad_token_id=0,
+        **{**sizes, "num_hidden_layers": 2},
+        **given,
+        **of_text,
     )
     config = hf.LlavaConfig(vision_config=vision_config, text_config=text_config, image_token_index=IMAGE, **options)
     return enliven(hf.LlavaForConditionalGeneration(config), scale=1.3)
@@ -147,21 +153,6 @@ def test_torch_equals_transformers(name: str, tmp_path: Path) -> None:
     check(name, "torch", model, [graph.module for graph in graphs], count_pieces(graphs))
 
 
-def test_onnx_equals_transformers(tmp_path: Path) -> None:
-    name = "SigLIP, Qwen 2"
-    model = make_model(name)
-    folder = save(model.to(torch.bfloat16), tmp_path / "model", max_shard_size="60KB")
-    model = hf.LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
-    spec, graphs = build(folder)
-    functions = [unpack(open_onnx(spec, graph, tmp_path)) for graph in graphs[:2]]
-    functions += [open_onnx(spec, graph, tmp_path) for graph in graphs[2:]]
-    check(f"{name}, bf16, shards", "onnx", model, functions, count_pieces(graphs))
-
-
-def unpack(function: Any) -> Any:
-    return lambda *given: function(*given)[0]
-
-
 def test_what_is_not_read_is_explained(tmp_path: Path) -> None:
     unused = open_checkpoint(save(make_model("SigLIP, Llama, first token away"), tmp_path / "model")).unused
     reasons = set(unused.values())
@@ -177,7 +168,7 @@ def test_what_is_not_read_is_explained(tmp_path: Path) -> None:
         ("layer", {"feature_layers": [1]}),
         ("activation", {"activation": "gelu_tanh"}),
         ("first token", {"skip_tokens": 0}),
-        ("image token", {"image_token": 119}),
+        ("image token", {"image_token": 399}),
     ],
 )
 def test_the_comparison_would_notice(
@@ -203,7 +194,7 @@ def test_the_comparison_would_notice(
         ({"vision_feature_select_strategy": "mean"}, "'vision_feature_select_strategy' is 'mean'"),
         ({"text_config": {"model_type": "opt"}}, "'model_type' is 'opt'"),
         ({"vision_config": {"model_type": "pixtral"}}, "'model_type' is 'pixtral'"),
-        ({"image_token_index": 128}, "the image token is outside the decoder's vocabulary"),
+        ({"image_token_index": 401}, "the image token is outside the decoder's vocabulary"),
         ({"multimodal_projector_bias": False}, "has no place in the model that its config describes"),
         ({"vision_config": {**TINY_TOWER, "num_hidden_layers": 2}}, "has no place in the model that its config"),
     ],
@@ -218,24 +209,41 @@ def test_a_config_that_is_not_followed(changes: dict[str, Any], words: str, tmp_
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any]:
-    """A small LLaVA with a tokenizer that knows <image>; the library's model and tokenizer."""
+    """A small LLaVA in bfloat16 and in shards, whose tokenizer knows <image>; the library's model and tokenizer."""
     folder = tmp_path_factory.mktemp("llava") / "looker"
     tokenizer = train_bytes()
     tokenizer.add_special_tokens(["<image>"])
     fast = save_fast(tokenizer, folder)
-    sizes = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
-    text = hf.LlamaConfig(vocab_size=len(fast), max_position_embeddings=96, eos_token_id=[2, 77], **sizes)
-    vision = hf.CLIPVisionConfig(image_size=12, patch_size=4, **sizes)
     image_token = fast.convert_tokens_to_ids("<image>")
-    config = hf.LlavaConfig(vision_config=vision, text_config=text, image_token_index=image_token)
-    model = enliven(hf.LlavaForConditionalGeneration(config), scale=1.3)
-    return export(save(model, folder), folder.with_suffix(".bundle")), model, fast
+    assert image_token == IMAGE
+    model = make_model("SigLIP, Qwen 2", eos_token_id=[2, 77]).to(torch.bfloat16)
+    save(model, folder, max_shard_size="60KB")
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    model = hf.LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    return export(folder, folder.with_suffix(".bundle")), model, fast
+
+
+def test_onnx_equals_transformers(bundle: tuple[Path, Any, Any]) -> None:
+    graphs = open_portable(bundle[0])
+    manifest = {graph.name: graph for graph in read_manifest(bundle[0]).graphs}
+
+    def call(name: str, *given: Tensor) -> list[Tensor]:
+        feed = {tensor.name: x.numpy() for tensor, x in zip(manifest[name].inputs, given, strict=True)}
+        return [torch.from_numpy(x) for x in graphs[name](feed).values()]
+
+    functions = [
+        lambda x: call("image_encoder", x)[0],
+        lambda x: call("projector", x)[0],
+        lambda *given: call("decoder.prefill", *given),
+        lambda *given: call("decoder.decode", *given),
+    ]
+    check("SigLIP, Qwen 2, bf16, shards", "onnx", bundle[1], functions, 9)
 
 
 def test_pictures_and_a_prompt_become_text(bundle: tuple[Path, Any, Any]) -> None:
     path, model, tokenizer = bundle
     generator = np.random.default_rng(0)
-    images = [generator.random((12, 12, 3), dtype=np.float32) for _ in range(2)]
+    images = [generator.random((15, 15, 3), dtype=np.float32) for _ in range(2)]
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
     with load(path) as session:
         for prompt, count in (("<image>The quick<image> brown", 2), ("The quick brown", 1)):
@@ -263,8 +271,8 @@ def test_pictures_and_a_prompt_become_text(bundle: tuple[Path, Any, Any]) -> Non
 def test_run_on_a_picture(bundle: tuple[Path, Any, Any], tmp_path: Path) -> None:
     path, _, _ = bundle
     picture = tmp_path / "picture.ppm"
-    pixels = np.random.default_rng(0).integers(0, 256, (12, 12, 3), dtype=np.uint8)
-    picture.write_bytes(b"P6 12 12 255\n" + pixels.tobytes())
+    pixels = np.random.default_rng(0).integers(0, 256, (15, 15, 3), dtype=np.uint8)
+    picture.write_bytes(b"P6 15 15 255\n" + pixels.tobytes())
     with load(path) as session:
         text = "".join(session.pipeline.stream("The quick brown", [picture]))
     command = [sys.executable, "-m", "metagen_deploy", "run", str(path), str(picture), "--prompt", "The quick brown"]
