@@ -133,17 +133,3 @@ def test_a_compiler_that_does_not_start_is_a_failure_with_words() -> None:
 
     with pytest.raises(worker._Failure, match="the compiler did not start: is there a GPU and its driver?"):
         worker._start_builder(SimpleNamespace(Builder=refuse), None)
-
-
-def test_instance_normalisation_becomes_a_layer_where_that_is_a_choice() -> None:
-    class Parser:
-        def __init__(self, network: object, logger: object) -> None:
-            self.flags: list[str] = []
-
-        def set_flag(self, flag: str) -> None:
-            self.flags.append(flag)
-
-    chosen = SimpleNamespace(OnnxParser=Parser, OnnxParserFlag=SimpleNamespace(NATIVE_INSTANCENORM="native"))
-    assert worker._start_parser(chosen, None, None).flags == ["native"]
-    for other in (SimpleNamespace(OnnxParser=Parser), SimpleNamespace(OnnxParser=Parser, OnnxParserFlag=object())):
-        assert worker._start_parser(other, None, None).flags == []

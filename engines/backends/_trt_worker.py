@@ -190,7 +190,7 @@ def _make_monitor(trt: Any, events: _Events) -> Any:
 
 
 def _parse(trt: Any, network: Any, logger: Any, model: str) -> None:
-    parser = _start_parser(trt, network, logger)
+    parser = trt.OnnxParser(network, logger)
     parsed = parser.parse_from_file(model)
     errors = [parser.get_error(i) for i in range(parser.num_errors)]
     if not parsed or errors:
@@ -198,15 +198,6 @@ def _parse(trt: Any, network: Any, logger: Any, model: str) -> None:
         raise _Failure("parse", problem, [_describe_error(error) for error in errors])
     if not network.num_outputs:
         raise _Failure("parse", "the graph has no outputs")
-
-
-def _start_parser(trt: Any, network: Any, logger: Any) -> Any:
-    """A parser that makes InstanceNormalization a layer: by itself, 8.6's makes it a plugin that needs cuDNN."""
-    parser = trt.OnnxParser(network, logger)
-    flag = getattr(getattr(trt, "OnnxParserFlag", None), "NATIVE_INSTANCENORM", None)
-    if flag is not None:
-        parser.set_flag(flag)
-    return parser
 
 
 def _describe_error(error: Any) -> dict[str, Any]:
