@@ -1,7 +1,7 @@
 """Tokenizers of a checkpoint: how the spec names them, and the tokenizer.json that a bundle carries.
 
     tokenizer.json               copied
-    vocab.json and merges.txt    made: byte-level BPE as GPT-2, Qwen 2 and CLIP have it
+    vocab.json and merges.txt    made: byte-level BPE as GPT-2, Qwen 2, Whisper and CLIP have it
 
 Nothing here needs transformers or tokenizers: all these files are JSON and text.
 """
@@ -16,6 +16,9 @@ from exporters.checkpoints.base import Folder
 from exporters.checkpoints.byte_tokenizer import MODELS, make_byte_tokenizer
 from exporters.checkpoints.clip_tokenizer import make_clip_tokenizer
 from exporters.checkpoints.config import Config
+
+#: model_type -> the tokenizer's class, of folders that do not say it.
+_TOKENIZERS = {"gpt2": "GPT2Tokenizer", "qwen2": "Qwen2Tokenizer", "whisper": "WhisperTokenizer"}
 
 
 def describe_tokenizer(folder: Folder, *, part: str = "") -> dict[str, Any] | None:
@@ -69,7 +72,7 @@ def _name_class(folder: Path) -> str:
     if isinstance(named, str):
         return named.removesuffix("Fast")
     model = _find(folder, "config.json").data.get("model_type")
-    return {"gpt2": "GPT2Tokenizer", "qwen2": "Qwen2Tokenizer"}.get(str(model), "CLIPTokenizer")
+    return _TOKENIZERS.get(str(model), "CLIPTokenizer")
 
 
 def _find(folder: Path, name: str) -> Config:

@@ -1,4 +1,4 @@
-"""Byte-level BPE of `vocab.json` and `merges.txt` -> a tokenizer.json: GPT-2 (Radford et al. 2019) and Qwen 2.
+"""Byte-level BPE of `vocab.json` and `merges.txt` -> a tokenizer.json: GPT-2 (Radford et al. 2019), Whisper and Qwen 2.
 
 text -> words, numbers, signs -> bytes as letters -> merges
 """
@@ -19,6 +19,7 @@ _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 #: The tokenizers of this kind, by transformers' name, and the special tokens that they have without being told.
 MODELS = {
     "GPT2Tokenizer": dict.fromkeys(_SPECIAL[:3], "<|endoftext|>"),
+    "WhisperTokenizer": dict.fromkeys(_SPECIAL[:3], "<|endoftext|>"),
     "Qwen2Tokenizer": dict.fromkeys(_SPECIAL[1:], "<|endoftext|>"),
 }
 
@@ -71,8 +72,8 @@ def _list_added(folder: Folder, config: Config, ids: dict[str, int], named: dict
     for number, entry in config.take_config("added_tokens_decoder").data.items():
         flags = {key: value for key, value in entry.items() if key in plain}
         found[entry["content"]] = {"id": int(number), "content": entry["content"], **plain, **flags}
-    for key in _SPECIAL:
-        text = _read_text(named.get(key))
+    others = named.get("additional_special_tokens") or []
+    for text in map(_read_text, (*map(named.get, _SPECIAL), *others)):
         if text is not None:
             number = found.get(text, {}).get("id", ids.get(text))
             if number is not None and not found.get(text, {}).get("special"):

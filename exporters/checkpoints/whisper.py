@@ -18,6 +18,7 @@ from exporters.checkpoints.activations import read_activation
 from exporters.checkpoints.assets import describe_tokenizer
 from exporters.checkpoints.base import Folder, Importer
 from exporters.checkpoints.config import Config
+from exporters.checkpoints.decoder import check_tied
 from exporters.checkpoints.languages import LANGUAGE_CODES
 from exporters.checkpoints.recipes import Recipe, take, take_linear, take_module
 from exporters.checkpoints.sound import describe_speech, find_feature_extractor
@@ -85,11 +86,14 @@ class WhisperImporter(Importer):
         recipes |= take_module(f"{ours}.token_embedding", f"{theirs}.embed_tokens", "weight")
         recipes |= take_module(f"{ours}.position_embedding", f"{theirs}.embed_positions", "weight")
         recipes |= _map_layers(ours, theirs, decoder.num_layers, {"attention": "self_attn", "cross": "encoder_attn"})
-        return recipes if decoder.tie_embeddings else recipes | take_linear("decoder.head", "proj_out", bias=False)
+        if not decoder.tie_embeddings:
+            return recipes | take_linear("decoder.head", "proj_out", bias=False)
+        check_tied(folder.tensors, f"{theirs}.embed_tokens.weight", "proj_out.weight")
+        return recipes
 
     def explain_unused(self, spec: Spec, folder: Folder) -> Mapping[str, str]:
         tied = cast(WhisperDecoderComponent, spec.components["decoder"]).tie_embeddings
-        return {"proj_out.weight": "tied to the embedding"} if tied else {}
+        return {"proj_out.weight": "tied to the embedding, and equal to it"} if tied else {}
 
 
 def _take_sizes(config: Config, side: str) -> dict[str, int]:

@@ -18,7 +18,9 @@ from torch import Tensor
 
 from engines.runtime import load
 from engines.runtime.pipelines import SpeechRecognition
+from engines.runtime.text import FileTokenizer
 from exporters.checkpoints import open_checkpoint
+from exporters.checkpoints.assets import write_tokenizer
 from specs.errors import CheckpointError, InputError, MetagenError, WeightsError
 from specs.graphs import count_parameters
 from specs.handlers import GraphModule
@@ -276,6 +278,11 @@ BAD: dict[str, tuple[Callable[[Path], object], type[MetagenError], str]] = {
         WeightsError,
         "'model.encoder.layers.0.self_attn.k_proj.bias' has no place in the model",
     ),
+    "other-head": (
+        lambda f: change_tensors(f, lambda t: t.update({"proj_out.weight": torch.ones(211, 30)})),
+        WeightsError,
+        "the config ties 'proj_out.weight' to the embedding, and the file holds another one",
+    ),
     "activation": (lambda f: edit(f, activation_function="mish"), CheckpointError, "'activation_function' is 'mish'"),
     "heads": (lambda f: edit(f, encoder_attention_heads=4), CheckpointError, "num_heads 4 does not divide"),
     "language": (
@@ -357,3 +364,19 @@ def test_spec_of_a_checkpoint_rebuilds_it(spoken: tuple[Path, Any]) -> None:
     spec: Spec = open_checkpoint(spoken[0]).spec
     again = parse_spec(dump_spec(spec), source="x.yaml")
     assert again.components == spec.components and again.dims == spec.dims
+
+
+def test_vocabulary_and_merges_become_a_tokenizer(tmp_path: Path) -> None:
+    """As the libraries saved Whisper's before there was a tokenizer.json; only what was said is spelled."""
+    folder = save(make_model("tied"), tmp_path / "model")
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    words = {word: token for token, word in enumerate([*letters[:190], "he", "ll", "<|endoftext|>"])}
+    (folder / "vocab.json").write_text(json.dumps(words))
+    (folder / "merges.txt").write_text("#version: 0.2\nh e\nl l\n")
+    added = {"<|startoftranscript|>": len(words), "<|fr|>": len(words) + 1}
+    (folder / "added_tokens.json").write_text(json.dumps(added))
+    (folder / "special_tokens_map.json").write_text(json.dumps({"additional_special_tokens": list(added)}))
+    source = open_checkpoint(folder).spec.tokenizers["decoder"].source
+    write_tokenizer(Path(source), tmp_path / "tokenizer.json")
+    tokens = [*added.values(), words["he"], words["ll"], words["o"], words["<|endoftext|>"]]
+    assert FileTokenizer(tmp_path / "tokenizer.json").decode_words(tokens) == "hello"
