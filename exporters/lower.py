@@ -27,6 +27,7 @@ from torch.export import ExportedProgram
 from exporters.ops import CUSTOM_OPS, attach_bodies, registered_schemas
 from exporters.ops.lstm import STANDARD_OPS
 from exporters.passes._derived import NARROW
+from exporters.passes._weighted import UNQUANTISED_KEY
 from exporters.passes.fold_transposed_weights import FoldTransposedWeights
 from exporters.passes.keep_float32 import KEEP_KEY
 from exporters.passes.store_narrow_weights import StoreNarrowWeights
@@ -67,7 +68,7 @@ def lower(program: ExportedProgram, graph: GraphModule) -> ir.Model:
     model.graph.name = graph.name
     _rename_dims(model, graph)
     _tidy_metadata(model, graph.component)
-    _mark_float32(model, graph)
+    _mark_choices(model, graph)
     attach_bodies(model)
     common.RemoveUnusedOpsetsPass()(model)
     for step in _TURN_WEIGHTS:
@@ -84,7 +85,7 @@ def _translate(program: ExportedProgram, graph: GraphModule) -> ir.Model:
     """
     if not _is_functional(program):
         return _call_exporter(program, graph)
-    program.run_decompositions = lambda *_: program  # type: ignore[method-assign]
+    program.run_decompositions = lambda *_: program
     try:
         return _call_exporter(program, graph)
     except torch.onnx.errors.OnnxExporterError:
@@ -230,12 +231,14 @@ def _list_values(model: ir.Model) -> Iterator[ir.Value]:
         yield from node.outputs
 
 
-def _mark_float32(model: ir.Model, graph: GraphModule) -> None:
-    """Write on every node that the family keeps in float32 why it does."""
+def _mark_choices(model: ir.Model, graph: GraphModule) -> None:
+    """Write on every node that the family keeps in float32, or out of int8, why it does."""
+    kept = [(KEEP_KEY, pattern, f"{RANGE_REASON}: {reason}") for pattern, reason in graph.keep_float32]
+    left = [(UNQUANTISED_KEY, pattern, reason) for pattern, reason in graph.unquantised]
     for node in model.graph.all_nodes():
-        for pattern, reason in graph.keep_float32:
+        for key, pattern, reason in (*kept, *left):
             if fnmatch.fnmatchcase(node.metadata_props[MODULE_KEY], pattern):
-                node.metadata_props[KEEP_KEY] = f"{RANGE_REASON}: {reason}"
+                node.metadata_props[key] = reason
 
 
 def _tidy_metadata(model: ir.Model, component: str) -> None:

@@ -85,7 +85,7 @@ class _StreamParameters(_WidenParameters):
         self.touched: dict[int, nn.Parameter] = {}
 
     def __exit__(self, *error: object) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         self.drop()
 
     def compute(

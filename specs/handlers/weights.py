@@ -22,7 +22,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, final
+from typing import Any, Protocol, final
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -156,7 +156,8 @@ def drop_tensor(value: Tensor) -> None:
 
 def split_tensor(value: Tensor, *, elements: int | None = None) -> Iterator[Tensor]:
     """Flat views of a contiguous tensor, one after the other, of at most CHUNK_BYTES (or `elements`) each."""
-    yield from value.detach().view(-1).split(elements or CHUNK_BYTES // value.itemsize)
+    pieces = value.detach().view(-1).split(elements or CHUNK_BYTES // value.itemsize)  # type: ignore[no-untyped-call]
+    yield from pieces
 
 
 @final
@@ -228,7 +229,7 @@ class SafetensorsFile:
             )
         self._path, self.where = path, str(path)
         with _word_errors(path):
-            self._file = safe_open(path, framework="pt")
+            self._file: Any = safe_open(path, framework="pt")
 
     def list_tensors(self) -> Mapping[str, StoredTensor]:
         with _word_errors(self._path):
