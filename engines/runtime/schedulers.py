@@ -68,8 +68,15 @@ class Scheduler(ABC):
 
     def get_alpha(self, timestep: int) -> np.float32:
         """What is left of the picture at a timestep; behind the last one, all of it or what the first one leaves."""
+        if timestep >= self.trained:
+            raise InputError(
+                "so many steps begin behind the last timestep, because steps_offset moves them",
+                got=f"timestep {timestep} with {self.steps} steps",
+                allowed=f"timesteps below {self.trained}",
+                fix="make fewer steps",
+            )
         if timestep >= 0:
-            alpha = float(self.alphas[min(timestep, self.trained - 1)])
+            alpha = float(self.alphas[timestep])
         else:
             alpha = 1.0 if self.config["set_alpha_to_one"] else float(self.alphas[0])
         left: np.float32 = np.float32(alpha)

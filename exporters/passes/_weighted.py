@@ -4,7 +4,8 @@
     Conv(x, W [N, ...])     per output      ConvTranspose(x, W [K, N / groups, ...])  per output, one group only
 
 By convention, not by measurement here, two layers are left out while they are small: the first convolution (it reads
-the raw image) and the last layer before an output (its rounding is the output's).
+the raw image) and the last layer before an output (its rounding is the output's). Others are left out because the
+family says so (`specs.families.GraphSpec.unquantised`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ import onnx_ir as ir
 from exporters.passes._derived import derive, find_stored, read_stored
 from exporters.passes._graph import is_onnx, read_constant
 from exporters.passes._spectra import find_spectra
+
+#: Metadata of a node that its family keeps out of int8: the reason.
+UNQUANTISED_KEY = "metagen.unquantised"
 
 #: An output layer above this share of all weights is worth quantising: a language model's head is a third of it.
 _SMALL_SHARE = 0.1
@@ -49,7 +53,7 @@ def find_weighted(graph: ir.Graph) -> list[WeightedNode]:
     spectra = find_spectra(graph)
     named = []
     for weighted in found:
-        reason = _find_exclusion(graph, weighted, total_bytes)
+        reason = weighted.node.metadata_props.get(UNQUANTISED_KEY) or _find_exclusion(graph, weighted, total_bytes)
         if weighted.node in spectra:
             reason = "it makes a spectrum, and the logarithm behind it shows every rounding"
         named.append(

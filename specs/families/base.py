@@ -27,6 +27,7 @@ class GraphSpec:
     Args:
         keep_float32: (pattern of module paths, reason): what stays float32 in a float16 graph, beside what the passes
             find themselves.
+        unquantised: (pattern of module paths, reason): products that an int8 graph leaves in its high precision.
     """
 
     name: str
@@ -35,10 +36,15 @@ class GraphSpec:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     keep_float32: tuple[tuple[str, str], ...] = ()
+    unquantised: tuple[tuple[str, str], ...] = ()
 
     def keep(self, pattern: str, reason: str) -> GraphSpec:
         """The same graph, whose modules of these paths stay float32."""
         return replace(self, keep_float32=(*self.keep_float32, (pattern, reason)))
+
+    def leave(self, *patterns: str, reason: str) -> GraphSpec:
+        """The same graph, whose modules of these paths are not quantised."""
+        return replace(self, unquantised=(*self.unquantised, *((pattern, reason) for pattern in patterns)))
 
 
 class Family(ABC):

@@ -23,6 +23,10 @@ from specs.schema import Dim, Spec
 #: Timesteps that schedulers of today count.
 TIMESTEPS = 1000
 
+#: As NVIDIA's ModelOpt quantises SDXL: they cost next to nothing, and their rounding reaches every layer.
+_SENSITIVE = ("*time_embedding*", "*added_embedding*", "*time_projection*", "*shortcut*")
+_SENSITIVE_REASON = "a condition or a shortcut: its rounding reaches every layer behind it"
+
 _UPCAST = "upcast_attention, the scores overflow float16"
 
 
@@ -73,6 +77,7 @@ def make_unet_graph(name: str, config: UNetComponent, *, tokens: int | str) -> G
     graph = make_model_graph(
         name, tuple(inputs), (make_float("out_sample", "batch", config.out_channels, "height", "width"),)
     )
+    graph = graph.leave(*_SENSITIVE, reason=_SENSITIVE_REASON)
     return graph.keep("*.core", _UPCAST) if config.upcast_attention else graph
 
 

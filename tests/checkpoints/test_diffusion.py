@@ -18,14 +18,15 @@ from tiny_diffusion import CONTEXT, DITS, UNETS, VAES, make_dit, make_pipeline, 
 from tokenizers import Tokenizer
 from torch import nn
 
-from engines.runtime import load
+from engines.runtime import Picture, Request, answer, load
 from engines.runtime.pipelines.text_to_image import TextToImage
 from engines.runtime.schedulers import SCHEDULERS
 from exporters.checkpoints import open_checkpoint, read_spec
 from exporters.checkpoints.clip_tokenizer import make_clip_tokenizer
 from exporters.checkpoints.config import Config
 from exporters.checkpoints.scheduler import read_scheduler
-from specs.errors import CheckpointError, SpecError, WeightsError
+from specs.components import SchedulerComponent
+from specs.errors import CheckpointError, InputError, SpecError, WeightsError
 from specs.graphs import count_parameters
 from specs.handlers import GraphModule, get_handler
 from specs.load import dump_spec, override_spec, parse_spec
@@ -97,6 +98,20 @@ def test_autoencoder_as_a_graph(tmp_path: Path) -> None:
         np.testing.assert_allclose(half, found["image"], atol=1e-5)
         kept = session.manifest.graphs[1].typed[0].keep_fp32
         assert any("force_upcast" in line for line in kept)
+        np.save(tmp_path / "grey.npy", np.full((20, 30, 3), 128, np.uint8))
+        found = answer(session, Request(files=(str(tmp_path / "grey.npy"),)))
+        (picture,) = found.media
+        assert isinstance(picture, Picture) and picture.pixels.shape == (32, 32, 3)
+        assert 0 <= picture.pixels.min() < picture.pixels.max() <= 1
+
+
+def test_so_many_steps_that_there_is_no_such_timestep() -> None:
+    config = SchedulerComponent(kind="diffusion.scheduler", method="ddim").model_dump()
+    scheduler = SCHEDULERS["ddim"](config, 1000)
+    with pytest.raises(InputError, match="behind the last timestep"):
+        scheduler.step(np.zeros((1, 1), np.float32), 0, np.zeros((1, 1), np.float32))
+    with pytest.raises(InputError, match="steps is out of range"):
+        SCHEDULERS["ddim"](config, 1001)
 
 
 def test_old_attention_names(model_folder: Path) -> None:
@@ -160,8 +175,10 @@ def test_unet(case: str, model_folder: Path) -> None:
 
 
 def test_unet_as_a_graph(tmp_path: Path) -> None:
-    unet = make_unet(**UNETS["rare"])
-    unet.save_pretrained(tmp_path / "unet", max_shard_size="400KB")
+    """bfloat16 weights in shards keep their type, and compute in float32."""
+    unet = make_unet(**UNETS["rare"]).to(torch.bfloat16)
+    unet.save_pretrained(tmp_path / "unet", max_shard_size="200KB")
+    unet = unet.float()
     assert len(list((tmp_path / "unet").glob("*.safetensors"))) > 1
     bundle = export(tmp_path / "unet", tmp_path / "unet.bundle", precisions=("fp32",))
     feed = make_feed("rare", unet)
