@@ -93,13 +93,10 @@ def rotate(x_BHTD: Tensor, angles: Angles) -> Tensor:
     Channels from 2 P on, where there are any, have no position.
     """
     pairs = angles.cos.shape[-1]
-    first_BHTP, second_BHTP = x_BHTD[..., :pairs], x_BHTD[..., pairs : 2 * pairs]
-    rest = [x_BHTD[..., 2 * pairs :]] if x_BHTD.shape[-1] > 2 * pairs else []
-    return torch.cat(
-        [
-            first_BHTP * angles.cos - second_BHTP * angles.sin,
-            second_BHTP * angles.cos + first_BHTP * angles.sin,
-            *rest,
-        ],
-        dim=-1,
-    )
+    rest = x_BHTD.shape[-1] - 2 * pairs
+    first_BHTP, second_BHTP, *still = torch.split(x_BHTD, [pairs, pairs, *([rest] if rest else [])], dim=-1)
+    turned = [
+        first_BHTP * angles.cos - second_BHTP * angles.sin,
+        second_BHTP * angles.cos + first_BHTP * angles.sin,
+    ]
+    return torch.cat([*turned, *still], dim=-1)
