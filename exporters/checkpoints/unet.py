@@ -186,7 +186,7 @@ def map_unet(component: str, config: UNetComponent, tensors: Tensors, prefix: st
 
 
 def _take_types(config: Config, key: str, known: Mapping[str, bool], default: list[str]) -> list[bool]:
-    types = config.take(key, list, default)
+    types = [str(one).removeprefix("UNetRes") for one in config.take(key, list, default)]  # what they were called first
     for one in types:
         if one not in known:
             raise CheckpointError(
