@@ -1,6 +1,7 @@
-"""EnCodec: residual vector quantiser and SEANet.
+"""EnCodec: SEANet on both sides of a residual vector quantiser.
 
-quantizer.layers.N.codebook.embed -> decoder.layers.{0 conv, 1 lstm, then elu, transposed conv, units for each ratio;
+encoder.layers.{0 conv, then units, elu, strided conv for each ratio; lstm, elu, conv}
+-> quantizer.layers.N.codebook.embed -> decoder.layers.{0 conv, 1 lstm, then elu, transposed conv, units for each ratio;
 elu, conv}; weight norm as weight_g, weight_v or as parametrizations.weight.original0, original1
 """
 
@@ -40,14 +41,17 @@ class EncodecImporter(Importer):
     model_types = ("encodec",)
 
     def make_spec(self, folder: Folder) -> dict[str, Any]:
-        codec = make_codec(folder.config, kind="audio.encodec_decoder")
-        count = codec["num_codebooks"]
+        codec = make_codec(folder.config, kind="audio.encodec")
+        count, hop = codec["num_codebooks"], math.prod(codec["upsampling_ratios"])
         return {
             "modality": {"inputs": ["audio"], "outputs": ["audio"]},
             "architecture": "hybrid",
             "objective": "reconstruction",
             "components": {"codec": codec},
-            "dims": {"codebooks": {"min": 1, "opt": count, "max": count}},
+            "dims": {
+                "codebooks": {"min": 1, "opt": count, "max": count},
+                "samples": {"min": 2 * hop, "opt": 500 * hop, "max": 2048 * hop},
+            },
         }
 
     def map_tensors(self, spec: Spec, folder: Folder) -> Mapping[str, Recipe]:
@@ -55,7 +59,7 @@ class EncodecImporter(Importer):
         return map_codec(config, folder.tensors, ours="codec", theirs="")
 
     def explain_unused(self, spec: Spec, folder: Folder) -> Mapping[str, str]:
-        return {**CODEC_UNUSED, "encoder.*": "this spec only decodes"}
+        return CODEC_UNUSED
 
 
 def make_codec(config: Config, *, kind: str) -> dict[str, Any]:
@@ -120,6 +124,8 @@ def map_codec(config: EncodecComponent, tensors: Tensors, *, ours: str, theirs: 
     recipes = {f"{ours}.codebooks.token_embedding.weight": stack(*books)}
     mapper = _Mapper(config, tensors, recipes)
     mapper.map_decoder(f"{ours}.decoder", f"{theirs}decoder.layers")
+    if config.has_encoder:
+        mapper.map_encoder(f"{ours}.encoder", f"{theirs}encoder.layers")
     return recipes
 
 
@@ -140,6 +146,18 @@ class _Mapper:
                 self.map_unit(f"{ours}.stages.{stage}.units.{unit}", f"{theirs}.{place}")
                 place += 1
         self.map_convolution(f"{ours}.output", f"{theirs}.{place + 1}")
+
+    def map_encoder(self, ours: str, theirs: str) -> None:
+        self.map_convolution(f"{ours}.input", f"{theirs}.0")
+        place = 1
+        for stage in range(len(self.config.upsampling_ratios)):
+            for unit in range(self.config.num_residual_layers):
+                self.map_unit(f"{ours}.stages.{stage}.units.{unit}", f"{theirs}.{place}")
+                place += 1
+            self.map_convolution(f"{ours}.stages.{stage}.conv", f"{theirs}.{place + 1}")  # an elu comes first
+            place += 2
+        self.map_lstm(f"{ours}.lstm", f"{theirs}.{place}.lstm")
+        self.map_convolution(f"{ours}.output", f"{theirs}.{place + 2}")
 
     def map_unit(self, ours: str, theirs: str) -> None:
         self.map_convolution(f"{ours}.expand", f"{theirs}.block.1")

@@ -83,6 +83,7 @@ COMPONENTS: dict[str, type[Component]] = {
     "fusion.sigmoid": FusionComponent,
     "fusion.gated": FusionComponent,
     "fusion.attention": FusionComponent,
+    "audio.encodec": EncodecComponent,
     "audio.encodec_decoder": EncodecComponent,
     "audio.musicgen": MusicgenComponent,
     "text.t5": T5Component,

@@ -80,6 +80,21 @@ class EncodecComponent(Component):
         """Channels beside the codes."""
         return self.num_filters << len(self.upsampling_ratios)
 
+    @property
+    def has_encoder(self) -> bool:
+        return self.kind == "audio.encodec"
+
+    def list_encoder(self) -> Iterator[Convolution]:
+        """The encoder's convolutions in order."""
+        width, positions = self.num_filters, self.hop_length
+        yield Convolution(self.audio_channels, width, self.kernel_size, positions)
+        for ratio in reversed(self.upsampling_ratios):
+            yield from self._list_residuals(width, positions)
+            positions //= ratio
+            yield Convolution(width, 2 * width, 2 * ratio, positions)
+            width *= 2
+        yield Convolution(self.widest, self.hidden_size, self.last_kernel_size, 1)
+
     def list_decoder(self) -> Iterator[Convolution]:
         """The decoder's convolutions, transposed ones too, in order."""
         yield Convolution(self.hidden_size, self.widest, self.kernel_size, 1)
@@ -100,14 +115,20 @@ class EncodecComponent(Component):
 
     def _list_convolutions(self) -> Iterator[Convolution]:
         yield from self.list_decoder()
+        if self.has_encoder:
+            yield from self.list_encoder()
 
     def _count_lstm(self) -> int:
-        return self.num_lstm_layers * 8 * self.widest * self.widest
+        """Weights of the LSTM layers on both sides."""
+        return self._count_lstm_layers() * 8 * self.widest * self.widest
+
+    def _count_lstm_layers(self) -> int:
+        return self.num_lstm_layers * (2 if self.has_encoder else 1)
 
     def count_parameters(self) -> int:
         affine = 3 if self.norm_type == "time_group_norm" else 1
         convolutions = sum(c.inputs * c.outputs * c.kernel + affine * c.outputs for c in self._list_convolutions())
-        return self.count_table() + convolutions + self._count_lstm() + self.num_lstm_layers * 8 * self.widest
+        return self.count_table() + convolutions + self._count_lstm() + self._count_lstm_layers() * 8 * self.widest
 
     def count_macs(self, tokens: int) -> int:
         """`tokens` counts frames."""

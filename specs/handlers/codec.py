@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast, final
 
 import numpy as np
@@ -10,14 +11,21 @@ from torch import nn
 
 from specs.components.encodec import EncodecComponent
 from specs.graphs import GraphSpec, name_roles
-from specs.handlers.base import Handler
-from specs.models.encodec import Encodec, EncodecDecode
+from specs.handlers.base import Arrays, GraphModule, Handler
+from specs.handlers.sound import make_sound
+from specs.models.encodec import Encodec, EncodecDecode, EncodecEncode, EncodecLookUp
 from specs.schema import Spec, TensorSpec
+
+_GRAPHS: dict[str, type[EncodecEncode | EncodecLookUp | EncodecDecode]] = {
+    "encode": EncodecEncode,
+    "look_up": EncodecLookUp,
+    "decode": EncodecDecode,
+}
 
 
 @final
 class CodecHandler(Handler):
-    """`audio.encodec_decoder`."""
+    """`audio.encodec` and `audio.encodec_decoder`."""
 
     def make_components(self, spec: Spec) -> dict[str, nn.Module]:
         return {name: Encodec(cast(EncodecComponent, config)) for name, config in spec.components.items()}
@@ -28,21 +36,34 @@ class CodecHandler(Handler):
     def make_tensor(
         self, spec: Spec, graph: GraphSpec, tensor: TensorSpec, shape: tuple[int, ...], random: np.random.Generator
     ) -> NDArray[Any]:
-        return random.integers(int(tensor.low), int(tensor.high), shape)
+        if tensor.name == "codes":
+            return random.integers(int(tensor.low), int(tensor.high), shape)
+        config = cast(EncodecComponent, spec.components[graph.component])
+        batch, channels, samples = shape
+        sound = make_sound((batch * channels, samples), random, sample_rate=config.sample_rate_hz)
+        return sound.reshape(shape)
+
+    def make_realistic_inputs(self, spec: Spec, graph: GraphModule, *, sizes: Mapping[str, int], seed: int) -> Arrays:
+        """Several frames, and samples beyond the last whole one."""
+        config = cast(EncodecComponent, spec.components[graph.component])
+        samples = min(spec.dims["samples"].max, max(sizes["samples"], 7 * config.hop_length + 3))
+        return self.make_inputs(spec, graph, sizes={**sizes, "samples": samples}, seed=seed)
 
     def describe_pipeline(self, spec: Spec) -> dict[str, Any]:
         name = name_roles(spec)["codec"]
-        return {"kind": "audio-codec", **describe_codec(name, cast(EncodecComponent, spec.components[name]))}
+        config = cast(EncodecComponent, spec.components[name])
+        encoder = {"codec_encode": f"{name}.encode", "codec_look_up": f"{name}.look_up"} if config.has_encoder else {}
+        return {"kind": "audio-codec", **describe_codec(name, config), **encoder}
 
 
 def make_codec_graph(graph: GraphSpec, component: nn.Module) -> nn.Module:
     """The module of one of a codec's graphs."""
     assert isinstance(component, Encodec)
-    return EncodecDecode(component)
+    return _GRAPHS[graph.file_stem](component)
 
 
 def describe_codec(name: str, config: EncodecComponent) -> dict[str, Any]:
-    """What a host needs to drive a codec."""
+    """What a host needs to make sound of codes."""
     return {
         "codec_decode": f"{name}.decode",
         "sample_rate_hz": config.sample_rate_hz,

@@ -53,6 +53,29 @@ class Convolution(nn.Module):
         return functional.pad(x_BCT, (self.left, self.right), mode=self.pad_mode)
 
 
+class StridedConvolution(nn.Module):
+    """T positions become ceil(T / ratio): where `ratio` does not divide T, the border on the right is wider."""
+
+    def __init__(self, config: EncodecComponent, inputs: int, outputs: int, ratio: int) -> None:
+        super().__init__()
+        self.pad_mode, self.ratio = config.pad_mode, ratio
+        self.right = 0 if config.causal else ratio // 2
+        self.left = ratio - self.right
+        self.conv = nn.Conv1d(inputs, outputs, 2 * ratio, ratio)
+        self.norm = make_norm(config, outputs)
+
+    def forward(self, x_BCT: Tensor) -> Tensor:
+        right = self.right + self.ratio - 1  # for the longest way to the next multiple; no stride reaches what is over
+        if self.pad_mode == "reflect":
+            padded_BCT = pad_reflect_any(x_BCT, self.left, right, ratio=self.ratio)
+        else:
+            padded_BCT = functional.pad(x_BCT, (self.left, right), mode=self.pad_mode)
+        out_BCT: Tensor = self.conv(padded_BCT)
+        if self.norm is not None:
+            out_BCT = self.norm(out_BCT)
+        return out_BCT
+
+
 class TransposedConvolution(nn.Module):
     """T positions become T * ratio; what a kernel of 2 * ratio adds is cut, on the right when causal."""
 
@@ -83,7 +106,7 @@ class ResidualUnit(nn.Module):
         self.shortcut = Convolution(config, width, width, 1, shortest=shortest) if config.conv_shortcut else None
 
     def forward(self, x_BCT: Tensor) -> Tensor:
-        inner_BCT = self.project(functional.elu(self.expand(functional.elu(x_BCT))))
+        inner_BCT: Tensor = self.project(functional.elu(self.expand(functional.elu(x_BCT))))
         around_BCT: Tensor = x_BCT if self.shortcut is None else self.shortcut(x_BCT)
         return around_BCT + inner_BCT
 
@@ -120,20 +143,25 @@ def make_norm(config: EncodecComponent, channels: int) -> nn.GroupNorm | None:
     return nn.GroupNorm(1, channels) if config.norm_type == "time_group_norm" else None
 
 
-def pad_reflect_any(x_BCT: Tensor, left: int, right: int) -> Tensor:
+def pad_reflect_any(x_BCT: Tensor, left: int, right: int, *, ratio: int = 1) -> Tensor:
     """Reflected borders for any T >= 1.
 
     Where T does not reach beyond the larger border, zeros are put behind x until it does; they take part in the
     reflection, and as many positions are cut off the end: EnCodec's own rule.
+
+    Args:
+        ratio: when `ratio` divides T, the last `ratio` - 1 positions of `right` count for nothing, and so on; they are
+            there for the other lengths, and no stride reaches them.
     """
-    reach = max(left, right)
-    mirrored_BCL = functional.pad(x_BCT, (0, reach))[:, :, 1 : left + 1].flip(2)
+    mirrored_BCL = functional.pad(x_BCT, (0, left))[:, :, 1 : left + 1].flip(2)
     if not right:
         return torch.cat([mirrored_BCL, x_BCT], dim=2)
     time = x_BCT.shape[2]
     step_R = torch.arange(right)
-    last_R = (step_R * 0 + time).clamp(min=reach + 1) - 1  # of the lengthened x
+    time_R = step_R * 0 + time
+    border_R = torch.remainder(-time_R, ratio) + (right - ratio + 1)
+    last_R = torch.maximum(time_R, border_R.clamp(min=left) + 1) - 1  # of the lengthened x
     place_R = last_R - (last_R - (step_R + time)).abs()  # reflected where it lies beyond
-    inside_R = place_R < time
+    inside_R = (place_R >= 0) & (place_R < time)
     tail_BCR = x_BCT.index_select(2, torch.where(inside_R, place_R, 0)) * inside_R
     return torch.cat([mirrored_BCL, x_BCT, tail_BCR], dim=2)
