@@ -113,7 +113,7 @@ def _check_start(generation: Config, config: Config, vocab_size: int) -> None:
     for source, keys in ((generation, ("decoder_start_token_id", "pad_token_id")), (config, ("pad_token_id",))):
         for key in keys:
             token = source.take(key, int, vocab_size)
-            if token != vocab_size:
+            if token < vocab_size:  # a larger one is what a config says by default, and no row of the embedding
                 raise CheckpointError(
                     f"'{key}' is {token}, and the decoder's start token is the one behind its codes",
                     where=source.where,
