@@ -18,6 +18,7 @@ from exporters.checkpoints.llama import LlamaImporter, SmolLm3Importer
 from exporters.checkpoints.llava import LlavaImporter
 from exporters.checkpoints.mistral import MistralImporter
 from exporters.checkpoints.musicgen import MusicgenImporter
+from exporters.checkpoints.neox import NeoxImporter
 from exporters.checkpoints.phi3 import Phi3Importer
 from exporters.checkpoints.pixart import PixArtImporter
 from exporters.checkpoints.qwen import Qwen2Importer, Qwen3Importer
@@ -43,6 +44,7 @@ IMPORTERS: tuple[Importer, ...] = (
     Gemma2Importer(),
     Gemma3Importer(),
     Gpt2Importer(),
+    NeoxImporter(),
     LlavaImporter(),
     BertImporter(),
     T5EncoderImporter(),

@@ -10,7 +10,7 @@ from specs.components.autoencoder import VaeComponent
 from specs.components.avatar import AppearanceComponent, MotionComponent, RendererComponent
 from specs.components.base import Activation, Activations, Component, LayerCount, Size, TransformerSizes
 from specs.components.blocks import BlockDecoderComponent, ModeComponent, StructureComponent
-from specs.components.decoder import CausalComponent, DecoderComponent, Gpt2Component
+from specs.components.decoder import CausalComponent, DecoderComponent, Gpt2Component, NeoxComponent
 from specs.components.dit import DitComponent
 from specs.components.encodec import EncodecComponent
 from specs.components.fusion import FusionComponent
@@ -48,6 +48,7 @@ __all__ = [
     "ModeComponent",
     "MotionComponent",
     "MusicgenComponent",
+    "NeoxComponent",
     "PerceiverComponent",
     "ProjectorComponent",
     "RendererComponent",
@@ -78,6 +79,7 @@ COMPONENTS: dict[str, type[Component]] = {
     "text.bert": BertComponent,
     "text.decoder": DecoderComponent,
     "text.gpt2": Gpt2Component,
+    "text.neox": NeoxComponent,
     "fusion.projector": ProjectorComponent,
     "fusion.late": FusionComponent,
     "fusion.sigmoid": FusionComponent,

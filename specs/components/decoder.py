@@ -1,4 +1,4 @@
-"""Decoder-only language models: `text.decoder` is Llama and what grew from it, `text.gpt2` is GPT-2."""
+"""Decoder-only language models: `text.decoder` is Llama and what grew from it; `text.gpt2`; `text.neox`."""
 
 from __future__ import annotations
 
@@ -108,11 +108,7 @@ class DecoderComponent(CausalComponent):
             if (self.hidden_size // self.num_heads) % 2:
                 raise ValueError("hidden_size / num_heads must be even: rotary positions turn pairs of channels")
         check_divides(self.num_heads, self.kv_heads, size_name="num_heads", heads_name="num_kv_heads")
-        if self.rotary_width < 2 or self.rotary_width % 2:
-            raise ValueError(f"rotary_share gives {self.rotary_width} channels; an even number from 2 is needed")
-        factors, pairs = getattr(self.rope_scaling, "factors", ()), self.rotary_width // 2
-        if isinstance(self.rope_scaling, LongScaling) and len(factors) != pairs:
-            raise ValueError(f"rope_scaling has {len(factors)} factors for {pairs} pairs of channels")
+        check_rotation(self.rotary_width, self.rope_scaling)
         return self
 
     @model_validator(mode="after")
@@ -188,3 +184,52 @@ class Gpt2Component(CausalComponent):
         vectors = 4 * c + 4 * c + self.mlp_width + c
         tables = (self.vocab_size * (1 if self.tie_embeddings else 2) + self.max_positions) * c
         return tables + 2 * c + self.num_layers * (self._count_layer_weights() + vectors)
+
+
+class NeoxComponent(CausalComponent):
+    """LayerNorm with biases, rotary positions on a share of each head, both halves side by side (Black et al. 2022)."""
+
+    STRUCTURE: ClassVar[frozenset[str]] = frozenset({"kind", "tie_embeddings", "activation", "attention_bias"})
+
+    kind: Literal["text.neox"]
+    mlp_size: Size | None = Field(default=None, description="width of the MLP; 4 * hidden_size when absent")
+    activation: Activation = "gelu"
+    layer_norm_eps: Epsilon = 1e-5
+    attention_bias: bool = True
+    parallel: bool = Field(default=True, description="attention and MLP read the same hidden states")
+    rope_theta: Annotated[float, Field(gt=0)] = 10000.0
+    rope_scaling: RopeScaling | None = None
+    rotary_share: Annotated[float, Field(gt=0, le=1)] = Field(default=0.25, description="of a head's channels")
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> NeoxComponent:
+        check_divides(self.hidden_size, self.num_heads, size_name="hidden_size", heads_name="num_heads")
+        check_rotation(self.rotary_width, self.rope_scaling)
+        return self
+
+    @property
+    def mlp_width(self) -> int:
+        return self.mlp_size or 4 * self.hidden_size
+
+    @property
+    def rotary_width(self) -> int:
+        """Channels of a head that are turned by its position."""
+        return int(self.head_width * self.rotary_share)
+
+    def _count_layer_weights(self) -> int:
+        return 4 * self.hidden_size**2 + 2 * self.hidden_size * self.mlp_width
+
+    def count_parameters(self) -> int:
+        c = self.hidden_size
+        vectors = 4 * c + 4 * c * self.attention_bias + self.mlp_width + c
+        tables = self.vocab_size * (1 if self.tie_embeddings else 2) * c
+        return tables + 2 * c + self.num_layers * (self._count_layer_weights() + vectors)
+
+
+def check_rotation(width: int, scaling: RopeScaling | None) -> None:
+    """ValueError unless so many channels of a head can be turned in pairs, each with its factor."""
+    if width < 2 or width % 2:
+        raise ValueError(f"rotary_share gives {width} channels; an even number from 2 is needed")
+    factors, pairs = getattr(scaling, "factors", ()), width // 2
+    if isinstance(scaling, LongScaling) and len(factors) != pairs:
+        raise ValueError(f"rope_scaling has {len(factors)} factors for {pairs} pairs of channels")

@@ -17,7 +17,7 @@ class TextGenerationFamily(Family):
 
     kind = "text-generation"
     title = "a text decoder"
-    roles: ClassVar = {"decoder": ("text.decoder", "text.gpt2")}
+    roles: ClassVar = {"decoder": ("text.decoder", "text.gpt2", "text.neox")}
     dims: ClassVar = {"batch": BATCH, "tokens": Dim(min=1, opt=128, max=1024), "cache": Dim(min=16, opt=1024, max=2048)}
     objectives = ("autoregressive",)
 

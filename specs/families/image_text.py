@@ -24,7 +24,7 @@ class ImageTextToTextFamily(Family):
     roles: ClassVar = {
         "image_encoder": ("vision.clip", "vision.siglip", "vision.vit"),
         "projector": ("fusion.projector",),
-        "decoder": ("text.decoder", "text.gpt2"),
+        "decoder": ("text.decoder", "text.gpt2", "text.neox"),
     }
     dims: ClassVar = {
         "batch": BATCH,

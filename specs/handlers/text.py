@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from specs.components import CausalComponent, Component, DecoderComponent, Gpt2Component
+from specs.components import CausalComponent, Component, DecoderComponent, Gpt2Component, NeoxComponent
 from specs.errors import CalibrationError
 from specs.graphs import GraphSpec, list_graphs, name_roles
 from specs.handlers.base import Arrays, GraphModule, Handler
@@ -18,12 +18,13 @@ from specs.handlers.tokenizers import describe_tokenizer
 from specs.models.causal import CausalModel, Decode, Prefill
 from specs.models.decoder import Decoder
 from specs.models.gpt2 import Gpt2
+from specs.models.neox import Neox
 from specs.schema import Spec, TensorSpec
 
 
 @final
 class TextHandler(Handler):
-    """`text.decoder` and `text.gpt2`."""
+    """`text.decoder`, `text.gpt2` and `text.neox`."""
 
     def make_components(self, spec: Spec) -> dict[str, nn.Module]:
         return {name: make_decoder(config) for name, config in spec.components.items()}
@@ -118,5 +119,7 @@ def make_decoder(config: Component) -> CausalModel:
     """The module of a decoder's component."""
     if isinstance(config, Gpt2Component):
         return Gpt2(config)
+    if isinstance(config, NeoxComponent):
+        return Neox(config)
     assert isinstance(config, DecoderComponent)
     return Decoder(config)

@@ -14,28 +14,29 @@ from specs import ops
 from specs.components import Gpt2Component
 from specs.models.causal import Cache, CausalModel
 from specs.models.layers import Mlp
+from specs.models.rope import Angles, rotate
 
 
 class CachedSelfAttention(nn.Module):
     """Multi-head attention, causal or over a cache; query, key and value come from one Linear."""
 
-    def __init__(self, config: Gpt2Component, layer: int) -> None:
+    def __init__(self, hidden_size: int, num_heads: int, *, scale: float, bias: bool = True) -> None:
         super().__init__()
-        size = config.hidden_size
-        self.num_heads, self.head_dim = config.num_heads, config.head_width
-        self.scale = self.head_dim**-0.5 if config.scale_attention else 1.0
-        if config.scale_by_layer:
-            self.scale /= layer + 1
-        self.qkv = nn.Linear(size, 3 * size)
-        self.out = nn.Linear(size, size)
+        self.num_heads, self.head_dim, self.scale = num_heads, hidden_size // num_heads, scale
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=bias)
+        self.out = nn.Linear(hidden_size, hidden_size, bias=bias)
 
-    def forward(self, x_BTC: Tensor, past: Cache | None, start_B: Tensor | None) -> tuple[Tensor, Cache]:
+    def forward(
+        self, x_BTC: Tensor, past: Cache | None, start_B: Tensor | None, angles: Angles | None = None
+    ) -> tuple[Tensor, Cache]:
         """Attend over the prompt itself (no `past`), or over a cache that holds `start_B` tokens of each row."""
         batch, tokens, _ = x_BTC.shape
         q_BHTD, k_BHTD, v_BHTD = (
             part.reshape(batch, tokens, self.num_heads, self.head_dim).transpose(1, 2)
             for part in self.qkv(x_BTC).chunk(3, dim=-1)
         )
+        if angles is not None:
+            q_BHTD, k_BHTD = rotate(q_BHTD, angles), rotate(k_BHTD, angles)
         if past is None or start_B is None:
             mixed_BHTD = ops.attention(q_BHTD, k_BHTD, v_BHTD, scale=self.scale, causal=True)
         else:
@@ -49,7 +50,9 @@ class Gpt2Layer(nn.Module):
     def __init__(self, config: Gpt2Component, layer: int) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attention = CachedSelfAttention(config, layer)
+        scale = config.head_width**-0.5 if config.scale_attention else 1.0
+        scale /= layer + 1 if config.scale_by_layer else 1
+        self.attention = CachedSelfAttention(config.hidden_size, config.num_heads, scale=scale)
         self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = Mlp(config.hidden_size, config.mlp_width, config.activation)
 

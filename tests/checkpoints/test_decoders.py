@@ -158,6 +158,17 @@ CASES = {
             "tie_word_embeddings": False,
         },
     ),
+    "GPT-NeoX": Case("GPTNeoX", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.67}}),
+    "GPT-NeoX, one after the other": Case(
+        "GPTNeoX",
+        {
+            "use_parallel_residual": False,
+            "attention_bias": False,
+            "hidden_act": "gelu_fast",
+            "tie_word_embeddings": True,
+            **rope("linear", factor=2.0, partial_rotary_factor=1.0),
+        },
+    ),
     "GPT-2, unscaled": Case("GPT2", {"scale_attn_weights": False, "reorder_and_upcast_attn": True}),
 }
 
@@ -314,6 +325,7 @@ def edit_config(folder: Path, **changes: Any) -> None:
             "Gemma 3",
             {"layer_types": None, "rope_theta": 1000000, "rope_local_base_freq": 10000, "sliding_window_pattern": 6},
         ),
+        ("GPT-NeoX", {"rotary_pct": 0.67, "rotary_emb_base": 10000}),
         ("Gemma", {"rope_theta": 10000.0, "hidden_act": "gelu", "hidden_activation": None}),
     ],
 )
@@ -366,6 +378,7 @@ MUTANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "attention factor": ("Llama, yarn", {"rope_scaling": {"attention_factor": 1.138}}),
     "wavelengths": ("Llama, llama3", {"rope_scaling": {"low_freq_factor": 0.51}}),
     "layers without positions": ("SmolLM 3", {"nope_layers": []}),
+    "halves side by side": ("GPT-NeoX", {"parallel": False}),
     "scale by layer": ("GPT-2, all options", {"scale_by_layer": False}),
 }
 
