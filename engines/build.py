@@ -21,7 +21,7 @@ from engines import plugins
 from engines.backends import load_backend
 from engines.backends.base import Availability, Backend, CompileRequest, CompileResult
 from engines.onnx_file import Node, read_onnx, require_listed_weights
-from engines.precision import measure_shares, require_precision
+from engines.precision import measure_front_end, measure_shares, require_precision
 from engines.profiles import describe_profiles, make_profiles, split_profile
 from engines.ranking import rank_engines
 from engines.timing_cache import KeyInputs, make_key, name_timing_cache
@@ -239,15 +239,17 @@ def _build_one(
     old = next((e for e in job.graph.engines if e.file == file and e.key == key), None)
     if old is not None and _is_whole(folder, manifest, file):
         return manifest, _make_row(job, file, None, manifest.files[file].bytes, old, earlier.get(file), notes)
-    shares = measure_shares(source, {name: bounds[1] for name, bounds in manifest.dims.items()})
+    sizes = {name: bounds[1] for name, bounds in manifest.dims.items()}
+    shares, front_end = measure_shares(source, sizes), measure_front_end(source, sizes, typed.front_end)
     own = typed.precision == job.graph.precision != "fp32"  # of a user's file, which nobody asked to compute in it
     if not own:
-        require_precision(shares, typed.precision, where=str(source))
+        require_precision(shares, typed.precision, where=str(source), front_end=front_end)
     manifest = _forget(folder, manifest, _list_inside(folder, cache))  # the compiler extends it in place
     try:
         result = backend.compile(request, progress)
         if result.shares is not None and not own:
-            require_precision(result.shares, typed.precision, where=f"the engine of {typed.file}")
+            where = f"the engine of {typed.file}"
+            require_precision(result.shares, typed.precision, where=where, front_end=front_end)
         result = replace(result, shares=result.shares or shares)
         if request.output is not None:
             manifest = _keep_libraries(folder, manifest, chosen)
