@@ -17,6 +17,8 @@ _MODALITY_READERS = {
     "text": ("text.", "blocks.text"),
     "audio": ("audio.", "avatar."),
 }
+#: Objectives that say how a model was trained and leave its graphs as they are: taken with advice, for any family.
+_OF_TRAINING = ("masked", "diffusion")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -67,7 +69,7 @@ def _check_objective(document: Document, spec: Spec) -> None:
     kinds = [component.kind for component in spec.components.values()]
     family = find_family(spec.components)
     able = [one for one in FAMILIES if spec.objective in one.objectives]
-    if able and family not in able:
+    if able and family not in able and spec.objective not in _OF_TRAINING:
         raise SpecError(
             f"objective '{spec.objective}' does not describe {family.title} of these components",
             where=document.locate(("objective",)),

@@ -90,7 +90,8 @@ def test_dims_have_the_names_of_the_spec(exported: Exported) -> None:
 def test_every_weight_is_stored_once(exported: Exported) -> None:
     parameters = Counter[str]()
     for graph in get_handler(load_spec(exported.spec)).build(load_spec(exported.spec)):
-        large = {p.data_ptr(): p.nbytes for p in graph.module.parameters() if p.nbytes >= 1024}
+        # a patch embedding twice: TensorRT 8.6 multiplies by a matrix where the others convolve
+        large = {p.data_ptr(): p.nbytes * (1 + (p.dim() == 4)) for p in graph.module.parameters() if p.nbytes >= 1024}
         parameters[graph.component] = max(parameters[graph.component], sum(large.values()))
     for component, size in parameters.items():
         stored = (exported.folder / component / "weights.float.data").stat().st_size

@@ -73,7 +73,7 @@ BAD = [
         "unknown key 'objectiv'\n"
         "  where:   my.yaml:3\n"
         "  allowed: architecture, calibration, components, description, dims, evaluation, labels, modality, name,"
-        " objective, parity, precision, targets, variant, variants, weights (did you mean 'objective'?)\n"
+        " objective, parity, precision, targets, tokenizers, variant, variants, weights (did you mean 'objective'?)\n"
         "  fix:     rename the key to one of these, or remove it",
         id="unknown-top-key",
     ),
@@ -238,7 +238,7 @@ BAD = [
         "modality.inputs names 'text', and no component reads it\n"
         "  where:   my.yaml:2\n"
         "  got:     vision.vit\n"
-        "  allowed: a component whose kind begins with 'text.'\n"
+        "  allowed: a component whose kind begins with 'text.' or 'blocks.text'\n"
         "  fix:     change the modality, or add the component",
         id="modality-nobody-reads",
     ),
@@ -511,7 +511,7 @@ def test_unknown_variant_and_unknown_spec() -> None:
         load_spec("image_vit_bas")
     assert str(caught.value) == (
         "there is no spec called 'image_vit_bas'\n"
-        "  allowed: image_vit_base, image_vit_digits, multimodal_clip, text_llm_tiny (did you mean 'image_vit_base'?)\n"
+        f"  allowed: {', '.join(list_zoo())} (did you mean 'image_vit_base'?)\n"
         "  fix:     use one of these, or the path of a YAML file"
     )
     with pytest.raises(SpecError, match="two variants are asked for"):
