@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from engines import plugins
 from engines.backends import load_backend
 from engines.backends.base import Availability, Backend, CompileRequest, CompileResult
-from engines.onnx_file import Node, read_onnx, require_listed_weights
+from engines.build_source import Source, choose_source, copy_libraries
+from engines.onnx_file import require_listed_weights
 from engines.precision import measure_front_end, measure_shares, require_precision
 from engines.profiles import describe_profiles, make_profiles, split_profile
 from engines.ranking import rank_engines
@@ -56,19 +55,6 @@ class _Job:
     target: Target
     backend: Backend
     available: Availability
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Source:
-    """The typed graph that a job compiles: the one with bodies, or the one whose nodes these libraries run."""
-
-    file: str
-    libraries: Mapping[str, plugins.PluginLibrary]  # op -> its library
-    notes: tuple[str, ...]
-
-    @property
-    def digests(self) -> dict[str, str]:
-        return {op: library.sha256 for op, library in self.libraries.items()}
 
 
 def build_bundle(
@@ -213,7 +199,7 @@ def _build_one(
     progress: Progress,
 ) -> tuple[Manifest, BuildRow]:
     typed, backend = job.typed, job.backend
-    chosen = _choose_source(folder, job)
+    chosen = choose_source(folder, job.typed, job.backend, job.available)
     source = folder / chosen.file
     progress("checking the graph's files", 0.0)
     weights = require_listed_weights(folder, manifest, chosen.file)
@@ -252,50 +238,13 @@ def _build_one(
             require_precision(result.shares, typed.precision, where=where, front_end=front_end)
         result = replace(result, shares=result.shares or shares)
         if request.output is not None:
-            manifest = _keep_libraries(folder, manifest, chosen)
+            if libraries := copy_libraries(folder, manifest, chosen):
+                manifest = _write_manifest(folder, replace(manifest, files={**manifest.files, **libraries}))
             manifest = _add_engine(folder, manifest, job, request.output, file, key, result, cache, chosen.digests)
     finally:
         if request.output is not None:
             request.output.unlink(missing_ok=True)
     return manifest, _make_row(job, file, result, result.bytes, None, None, notes)
-
-
-def _choose_source(folder: Path, job: _Job) -> _Source:
-    """The graph that leaves nodes to plugins where a library of them is at hand, else the one with their bodies.
-
-    Raises:
-        BuildError: a library was asked for, and it does not serve.
-    """
-    bodies = _Source(file=job.typed.file, libraries={}, notes=())
-    if job.typed.plugin_file is None or not job.backend.writes_engines:
-        return bodies
-    ops = sorted({node.op_type for node in read_onnx(folder / job.typed.plugin_file).walk_nodes() if _is_plugin(node)})
-    if not job.backend.takes_plugins:
-        return replace(bodies, notes=(plugins.note_bodies(ops, f"{job.backend.name} takes none"),))
-    libraries = plugins.choose_libraries(ops, plugins.find_libraries(folder), job.available.version)
-    if not libraries:
-        return replace(bodies, notes=(plugins.note_bodies(ops, f"name a library in {plugins.VARIABLE}"),))
-    notes = tuple(f"{op}: the plugin of {one.path.name}, sha256 {one.sha256[:16]}…" for op, one in libraries.items())
-    return _Source(file=job.typed.plugin_file, libraries=libraries, notes=notes)
-
-
-def _is_plugin(node: Node) -> bool:
-    return node.domain == plugins.DOMAIN
-
-
-def _keep_libraries(folder: Path, manifest: Manifest, chosen: _Source) -> Manifest:
-    """Copy the plugin libraries into the bundle, under names that say their content, and list them."""
-    held = {entry.sha256 for entry in manifest.files.values()}
-    entries = {}
-    for library in {one.sha256: one for one in chosen.libraries.values()}.values():
-        if library.sha256 in held:
-            continue
-        file = f"{plugins.FOLDER}/{library.path.stem}.{library.sha256[:12]}{library.path.suffix}"
-        with translate_os_errors(folder / file):
-            (folder / file).parent.mkdir(exist_ok=True)
-            shutil.copyfile(library.path, folder / file)
-        entries[file] = FileEntry(bytes=(folder / file).stat().st_size, sha256=library.sha256)
-    return _write_manifest(folder, replace(manifest, files={**manifest.files, **entries})) if entries else manifest
 
 
 def _is_whole(folder: Path, manifest: Manifest, file: str) -> bool:
@@ -318,7 +267,7 @@ def _choose_timing_cache(folder: Path, job: _Job, given: Path | None) -> tuple[P
     ), ()
 
 
-def _make_key(manifest: Manifest, job: _Job, request: CompileRequest, external: dict[str, str], source: _Source) -> str:
+def _make_key(manifest: Manifest, job: _Job, request: CompileRequest, external: dict[str, str], source: Source) -> str:
     return make_key(
         KeyInputs(
             model_sha256=manifest.files[source.file].sha256,

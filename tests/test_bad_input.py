@@ -164,7 +164,8 @@ WEIGHTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a folder": (
         lambda path: path.mkdir(),
-        "the file given with --weights is a folder\n  where:   {here}/w.safetensors\n  fix:     correct the path",
+        "the file given with --weights is a folder\n  where:   {here}/w.safetensors\n"
+        "  allowed: a folder with config.json or model_index.json\n  fix:     correct the path",
     ),
     "truncated": (
         lambda path: path.write_bytes((ZOO / "weights/image_vit_digits.safetensors").read_bytes()[:-1000]),
@@ -479,10 +480,10 @@ USES: dict[str, tuple[list[str], str]] = {
     "a folder as a source": (
         ["export", "a.json", "-o", "x.bundle"],
         (
-            "checkpoint folders are not taken yet\n"
+            "this folder is no checkpoint: it has neither config.json nor model_index.json\n"
             "  where:   a.json\n"
-            "  allowed: a shipped spec (see `metagen-deploy specs`), a spec's YAML file, or an .onnx file\n"
-            "  fix:     write a spec whose `weights: {source: ...}` names the .safetensors, or export the model to ONNX"
+            "  allowed: a checkpoint's folder, a shipped spec, a spec's YAML file, or an .onnx file\n"
+            "  fix:     correct the path, or write a spec whose `weights: {source: ...}` names the .safetensors"
         ),
     ),
     "a folder as a spec": (

@@ -164,7 +164,9 @@ class VisionTransformerComponent(TransformerSizes):
         c, t = self.hidden_size, self.num_tokens
         patch = self.num_patches * self.num_channels * self.patch[0] * self.patch[1] * c
         pool = (2 * t + 2) * c * c + 2 * c * self.mlp_width + 2 * t * c if self.resolved_pooling == "attention" else 0
-        return patch + pool + self._count_head_parameters() + self.num_layers * self.count_layer_macs(t)
+        biases = (self.pooler_size or 0) + (self.num_classes or 0)
+        head = self._count_head_parameters() - biases
+        return patch + pool + head + self.num_layers * self.count_layer_macs(t)
 
     def count_activations(self, sizes: Mapping[str, int]) -> Activations:
         batch = sizes["batch"]

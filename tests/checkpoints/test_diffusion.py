@@ -375,7 +375,7 @@ def test_negative_prompt(pipeline: tuple[Any, Path, Path]) -> None:
         assert isinstance(session.pipeline, TextToImage)
         ours = session.pipeline.generate(["a"], negative_prompt="of", latents=noise, steps=STEPS)
         again = [session.pipeline.generate(["a"], steps=2, seed=seed, height=16, width=24) for seed in (1, 1, 2)]
-    theirs = run_pipeline(made, noise, ["a"], torch.float32, "np", negative_prompt="of")
+    theirs = run_pipeline(made, noise, ["a"], torch.float32, "np", negative_prompt=["of"])
     assert np.abs(ours - theirs).max() < 1 / 255
     assert again[0].shape == (1, 16, 24, 3)
     assert np.array_equal(again[0], again[1])
