@@ -164,8 +164,10 @@ WEIGHTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a folder": (
         lambda path: path.mkdir(),
-        "the file given with --weights is a folder\n  where:   {here}/w.safetensors\n"
-        "  allowed: a folder with config.json or model_index.json\n  fix:     correct the path",
+        (
+            "the file given with --weights is a folder\n  where:   {here}/w.safetensors\n"
+            "  allowed: a folder with config.json or model_index.json\n  fix:     correct the path"
+        ),
     ),
     "truncated": (
         lambda path: path.write_bytes((ZOO / "weights/image_vit_digits.safetensors").read_bytes()[:-1000]),
