@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from specs.components.base import Activations, Component, LayerCount, Size, check_divides
+from specs.components.base import Activations, LayerCount, Size, check_divides
 from specs.components.costs import Cost, cost_linear, cost_norm
+from specs.components.measured import MeasuredComponent
 from specs.components.mel import MelSettings
 
 _RATE_HZ = 16000
@@ -26,7 +27,7 @@ def cost_conv_2d(inputs: int, outputs: int, kernel: int, places: int) -> Cost:
     return Cost(weights + outputs, weights * places, (inputs + outputs) * places)
 
 
-class AppearanceComponent(Component):
+class AppearanceComponent(MeasuredComponent):
     """A picture of somebody -> a feature volume and canonical keypoints (Wang et al. 2021). Runs once an identity."""
 
     kind: Literal["avatar.appearance"]
@@ -73,18 +74,12 @@ class AppearanceComponent(Component):
             cost += block
         return cost + cost_conv_3d(self.volume_channels, self.num_keypoints, 3, voxels)
 
-    def count_parameters(self) -> int:
-        return self.measure().parameters
-
-    def count_macs(self, tokens: int) -> int:
-        return self.measure().macs
-
     def count_activations(self, sizes: Mapping[str, int]) -> Activations:
         batch = sizes["batch"]
         return Activations(layer=batch * self.measure().peak, interface=batch * 3 * self.image_size**2)
 
 
-class MotionComponent(Component):
+class MotionComponent(MeasuredComponent):
     """A voice, frame by frame -> where the keypoints are. Causal: WaveNet's layers (van den Oord et al. 2016).
 
     The host hands over the samples of one video frame and the state that the last call gave back.
@@ -141,12 +136,6 @@ class MotionComponent(Component):
             cost += Cost(gated + 2 * width, gated * steps, 3 * width * steps) + cost_linear(width, 2 * width, steps)
         return cost + cost_linear(width, 6 + 3 * self.num_keypoints)
 
-    def count_parameters(self) -> int:
-        return self.measure().parameters
-
-    def count_macs(self, tokens: int) -> int:
-        return self.measure().macs
-
     def count_activations(self, sizes: Mapping[str, int]) -> Activations:
         batch = sizes["batch"]
         return Activations(layer=batch * self.measure().peak, interface=batch * self.samples_per_frame)
@@ -156,7 +145,7 @@ class MotionComponent(Component):
         return 2 * sizes["batch"] * (self.past_samples + layers)
 
 
-class RendererComponent(Component):
+class RendererComponent(MeasuredComponent):
     """A volume, moved from one set of keypoints to another, as a picture (Siarohin et al. 2019; Wang et al. 2021)."""
 
     kind: Literal["avatar.renderer"]
@@ -209,12 +198,6 @@ class RendererComponent(Component):
             cost += cost_norm(width) + cost_conv_2d(width, width // 2, 3, pixels)
             width //= 2
         return cost + cost_norm(width) + cost_conv_2d(width, 3, 7, pixels)
-
-    def count_parameters(self) -> int:
-        return self.measure().parameters
-
-    def count_macs(self, tokens: int) -> int:
-        return self.measure().macs
 
     def count_activations(self, sizes: Mapping[str, int]) -> Activations:
         batch = sizes["batch"]

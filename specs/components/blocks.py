@@ -7,8 +7,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from specs.components.base import Activation, Activations, Component, Epsilon, Size, TransformerSizes
+from specs.components.base import Activation, Activations, Epsilon, Size, TransformerSizes
 from specs.components.costs import Cost, cost_linear
+from specs.components.measured import MeasuredComponent
 
 
 class BlockDecoderComponent(TransformerSizes):
@@ -46,7 +47,7 @@ class BlockDecoderComponent(TransformerSizes):
         return 2 * 2 * self.num_layers * self.hidden_size * sizes["cache"] * sizes["batch"]
 
 
-class StructureComponent(Component):
+class StructureComponent(MeasuredComponent):
     """What comes next: which mode, and how large in each of its dimensions; an embedding and two heads."""
 
     kind: Literal["blocks.structure"]
@@ -64,12 +65,6 @@ class StructureComponent(Component):
         table = Cost(self.vocab_size * self.hidden_size)
         return table + cost_linear(self.hidden_size, self.num_modes + 1) + cost_linear(self.hidden_size, self.max_size)
 
-    def count_parameters(self) -> int:
-        return self.measure().parameters
-
-    def count_macs(self, tokens: int) -> int:
-        return self.measure().macs
-
     def count_table(self) -> int:
         return self.vocab_size * self.hidden_size
 
@@ -77,7 +72,7 @@ class StructureComponent(Component):
         return Activations(layer=0, interface=sizes["batch"] * (self.hidden_size + self.vocab_size))
 
 
-class ModeComponent(Component):
+class ModeComponent(MeasuredComponent):
     """One mode: a vocabulary of its own, its embedding and its head.
 
     `blocks.text`: blocks of shape [length]. `blocks.image`: blocks of shape [height, width], row by row; a token is a
@@ -103,12 +98,6 @@ class ModeComponent(Component):
     def measure(self) -> Cost:
         """Embedding and head."""
         return Cost(self.vocab_size * self.hidden_size) + cost_linear(self.hidden_size, self.vocab_size)
-
-    def count_parameters(self) -> int:
-        return self.measure().parameters
-
-    def count_macs(self, tokens: int) -> int:
-        return self.measure().macs
 
     def count_table(self) -> int:
         return self.vocab_size * self.hidden_size

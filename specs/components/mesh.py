@@ -7,13 +7,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from specs.components.base import Activations, Component, Epsilon, LayerCount, Size, check_divides
+from specs.components.base import Activations, Epsilon, LayerCount, Size, check_divides
 from specs.components.costs import Cost, cost_attention, cost_linear
+from specs.components.measured import MeasuredComponent
 
 _PLANES = 3
 
 
-class TriplaneComponent(Component):
+class TriplaneComponent(MeasuredComponent):
     """A text's features and a latent -> three planes of features (Chan et al. 2022; Hong et al. 2024).
 
     A transformer over one token a patch of each plane, conditioned as DiT is (Peebles & Xie 2022): norms whose shift,
@@ -57,19 +58,13 @@ class TriplaneComponent(Component):
         cost += cost_linear(width, 2 * width)
         return cost + cost_linear(width, self.plane_channels * self.patch_size**2, tokens)
 
-    def count_parameters(self) -> int:
-        return self.measure().parameters
-
-    def count_macs(self, tokens: int) -> int:
-        return self.measure().macs
-
     def count_activations(self, sizes: Mapping[str, int]) -> Activations:
         batch = sizes["batch"]
         planes = _PLANES * self.plane_channels * self.plane_size**2
         return Activations(layer=batch * self.measure().peak, interface=batch * planes)
 
 
-class FieldComponent(Component):
+class FieldComponent(MeasuredComponent):
     """A triplane and points -> signed distance and colour of each (Gupta & Ramamoorthi 2022 read occupancy so)."""
 
     kind: Literal["mesh.field"]
@@ -89,9 +84,6 @@ class FieldComponent(Component):
             cost += cost_linear(inputs, self.hidden_size, points)
             inputs = self.hidden_size
         return cost + cost_linear(self.hidden_size, 4, points)
-
-    def count_parameters(self) -> int:
-        return self.measure().parameters
 
     def count_macs(self, tokens: int) -> int:
         return self.measure(tokens).macs

@@ -7,14 +7,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from specs.components.base import Activations, Component, Epsilon, LayerCount, Size, check_divides
+from specs.components.base import Activations, Epsilon, LayerCount, Size, check_divides
 from specs.components.costs import Cost, cost_attention, cost_linear, cost_norm
+from specs.components.measured import MeasuredComponent
 
 #: Tokens of a context where nothing says how many: a ViT's at 224 pixels and patches of 16.
 _CONTEXT = 196
 
 
-class PerceiverComponent(Component):
+class PerceiverComponent(MeasuredComponent):
     """A sequence of any length -> `num_latents` tokens: Flamingo's resampler (Alayrac et al. 2022)."""
 
     kind: Literal["fusion.perceiver"]
@@ -47,18 +48,12 @@ class PerceiverComponent(Component):
             cost += cost_linear(width, self.mlp_width, latents) + cost_linear(self.mlp_width, width, latents)
         return cost
 
-    def count_parameters(self) -> int:
-        return self.measure().parameters
-
-    def count_macs(self, tokens: int) -> int:
-        return self.measure().macs
-
     def count_activations(self, sizes: Mapping[str, int]) -> Activations:
         batch = sizes["batch"]
         return Activations(layer=batch * self.measure().peak, interface=batch * self.num_latents * self.hidden_size)
 
 
-class CrossAttentionComponent(Component):
+class CrossAttentionComponent(MeasuredComponent):
     """One sequence looks at another (Vaswani et al. 2017), with a temperature on what it sees."""
 
     kind: Literal["fusion.cross_attention"]
@@ -80,9 +75,6 @@ class CrossAttentionComponent(Component):
         if self.context_size:
             cost += cost_linear(self.context_size, width, _CONTEXT)
         return cost + cost_attention(width, width, tokens, _CONTEXT, self.num_heads, bias=True)
-
-    def count_parameters(self) -> int:
-        return self.measure().parameters
 
     def count_macs(self, tokens: int) -> int:
         return self.measure(tokens).macs

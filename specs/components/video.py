@@ -7,13 +7,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from specs.components.base import Activations, Component, Epsilon, LayerCount, Size, check_divides
+from specs.components.base import Activations, Epsilon, LayerCount, Size, check_divides
 from specs.components.costs import Cost, cost_attention, cost_linear, cost_norm
+from specs.components.measured import MeasuredComponent
 
 _CONTEXT = 77  # text tokens where nothing says how many
 
 
-class VideoTransformerComponent(Component):
+class VideoTransformerComponent(MeasuredComponent):
     """A diffusion transformer whose layers look over space, at the text, and over time (Ma et al. 2024, Latte)."""
 
     kind: Literal["video.dit"]
@@ -74,18 +75,12 @@ class VideoTransformerComponent(Component):
             cost += cost_linear(width, self.mlp_width, tokens) + cost_linear(self.mlp_width, width, tokens)
         return cost + cost_linear(width, patch, tokens)
 
-    def count_parameters(self) -> int:
-        return self.measure().parameters
-
-    def count_macs(self, tokens: int) -> int:
-        return self.measure().macs
-
     def count_activations(self, sizes: Mapping[str, int]) -> Activations:
         batch, (channels, frames, height, width) = sizes["batch"], self.latent_shape
         return Activations(layer=batch * self.measure().peak, interface=2 * batch * channels * frames * height * width)
 
 
-class VideoDecoderComponent(Component):
+class VideoDecoderComponent(MeasuredComponent):
     """The decoder of a causal autoencoder of three dimensions (Yu et al. 2024, MAGVIT-v2): latents -> frames.
 
     A frame is made of its own and earlier latents only. F latent frames become 1 + 2^n (F - 1), where n stages double
@@ -146,12 +141,6 @@ class VideoDecoderComponent(Component):
                 places *= 4
                 cost += conv(outputs, outputs)
         return cost + cost_norm(widths[-1]) + conv(widths[-1], 3)
-
-    def count_parameters(self) -> int:
-        return self.measure().parameters
-
-    def count_macs(self, tokens: int) -> int:
-        return self.measure().macs
 
     def count_activations(self, sizes: Mapping[str, int]) -> Activations:
         frames, height, width = self.frame_shape

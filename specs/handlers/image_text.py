@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, final
 
 import numpy as np
@@ -11,20 +10,17 @@ from torch import nn
 
 from specs.families.image_text import count_image_tokens, get_parts, measure
 from specs.graphs import GraphSpec, name_roles
-from specs.handlers.base import Arrays, GraphModule, Handler
 from specs.handlers.image import describe_image, make_image
-from specs.handlers.text import TextHandler, make_decoder
+from specs.handlers.media_text import TEXT, MediaTextHandler
+from specs.handlers.text import make_decoder
 from specs.handlers.tokenizers import describe_tokenizer
-from specs.models.causal import CausalModel, Decode
-from specs.models.image_text import ImageFeatures, PrefillWithImages, Projector
+from specs.models.image_text import ImageFeatures, Projector
 from specs.models.vision import VisionTransformer
 from specs.schema import Spec, TensorSpec
 
-_TEXT = TextHandler()  # a decode step is the same whatever the prompt was
-
 
 @final
-class ImageTextHandler(Handler):
+class ImageTextHandler(MediaTextHandler):
     """Four graphs: tower, projector, prefill and decode."""
 
     def make_components(self, spec: Spec) -> dict[str, nn.Module]:
@@ -39,35 +35,16 @@ class ImageTextHandler(Handler):
             roles["decoder"]: model,
         }
 
-    def make_graph_module(self, graph: GraphSpec, component: nn.Module) -> nn.Module:
-        if not isinstance(component, CausalModel):
-            return component
-        return PrefillWithImages(component) if graph.file_stem == "prefill" else Decode(component)
-
     def make_tensor(
         self, spec: Spec, graph: GraphSpec, tensor: TensorSpec, shape: tuple[int, ...], random: np.random.Generator
     ) -> NDArray[Any]:
         """A prompt's tokens are a picture's for a half, from the second one on."""
         if tensor.name == "image":
             return make_image(shape, random)
-        drawn = _TEXT.make_tensor(spec, graph, tensor, shape, random)
+        drawn = TEXT.make_tensor(spec, graph, tensor, shape, random)
         if tensor.name == "token_ids" and graph.file_stem == "prefill":
             drawn[:, 1 : 1 + shape[1] // 2] = get_parts(spec.components, name_roles(spec))[1].image_token
         return drawn
-
-    def tie_inputs(self, graph: GraphSpec, inputs: Arrays) -> Arrays:
-        return _TEXT.tie_inputs(graph, inputs) if graph.file_stem in ("prefill", "decode") else inputs
-
-    def make_realistic_inputs(self, spec: Spec, graph: GraphModule, *, sizes: Mapping[str, int], seed: int) -> Arrays:
-        if graph.file_stem == "decode":
-            return _TEXT.make_realistic_inputs(spec, graph, sizes=sizes, seed=seed)
-        return self.make_inputs(spec, graph, sizes=sizes, seed=seed)
-
-    def list_calibration_inputs(self, spec: Spec, graph: GraphModule) -> tuple[TensorSpec, ...]:
-        return _TEXT.list_calibration_inputs(spec, graph) if graph.file_stem == "decode" else graph.inputs
-
-    def finish_calibration(self, spec: Spec, graph: GraphModule, arrays: Arrays) -> Arrays:
-        return _TEXT.finish_calibration(spec, graph, arrays) if graph.file_stem == "decode" else arrays
 
     def describe_pipeline(self, spec: Spec) -> dict[str, Any]:
         roles = name_roles(spec)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, cast, final
 
 import numpy as np
@@ -12,19 +11,15 @@ from torch import Tensor, nn
 from specs.components import CausalComponent, Component, VisionTransformerComponent, WhisperEncoderComponent
 from specs.components.resampling import PerceiverComponent
 from specs.graphs import GraphSpec, name_roles
-from specs.handlers.base import Arrays, GraphModule, Handler
 from specs.handlers.image import describe_image, make_image
+from specs.handlers.media_text import TEXT, MediaTextHandler
 from specs.handlers.sound import make_sound
-from specs.handlers.text import TextHandler, make_decoder
+from specs.handlers.text import make_decoder
 from specs.handlers.tokenizers import describe_tokenizer
-from specs.models.causal import CausalModel, Decode
-from specs.models.image_text import PrefillWithImages
 from specs.models.resampling import Perceiver
 from specs.models.vision import VisionTransformer
 from specs.models.whisper import WhisperEncoder
 from specs.schema import Spec, TensorSpec
-
-_TEXT = TextHandler()  # a decode step is the same whatever the prompt was
 
 
 class PatchFeatures(nn.Module):
@@ -39,16 +34,11 @@ class PatchFeatures(nn.Module):
 
 
 @final
-class MultimodalLlmHandler(Handler):
+class MultimodalLlmHandler(MediaTextHandler):
     """A vision tower, `audio.whisper`, two `fusion.perceiver`, and a decoder."""
 
     def make_components(self, spec: Spec) -> dict[str, nn.Module]:
         return {name: _make_component(config) for name, config in spec.components.items()}
-
-    def make_graph_module(self, graph: GraphSpec, component: nn.Module) -> nn.Module:
-        if not isinstance(component, CausalModel):
-            return component
-        return PrefillWithImages(component) if graph.file_stem == "prefill" else Decode(component)
 
     def make_tensor(
         self, spec: Spec, graph: GraphSpec, tensor: TensorSpec, shape: tuple[int, ...], random: np.random.Generator
@@ -59,24 +49,10 @@ class MultimodalLlmHandler(Handler):
         if tensor.name == "samples":
             config = cast(WhisperEncoderComponent, spec.components[graph.component])
             return make_sound(shape, random, sample_rate=config.sample_rate)
-        drawn = _TEXT.make_tensor(spec, graph, tensor, shape, random)
+        drawn = TEXT.make_tensor(spec, graph, tensor, shape, random)
         if tensor.name == "token_ids" and graph.file_stem == "prefill":
             drawn[:, : shape[1] // 2] = tensor.high - 1
         return drawn
-
-    def tie_inputs(self, graph: GraphSpec, inputs: Arrays) -> Arrays:
-        return _TEXT.tie_inputs(graph, inputs) if graph.file_stem in ("prefill", "decode") else inputs
-
-    def make_realistic_inputs(self, spec: Spec, graph: GraphModule, *, sizes: Mapping[str, int], seed: int) -> Arrays:
-        if graph.file_stem == "decode":
-            return _TEXT.make_realistic_inputs(spec, graph, sizes=sizes, seed=seed)
-        return self.make_inputs(spec, graph, sizes=sizes, seed=seed)
-
-    def list_calibration_inputs(self, spec: Spec, graph: GraphModule) -> tuple[TensorSpec, ...]:
-        return _TEXT.list_calibration_inputs(spec, graph) if graph.file_stem == "decode" else graph.inputs
-
-    def finish_calibration(self, spec: Spec, graph: GraphModule, arrays: Arrays) -> Arrays:
-        return _TEXT.finish_calibration(spec, graph, arrays) if graph.file_stem == "decode" else arrays
 
     def describe_pipeline(self, spec: Spec) -> dict[str, Any]:
         roles = name_roles(spec)
