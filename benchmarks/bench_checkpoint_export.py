@@ -2,13 +2,14 @@
 
     ours      metagen-deploy export FOLDER: prefill and decode, golden data from torch, every stage verified
     torch     torch.onnx.export (dynamo, defaults) of transformers' model: one graph without a cache, nothing verified
-    optimum   optimum's main_export, text-generation-with-past; it wants versions of its own: --optimum-python
+    optimum   optimum's main_export, text-generation-with-past, not validated unless --validate is given; it wants
+              versions of its own: --optimum-python
 
 Each run is a process of its own, in turn; time is the whole process, memory the VmHWM of its largest process. The
 checkpoint is made once, by transformers' own save_pretrained.
 
     python benchmarks/bench_checkpoint_export.py [--size 0.1b|1b] [--dtype float32] [--rounds 3]
-                                                 [--optimum-python PATH] [--folder DIR]
+                                                 [--optimum-python PATH] [--validate] [--folder DIR]
 """
 
 from __future__ import annotations
@@ -54,18 +55,34 @@ torch.onnx.export(model, kwargs={"input_ids": ids, "attention_mask": torch.ones_
 _OPTIMUM = """
 import sys
 from optimum.exporters.onnx import main_export
-main_export(sys.argv[1], sys.argv[2], task="text-generation-with-past", device="cpu", do_validation=False)
+main_export(sys.argv[1], sys.argv[2], task="text-generation-with-past", device="cpu", do_validation={validate})
 """
 
 
-def make_command(kind: str, checkpoint: Path, out: Path, optimum_python: str) -> list[str]:
-    """The process to measure."""
+def make_checkpoint(size: str, dtype: str, folder: Path) -> str:
+    """Have transformers save a Llama with random weights. Returns what was made, in words."""
+    program = _MAKE.format(sizes=_SIZES[size], dtype=dtype)
+    made = run_measured([sys.executable, "-W", "ignore", "-c", program, str(folder)])
+    if made.status:
+        raise SystemExit(made.output.strip()[-1500:])
+    return f"{made.output.strip().splitlines()[-1]} in {dtype}"
+
+
+def make_command(
+    kind: str, checkpoint: Path, out: Path, optimum_python: str, *, target: str = "h200", validate: bool = False
+) -> list[str]:
+    """The process to measure.
+
+    Args:
+        target: ours is made for; any size fits an h200.
+        validate: have optimum compare its graph with torch, as its command line does.
+    """
     if kind == "ours":
-        choice = ["--target", "h200", "--precision", "fp32"]  # a target that any size fits
+        choice = ["--target", target, "--precision", "fp32"]
         return [sys.executable, "-m", "metagen_deploy", "export", str(checkpoint), "-o", str(out / "x.bundle"), *choice]
     if kind == "torch":
         return [sys.executable, "-W", "ignore", "-c", _TORCH, str(checkpoint), str(out)]
-    return [optimum_python, "-W", "ignore", "-c", _OPTIMUM, str(checkpoint), str(out)]
+    return [optimum_python, "-W", "ignore", "-c", _OPTIMUM.format(validate=validate), str(checkpoint), str(out)]
 
 
 def main() -> None:
@@ -74,6 +91,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--optimum-python", default="", help="a Python with optimum-onnx; it is left out without one")
+    parser.add_argument("--validate", action="store_true", help="optimum checks what it wrote, as its own command does")
     parser.add_argument("--folder", type=Path, help="where everything is written, and deleted again")
     arguments = parser.parse_args()
     kinds = ["ours", "torch", *(["optimum"] if arguments.optimum_python else [])]
@@ -81,14 +99,14 @@ def main() -> None:
     results: dict[str, list[Usage]] = {kind: [] for kind in kinds}
     try:
         checkpoint = folder / "checkpoint"
-        program = _MAKE.format(sizes=_SIZES[arguments.size], dtype=arguments.dtype)
-        made = run_measured([sys.executable, "-W", "ignore", "-c", program, str(checkpoint)])
-        print(made.output.strip(), f"in {arguments.dtype}", flush=True)
+        print(make_checkpoint(arguments.size, arguments.dtype, checkpoint), flush=True)
         for number in range(arguments.rounds):
             for kind in kinds:
                 out = folder / f"{kind}{number}"
                 out.mkdir()
-                usage = run_measured(make_command(kind, checkpoint, out, arguments.optimum_python))
+                usage = run_measured(
+                    make_command(kind, checkpoint, out, arguments.optimum_python, validate=arguments.validate)
+                )
                 if usage.status:
                     print(f"{kind} failed with status {usage.status}: {usage.output.strip()[-1500:]}", flush=True)
                 else:

@@ -22,10 +22,16 @@ WIDE_MB = LAYERS * WIDTH * WIDTH * 4 / 2**20  # 128: all weights in float32
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """x -> MatMul(x, Cast(W)) eight times, the product inside a function as custom ops have it; 64 MB in float16."""
-    nodes = [f"w{i} = Cast <to = 1> (W{i}) x{i + 1} = own.Product (x{i}, w{i})" for i in range(LAYERS)]
+    """x -> MatMul(x, Cast(W)) eight times, 64 MB in float16; the product inside a function as custom ops have it, and
+    before it a reshape by the sizes of a transpose, which ONNX Runtime rewrites: a new node, and last in its order."""
+    nodes = [
+        f"p{i} = Transpose <perm = [1, 0]> (x{i}) s{i} = Shape (p{i}) b{i} = Slice (s{i}, one, two, zero)"
+        f" t{i} = Concat <axis = 0> (b{i}, rest) y{i} = Reshape (x{i}, t{i}) w{i} = Cast <to = 1> (W{i}) x{i + 1} = own.Product (y{i}, w{i})"
+        for i in range(LAYERS)
+    ]
+    constants = "int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2}, int64[1] rest = {-1}"
     text = f"""<ir_version: 10, opset_import: ["": 18, "own": 1]>
-    g (float[1,{WIDTH}] x0) => (float[1,{WIDTH}] x{LAYERS}) {{ {" ".join(nodes)} }}
+    g (float[batch,{WIDTH}] x0) => (float[batch,{WIDTH}] x{LAYERS}) <{constants}> {{ {" ".join(nodes)} }}
     <opset_import: ["": 18], domain: "own"> Product (a, b) => (c) {{ c = MatMul (a, b) }}"""
     model = ir.from_proto(onnx.parser.parse_model(text))
     values = {v.name: v for node in model.graph for v in node.inputs if v is not None}
