@@ -26,7 +26,8 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     before it a reshape by the sizes of a transpose, which ONNX Runtime rewrites: a new node, and last in its order."""
     nodes = [
         f"p{i} = Transpose <perm = [1, 0]> (x{i}) s{i} = Shape (p{i}) b{i} = Slice (s{i}, one, two, zero)"
-        f" t{i} = Concat <axis = 0> (b{i}, rest) y{i} = Reshape (x{i}, t{i}) w{i} = Cast <to = 1> (W{i}) x{i + 1} = own.Product (y{i}, w{i})"
+        f" t{i} = Concat <axis = 0> (b{i}, rest) y{i} = Reshape (x{i}, t{i})"
+        f" w{i} = Cast <to = 1> (W{i}) x{i + 1} = own.Product (y{i}, w{i})"
         for i in range(LAYERS)
     ]
     constants = "int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2}, int64[1] rest = {-1}"
