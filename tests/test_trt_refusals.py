@@ -115,6 +115,15 @@ def test_a_fused_part_becomes_its_nodes(tmp_path: Path) -> None:
     assert error.fix is not None and error.fix.startswith("its kernels need more scratch memory")
 
 
+def test_a_size_that_the_compiler_lost_has_a_way_out_of_its_own(tmp_path: Path) -> None:
+    """It says so past its logger; the mutant is the same refusal without that line."""
+    graph = read(FUSED, tmp_path)
+    assert "(--dim NAME=N:N:N)" in str(replay("8.6-lost-size", graph)) and "lost a size" in str(
+        replay("8.6-lost-size", graph)
+    )
+    assert "lost a size" not in str(replay("8.6-no-implementation", graph))
+
+
 def test_ends_that_the_graph_does_not_have_are_shown_as_they_are(tmp_path: Path) -> None:
     words = "node {ForeignNode[gone.weight + (Unnamed Layer* 36) [Shuffle]...lost]}"
     assert locate(words, read(SMALL, tmp_path)) == "the nodes fused between gone.weight and lost"

@@ -179,7 +179,8 @@ def _translate(
             "the engine could not be written", where=str(output), got=failed["problem"]
         )
     nodes = [n for n in failed["nodes"] if n["op"] or n["index"] >= 0]
-    words = " ".join([failed["problem"], *said])
+    broken = [line for line in tail if "DCHECK" in line]  # what the fusing compiler of 8.6 writes past the logger
+    words = " ".join([failed["problem"], *said, *broken])
     default = "change the node in the model, or use another backend: metagen-deploy build --backend onnxruntime"
     if failed["stage"] == "parse" and nodes:
         ops = ", ".join(sorted({_name_op(n, graph) for n in nodes}))

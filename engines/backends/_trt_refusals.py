@@ -52,6 +52,11 @@ _REMEDIES = (
         step="free memory on the GPU, lower the largest dims (--dim), or build on a GPU with more memory",
     ),
     _Remedy(
+        signs=("missing in the shape_remap table",),
+        cause="8.6 lost a size that this part computes with, as it does in some graphs of several ranges",
+        step="build it with one size a dim (--dim NAME=N:N:N)",
+    ),
+    _Remedy(
         signs=("Could not find any implementation for node",),
         cause="no kernel of this version does this part in this precision and these ranges",
         step="build it with one size a dim (--dim NAME=N:N:N), then in fp32; the one that builds says what is at fault",

@@ -7,7 +7,8 @@
 
     lowering       opset   attention                int8
     onnxruntime    7-26    ONNX Attention, 3-D      dynamic, contrib op; the rest float32
-    tensorrt-8     7-17    pattern, masks by Where Q/DQ, float32 scales; the rest float32 (build with FP16)
+    tensorrt-8     7-17    pattern; masks of one query by Where; one token over a cache by selects
+                                                    Q/DQ, float32 scales; the rest float32 (build with FP16)
     tensorrt-10    9-20    pattern                  Q/DQ, int8 weights; the rest float16
     tensorrt-11    9-24    ONNX Attention, 4-D; fp32: pattern    Q/DQ, int8 weights; the rest float16
 
@@ -43,6 +44,7 @@ from exporters.passes.insert_quantize_dequantize import InsertQuantizeDequantize
 from exporters.passes.keep_plugins import KeepPlugins, has_plugin_ops
 from exporters.passes.lower_attention import LowerAttention
 from exporters.passes.lower_cached_attention import LowerCachedAttention
+from exporters.passes.lower_cached_step import LowerCachedStep
 from exporters.passes.lower_grid_sample import LowerGridSample
 from exporters.passes.lower_group_norm import LowerGroupNorm
 from exporters.passes.multiply_patches import MultiplyPatches
@@ -89,6 +91,8 @@ _ATTENTION_4D: Pipeline = (
 
 _ORT: Pipeline = (*_ATTENTION_3D, LowerGridSample(), *_BODY, FuseGelu(), SetOpset(minimum=7, maximum=26), InferTypes())
 _TRT8: Pipeline = (
+    InferTypes(),
+    LowerCachedStep(),
     *_BODY,
     SelectMaskedScores(),
     MultiplyPatches(),
