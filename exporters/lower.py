@@ -28,6 +28,7 @@ from exporters.ops import CUSTOM_OPS, attach_bodies, registered_schemas
 from exporters.ops.lstm import STANDARD_OPS
 from exporters.passes._derived import NARROW
 from exporters.passes._weighted import UNQUANTISED_KEY
+from exporters.passes.fold_batch_norm import FoldBatchNorm
 from exporters.passes.fold_transposed_weights import FoldTransposedWeights
 from exporters.passes.keep_float32 import KEEP_KEY
 from exporters.passes.store_narrow_weights import StoreNarrowWeights
@@ -43,7 +44,7 @@ from specs.schema import Dim
 PORTABLE_OPSET = 18
 MODULE_KEY = "metagen.module"
 _SCOPES_KEY = "pkg.torch.onnx.name_scopes"
-#: Weights are stored as MatMul takes them, in the type that they came in: typed graphs then share their bytes.
+#: Weights are stored as products take them, in the type that they came in: typed graphs then share their bytes.
 _TURN_WEIGHTS = (WidenWeights(), FoldTransposedWeights(keep_tied=True), StoreNarrowWeights())
 _SMALL_ELEMENTS = 1024
 
@@ -57,6 +58,7 @@ def lower(program: ExportedProgram, graph: GraphModule) -> ir.Model:
     try:
         with _quiet_exporter(), registered_schemas():
             model = _translate(program, graph)
+            FoldBatchNorm()(model)  # in float64; onnxscript's optimiser would do it in float32, with weights in memory
             onnxscript.optimizer.optimize_ir(model, should_fold=_decide_fold)
     except torch.onnx.errors.OnnxExporterError as error:
         raise ExportError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from specs.components import VisionTransformerComponent, Wav2Vec2Component
+from specs.components import PictureComponent, Wav2Vec2Component
 from specs.document import Document
 from specs.errors import CalibrationError, MetagenError, SpecError, WeightsError, name_nearest
 from specs.families import FAMILIES
@@ -120,7 +120,7 @@ def _check_targets(document: Document, spec: Spec) -> None:
 
 
 def _check_labels(document: Document, spec: Spec) -> None:
-    classes = [c.num_classes for c in spec.components.values() if isinstance(c, VisionTransformerComponent)]
+    classes = [c.num_classes for c in spec.components.values() if isinstance(c, PictureComponent)]
     count = next((n for n in classes if n), None)
     spelled = next((c.vocab_size for c in spec.components.values() if isinstance(c, Wav2Vec2Component)), None)
     for key, given in (("labels", bool(spec.labels) and not spelled), ("evaluation", spec.evaluation is not None)):

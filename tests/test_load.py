@@ -324,9 +324,19 @@ BAD = [
         "name: reader",
         "name: reader\narchitecture: cnn",
         SpecError,
-        "architecture 'cnn' does not describe an image classifier of these components\n"
+        "architecture 'cnn' does not describe 'vision.vit'\n"
         "  where:   my.yaml:2\n"
         "  allowed: transformer, hybrid\n"
+        "  fix:     write 'architecture: transformer', or take another kind",
+        id="architecture-of-another-kind",
+    ),
+    pytest.param(
+        "name: reader",
+        "name: reader\narchitecture: diffusion",
+        SpecError,
+        "architecture 'diffusion' does not describe an image classifier of these components\n"
+        "  where:   my.yaml:2\n"
+        "  allowed: transformer, cnn, hybrid\n"
         "  fix:     set it to one of these, or remove the key",
         id="architecture-of-others",
     ),

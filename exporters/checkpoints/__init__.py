@@ -17,12 +17,14 @@ from exporters.checkpoints.gpt2 import Gpt2Importer
 from exporters.checkpoints.llama import LlamaImporter, SmolLm3Importer
 from exporters.checkpoints.llava import LlavaImporter
 from exporters.checkpoints.mistral import MistralImporter
+from exporters.checkpoints.mobilevit import MobileVitImporter
 from exporters.checkpoints.musicgen import MusicgenImporter
 from exporters.checkpoints.neox import NeoxImporter
 from exporters.checkpoints.phi3 import Phi3Importer
 from exporters.checkpoints.pixart import PixArtImporter
 from exporters.checkpoints.qwen import Qwen2Importer, Qwen3Importer
 from exporters.checkpoints.read import Checkpoint, open_checkpoint, read_spec, write_report
+from exporters.checkpoints.resnet import ResNetImporter
 from exporters.checkpoints.siglip import SiglipImporter, SiglipTextImporter, SiglipVisionImporter
 from exporters.checkpoints.stable_diffusion import StableDiffusionImporter
 from exporters.checkpoints.t5_encoder import T5EncoderImporter
@@ -49,6 +51,8 @@ IMPORTERS: tuple[Importer, ...] = (
     BertImporter(),
     T5EncoderImporter(),
     VitImporter(),
+    ResNetImporter(),
+    MobileVitImporter(),
     ClipImporter(),
     ClipVisionImporter(),
     ClipTextImporter(),

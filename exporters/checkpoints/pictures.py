@@ -31,20 +31,31 @@ class Processor:
     mean: list[float] = field(default_factory=lambda: _STANDARD)
     std: list[float] = field(default_factory=lambda: _STANDARD)
     to_square: bool = True  # what a size of one number means
+    crop_share: float = 0.0  # ConvNeXt's: the picture is resized to more than it takes, and cut
+    normalises: bool = True
+    flips: bool = False  # hands over BGR
 
 
 VIT = Processor(size={"height": 224, "width": 224}, resample=2)
 SIGLIP = Processor(size={"height": 224, "width": 224}, resample=3, to_square=False)
 DEIT = Processor(size={"height": 256, "width": 256}, resample=3, crop=224)
 CLIP = Processor(size={"shortest_edge": 224}, resample=3, crop=224, mean=_CLIP_MEAN, std=_CLIP_STD, to_square=False)
+CONVNEXT = Processor(size={"shortest_edge": 384}, resample=3, to_square=False, crop_share=224 / 256)
+MOBILEVIT = Processor(
+    size={"shortest_edge": 224}, resample=3, crop=256, to_square=False, normalises=False, flips=True
+)  # fmt: skip
 
 #: `image_processor_type`, or `feature_extractor_type` of old files, without its ending
-_PROCESSORS = {"ViT": VIT, "Siglip": SIGLIP, "DeiT": DEIT, "CLIP": CLIP, "Bit": CLIP}
+_PROCESSORS = {
+    "ViT": VIT, "Siglip": SIGLIP, "DeiT": DEIT, "CLIP": CLIP, "Bit": CLIP, "ConvNext": CONVNEXT,
+    "MobileViT": MOBILEVIT,
+}  # fmt: skip
+_WARPED_FROM = 384  # pixels: ConvNeXt's processor resizes larger pictures to a square, and cuts nothing
 _ENDINGS = ("ImageProcessorFast", "ImageProcessorPil", "ImageProcessor", "FeatureExtractor")
 
 
 def read_pictures(folder: Folder, image: tuple[int, int], channels: int, usual: Processor) -> dict[str, Any]:
-    """`image_mean`, `image_std` and `preprocessing` of a vision component.
+    """`image_mean`, `image_std`, `preprocessing` and, where it is not RGB, `channel_order` of a vision component.
 
     Args:
         image: height and width that the model takes.
@@ -55,15 +66,15 @@ def read_pictures(folder: Folder, image: tuple[int, int], channels: int, usual: 
     """
     config = _find_config(folder)
     processor = _find_processor(config, usual)
-    if not config.data:  # no file: the family's values, at the model's size
-        edge = min(image)
-        steps = (
-            {"resize": "shortest_edge", "size": edge} if processor.crop else {"resize": "stretch", "size": list(image)}
+    steps, final = _read_steps(config, processor) if config.data else (_make_usual_steps(processor, image), image)
+    if final is not None and final != image:
+        raise CheckpointError(
+            "the image processor makes pictures of another size than the model takes",
+            where=config.where,
+            got=f"{final[0]} by {final[1]} pixels",
+            allowed=f"{image[0]} by {image[1]}, as config.json says",
+            fix="use the files of one checkpoint",
         )
-        crop = {"crop": list(image)} if processor.crop else {}
-        steps |= {"resample": _RESAMPLES[processor.resample], **crop}
-    else:
-        steps = _read_steps(config, processor, image)
     mean, std = _read_values(config, processor)
     scale = 255 * (config.take("rescale_factor", float, 1 / 255) if config.take("do_rescale", bool, True) else 1.0)
     if not math.isclose(scale, 1.0, rel_tol=1e-12):
@@ -72,7 +83,36 @@ def read_pictures(folder: Folder, image: tuple[int, int], channels: int, usual: 
         mean, std = mean[:1], std[:1]
     if channels not in (1, len(mean)) and not config.data:  # nothing that the library's processors could make
         mean, std = [0.0], [1.0]
-    return {"image_mean": mean, "image_std": std, "preprocessing": steps}
+    read = {"image_mean": mean, "image_std": std, "preprocessing": steps}
+    flips = channels == 3 and config.take("do_flip_channel_order", bool, processor.flips) and processor.flips
+    return read | ({"channel_order": "bgr"} if flips else {})
+
+
+def read_picture_size(folder: Folder, usual: Processor) -> tuple[int, int] | None:
+    """Height and width that the image processor makes; None where it keeps a picture's own, or its file is missing.
+
+    Raises:
+        CheckpointError: as `read_pictures`.
+    """
+    config = _find_config(folder)
+    return _read_steps(config, _find_processor(config, usual))[1] if config.data else None
+
+
+def _make_usual_steps(processor: Processor, image: tuple[int, int]) -> dict[str, Any]:
+    """Without a file: the family's own way, at the model's size."""
+    resample = {"resample": _RESAMPLES[processor.resample]}
+    if processor.crop_share:
+        return _make_cut_steps(min(image), processor.crop_share, image) | resample
+    if processor.crop:
+        return {"resize": "shortest_edge", "size": min(image), "crop": list(image)} | resample
+    return {"resize": "stretch", "size": list(image)} | resample
+
+
+def _make_cut_steps(edge: int, share: float, image: tuple[int, int]) -> dict[str, Any]:
+    """ConvNeXt's: small pictures are made larger than the model takes, and cut; others are stretched."""
+    if edge >= _WARPED_FROM:
+        return {"resize": "stretch", "size": list(image)}
+    return {"resize": "shortest_edge", "size": int(edge / share), "crop": list(image)}
 
 
 def _find_config(folder: Folder) -> Config:
@@ -95,13 +135,20 @@ def _find_processor(config: Config, usual: Processor) -> Processor:
     return _PROCESSORS[stem] if name else usual
 
 
-def _read_steps(config: Config, processor: Processor, image: tuple[int, int]) -> dict[str, Any]:
+def _read_steps(config: Config, processor: Processor) -> tuple[dict[str, Any], tuple[int, int] | None]:
+    """What a host does, and the height and width that it always ends in."""
     config.require("do_pad", (False,), False)
     steps: dict[str, Any] = {"resize": "none"}
     final: tuple[int, int] | None = None
     if config.take("do_resize", bool, True):
         size = _read_size(config, "size", processor.size, to_square=processor.to_square)
-        if set(size) == {"height", "width"}:
+        if processor.crop_share and set(size) == {"shortest_edge"}:
+            share = config.take("crop_pct", float, processor.crop_share)
+            if not 0 < share <= 1:
+                raise CheckpointError("'crop_pct' is no share of a picture", where=config.where, got=str(share))
+            final = size["shortest_edge"], size["shortest_edge"]
+            steps = _make_cut_steps(size["shortest_edge"], share, final)
+        elif set(size) == {"height", "width"} and not processor.crop_share:
             final = size["height"], size["width"]
             steps = {"resize": "stretch", "size": list(final)}
         elif set(size) == {"shortest_edge"}:
@@ -118,17 +165,11 @@ def _read_steps(config: Config, processor: Processor, image: tuple[int, int]) ->
     if config.take("do_center_crop", bool, processor.crop is not None):
         square = {"height": processor.crop or 224, "width": processor.crop or 224}
         crop = _read_size(config, "crop_size", square, to_square=True)
-        final = crop.get("height", 0), crop.get("width", 0)
+        cut, final = final, (crop.get("height", 0), crop.get("width", 0))
+        if processor.crop_share and cut not in (None, final):
+            raise CheckpointError("two crops of different sizes are not implemented", where=config.where, got=str(crop))
         steps["crop"] = list(final)
-    if final is not None and final != image:
-        raise CheckpointError(
-            "the image processor makes pictures of another size than the model takes",
-            where=config.where,
-            got=f"{final[0]} by {final[1]} pixels",
-            allowed=f"{image[0]} by {image[1]}, as config.json says",
-            fix="use the files of one checkpoint",
-        )
-    return steps
+    return steps, final
 
 
 def _read_size(config: Config, key: str, usual: dict[str, int], *, to_square: bool) -> dict[str, int]:
@@ -145,7 +186,7 @@ def _read_size(config: Config, key: str, usual: dict[str, int], *, to_square: bo
 
 
 def _read_values(config: Config, processor: Processor) -> tuple[list[float], list[float]]:
-    if not config.take("do_normalize", bool, True):
+    if not processor.normalises or not config.take("do_normalize", bool, True):
         return [0.0], [1.0]
 
     def read(key: str, usual: list[float]) -> list[float]:

@@ -31,19 +31,20 @@ def read_sizes(config: Config, *, activation: str, eps: float, sizes: Mapping[st
     }
 
 
-def read_grid(config: Config, *, patch: int, pairs: bool = False) -> dict[str, Any]:
+def read_grid(config: Config, *, patch: int, image: int = 224, pairs: bool = False) -> dict[str, Any]:
     """`image_size`, `patch_size` and `num_channels`. What does not fill a whole patch is not seen, as convolutions do.
 
     Args:
+        patch, image: what the library takes where the config says nothing.
         pairs: whether the library's model takes [height, width]; CLIP's and SigLIP's take one number.
     """
-    image, side = _read_pair(config, "image_size", 224, pairs), _read_pair(config, "patch_size", patch, pairs)
+    pixels, side = _read_pair(config, "image_size", image, pairs), _read_pair(config, "patch_size", patch, pairs)
     grid: dict[str, Any] = {
-        "image_size": _spell_pair(image),
-        "patch_size": _spell_pair(side),
+        "image_size": spell_pair(pixels),
+        "patch_size": spell_pair(side),
         "num_channels": config.take("num_channels", int, 3),
     }
-    if image[0] % side[0] or image[1] % side[1]:
+    if pixels[0] % side[0] or pixels[1] % side[1]:
         grid["ignore_remainder"] = True
     return grid
 
@@ -63,7 +64,8 @@ def _read_pair(config: Config, key: str, default: int, pairs: bool) -> tuple[int
     return parts[0], parts[1]
 
 
-def _spell_pair(pair: tuple[int, int]) -> int | list[int]:
+def spell_pair(pair: tuple[int, int]) -> int | list[int]:
+    """[height, width] as a spec writes it."""
     return pair[0] if pair[0] == pair[1] else list(pair)
 
 

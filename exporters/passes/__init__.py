@@ -35,6 +35,7 @@ from exporters.passes._weighted import find_weighted, list_activations
 from exporters.passes.check_graph import CheckGraph
 from exporters.passes.convert_to_float16 import ConvertToFloat16
 from exporters.passes.flatten_tokens import FlattenTokens
+from exporters.passes.fold_batch_norm import FoldBatchNorm
 from exporters.passes.fold_transposed_weights import FoldTransposedWeights
 from exporters.passes.fuse_gelu import FuseGelu
 from exporters.passes.infer_types import InferTypes
@@ -72,6 +73,7 @@ _BF16 = ir.DataType.BFLOAT16
 _BODY: Pipeline = (
     InlineFunctions(),
     WidenWeights(),
+    FoldBatchNorm(),
     FoldTransposedWeights(keep_tied=True),
     common.RemoveUnusedNodesPass(),
     InferTypes(),

@@ -15,9 +15,12 @@ from specs.components.dit import DitComponent
 from specs.components.encodec import EncodecComponent
 from specs.components.fusion import FusionComponent
 from specs.components.mesh import FieldComponent, TriplaneComponent
+from specs.components.mobilevit import MobileVitComponent
 from specs.components.musicgen import MusicgenComponent
+from specs.components.picture import PictureComponent
 from specs.components.projector import ProjectorComponent
 from specs.components.resampling import PerceiverComponent
+from specs.components.resnet import ResNetComponent
 from specs.components.scheduler import SchedulerComponent
 from specs.components.t5 import T5Component
 from specs.components.text import ClipTextComponent
@@ -45,13 +48,16 @@ __all__ = [
     "FusionComponent",
     "Gpt2Component",
     "LayerCount",
+    "MobileVitComponent",
     "ModeComponent",
     "MotionComponent",
     "MusicgenComponent",
     "NeoxComponent",
     "PerceiverComponent",
+    "PictureComponent",
     "ProjectorComponent",
     "RendererComponent",
+    "ResNetComponent",
     "SchedulerComponent",
     "Size",
     "StructureComponent",
@@ -74,6 +80,8 @@ COMPONENTS: dict[str, type[Component]] = {
     "vision.vit": VisionTransformerComponent,
     "vision.clip": VisionTransformerComponent,
     "vision.siglip": VisionTransformerComponent,
+    "vision.resnet": ResNetComponent,
+    "vision.mobilevit": MobileVitComponent,
     "text.clip": ClipTextComponent,
     "text.siglip": ClipTextComponent,
     "text.bert": BertComponent,

@@ -31,6 +31,12 @@ def cost_conv(inputs: int, outputs: int, kernel: int, places: int) -> Cost:
     return Cost(weights + outputs, weights * places, (inputs + outputs) * places)
 
 
+def cost_conv_norm(inputs: int, outputs: int, kernel: int, places: int, *, groups: int = 1) -> Cost:
+    """A square convolution without bias and a BatchNorm: scale, bias, mean and variance of each channel."""
+    weights = inputs // groups * outputs * kernel * kernel
+    return Cost(weights + 4 * outputs, weights * places, (inputs + outputs) * places)
+
+
 def cost_linear(inputs: int, outputs: int, places: int = 1, *, bias: bool = True) -> Cost:
     """A Linear over `places` rows."""
     return Cost(inputs * outputs + bias * outputs, inputs * outputs * places, (inputs + outputs) * places)

@@ -8,14 +8,14 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from specs.components.base import Activation, Activations, Size, TransformerSizes, check_divides
-from specs.components.picture_steps import PictureSteps, PixelSize, split_pair
+from specs.components.picture import PictureComponent
+from specs.components.picture_steps import PixelSize, split_pair
 
 
-class VisionTransformerComponent(TransformerSizes):
+class VisionTransformerComponent(PictureComponent, TransformerSizes):
     """A vision transformer: patches, learned positions, pre-norm layers, and what is made of their tokens.
 
-    The graph takes RGB (or grey) pixels as float32 in [0, 1] and normalises them itself, so that an edge app hands
-    over raw pixels. What a kind is, where it is not said otherwise:
+    What a kind is, where it is not said otherwise:
 
         vision.vit      class token, GELU, eps 1e-6; pooled: the normalised class token (Dosovitskiy et al. 2020)
         vision.clip     class token, LayerNorm before the layers, no patch bias, quick GELU, eps 1e-5; pooled: the
@@ -25,11 +25,13 @@ class VisionTransformerComponent(TransformerSizes):
     pooled -> [pooler] -> [projection] -> embedding, or -> logits where there is `num_classes`.
     """
 
+    ARCHITECTURES: ClassVar[tuple[str, ...]] = ("transformer", "hybrid")
     STRUCTURE: ClassVar[frozenset[str]] = frozenset(
         {
             "kind",
             "activation",
             "num_channels",
+            "channel_order",
             "qkv_bias",
             "layer_scale",
             "num_registers",
@@ -39,20 +41,12 @@ class VisionTransformerComponent(TransformerSizes):
     )
 
     kind: Literal["vision.vit", "vision.clip", "vision.siglip"]
-    image_size: PixelSize = Field(description="height and width in pixels: one number, or [height, width]")
     patch_size: PixelSize = Field(description="height and width of a patch in pixels: one number, or [height, width]")
     ignore_remainder: bool = Field(
         default=False, description="pixels right of and below the last whole patch are not seen; else they are an error"
     )
-    num_channels: Size = 3
-    num_classes: Size | None = Field(default=None, description="width of the logits; a classifier needs it")
     activation: Activation | None = Field(
         default=None, description="gelu for vision.vit, quick_gelu for vision.clip, gelu_tanh for vision.siglip"
-    )
-    image_mean: tuple[float, ...] = Field(default=(0.5,), description="per channel, or one for all")
-    image_std: tuple[float, ...] = Field(default=(0.5,), description="per channel, or one for all")
-    preprocessing: PictureSteps | None = Field(
-        default=None, description="how a host makes a picture fit; absent: stretched, bilinear, without rounding"
     )
     qkv_bias: bool = True
     layer_scale: bool = Field(default=False, description="a learned factor per channel at the end of every sub-layer")
@@ -74,17 +68,12 @@ class VisionTransformerComponent(TransformerSizes):
         return data
 
     @model_validator(mode="after")
-    def _check_image(self) -> VisionTransformerComponent:
+    def _check_patches(self) -> VisionTransformerComponent:
         for pixels, patch in zip(self.image, self.patch, strict=True):
             if not self.ignore_remainder:
                 check_divides(pixels, patch, size_name="image_size", heads_name="patch_size")
             elif patch > pixels:
                 raise ValueError(f"patch_size {patch} is larger than image_size {pixels}")
-        for key in ("image_mean", "image_std"):
-            if len(getattr(self, key)) not in (1, self.num_channels):
-                raise ValueError(f"{key} needs 1 or num_channels={self.num_channels} numbers")
-        if any(std <= 0 for std in self.image_std):
-            raise ValueError("image_std must be positive")
         return self
 
     @model_validator(mode="after")
@@ -119,9 +108,11 @@ class VisionTransformerComponent(TransformerSizes):
         return self.kind != "vision.clip" or self.resolved_pooling == "class"
 
     @property
-    def image(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return split_pair(self.image_size)
+    def features(self) -> dict[str, tuple[int, ...]]:
+        pooled: dict[str, tuple[int, ...]] = (
+            {} if self.resolved_pooling == "none" else {"embedding": (self.feature_size,)}
+        )
+        return {**pooled, "token_features": (self.num_tokens, self.hidden_size)}
 
     @property
     def patch(self) -> tuple[int, int]:

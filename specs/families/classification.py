@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import ClassVar, cast, final
 
-from specs.components import Component, VisionTransformerComponent
+from specs.components import Component, PictureComponent
+from specs.errors import SpecError
 from specs.families.base import BATCH, Components, Family, GraphSpec, Roles, make_float, make_model_graph
-from specs.schema import TensorSpec
+from specs.schema import Spec, TensorSpec
+
+#: Every kind that looks at one picture: transformers, convolutions, and both.
+TOWERS = ("vision.vit", "vision.clip", "vision.siglip", "vision.resnet", "vision.mobilevit")
+ARCHITECTURES = ("transformer", "cnn", "hybrid")
 
 
 @final
@@ -15,21 +20,41 @@ class ImageClassificationFamily(Family):
 
     kind = "image-classification"
     title = "an image classifier"
-    roles: ClassVar = {"classifier": ("vision.vit", "vision.clip", "vision.siglip")}
+    roles: ClassVar = {"classifier": TOWERS}
     dims: ClassVar = {"batch": BATCH}
+    architectures = ARCHITECTURES
     objectives = ("classification",)
 
     def can_play(self, role: str, component: Component) -> bool:
-        return isinstance(component, VisionTransformerComponent) and component.num_classes is not None
+        return isinstance(component, PictureComponent) and component.num_classes is not None
+
+    def check(self, spec: Spec, roles: Roles) -> None:
+        check_architecture(spec, spec.components[roles["classifier"]])
 
     def list_graphs(self, components: Components, roles: Roles) -> tuple[GraphSpec, ...]:
         name = roles["classifier"]
-        config = cast(VisionTransformerComponent, components[name])
+        config = cast(PictureComponent, components[name])
         assert config.num_classes
         logits = make_float("logits", "batch", config.num_classes)
         return (make_model_graph(name, (make_image(config),), (logits,)),)
 
 
-def make_image(config: VisionTransformerComponent) -> TensorSpec:
+def check_architecture(spec: Spec, component: Component) -> None:
+    """Refuse an `architecture` that is not the tower's: convolutions are no transformer.
+
+    Raises:
+        SpecError: names what the kind is.
+    """
+    allowed = cast(PictureComponent, component).ARCHITECTURES
+    if spec.architecture not in allowed:
+        raise SpecError(
+            f"architecture '{spec.architecture}' does not describe '{component.kind}'",
+            where="architecture",
+            allowed=", ".join(allowed),
+            fix=f"write 'architecture: {allowed[0]}', or take another kind",
+        )
+
+
+def make_image(config: PictureComponent) -> TensorSpec:
     """Pixels [batch, channels, height, width] in [0, 1)."""
     return make_float("image", "batch", config.num_channels, *config.image, low=0.0)

@@ -1,12 +1,13 @@
-"""A vision tower alone: one graph, pixels in, an embedding and the features of every token out."""
+"""A vision tower alone: one graph, pixels in, an embedding and the features of every token or place out."""
 
 from __future__ import annotations
 
 from typing import ClassVar, cast, final
 
-from specs.components import Component, VisionTransformerComponent
+from specs.components import Component, PictureComponent
 from specs.families.base import BATCH, Components, Family, GraphSpec, Roles, make_float, make_model_graph
-from specs.families.classification import make_image
+from specs.families.classification import ARCHITECTURES, TOWERS, check_architecture, make_image
+from specs.schema import Spec
 
 
 @final
@@ -15,17 +16,19 @@ class ImageEmbeddingFamily(Family):
 
     kind = "image-embedding"
     title = "an image encoder"
-    roles: ClassVar = {"encoder": ("vision.vit", "vision.clip", "vision.siglip")}
+    roles: ClassVar = {"encoder": TOWERS}
     dims: ClassVar = {"batch": BATCH}
+    architectures = ARCHITECTURES
     objectives = ("contrastive", "masked", "classification")
 
     def can_play(self, role: str, component: Component) -> bool:
-        return isinstance(component, VisionTransformerComponent) and component.num_classes is None
+        return isinstance(component, PictureComponent) and component.num_classes is None
+
+    def check(self, spec: Spec, roles: Roles) -> None:
+        check_architecture(spec, spec.components[roles["encoder"]])
 
     def list_graphs(self, components: Components, roles: Roles) -> tuple[GraphSpec, ...]:
         name = roles["encoder"]
-        config = cast(VisionTransformerComponent, components[name])
-        embedding = make_float("embedding", "batch", config.feature_size)
-        tokens = make_float("token_features", "batch", config.num_tokens, config.hidden_size)
-        outputs = (tokens,) if config.resolved_pooling == "none" else (embedding, tokens)
+        config = cast(PictureComponent, components[name])
+        outputs = tuple(make_float(output, "batch", *shape) for output, shape in config.features.items())
         return (make_model_graph(name, (make_image(config),), outputs),)

@@ -8,26 +8,31 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from specs.components import VisionTransformerComponent
+from specs.components import (
+    Component,
+    MobileVitComponent,
+    PictureComponent,
+    ResNetComponent,
+    VisionTransformerComponent,
+)
 from specs.graphs import GraphSpec
 from specs.handlers.base import Handler
+from specs.models.mobilevit import MobileVit
+from specs.models.resnet import ResNet
 from specs.models.vision import ImageEmbedding, VisionTransformer
 from specs.schema import Spec, TensorSpec
 
 
 @final
 class ImageHandler(Handler):
-    """One `vision` tower."""
+    """One `vision` tower: a transformer, convolutions, or both."""
 
     def make_components(self, spec: Spec) -> dict[str, nn.Module]:
-        return {
-            name: VisionTransformer(cast(VisionTransformerComponent, config))
-            for name, config in spec.components.items()
-        }
+        return {name: _make_tower(config) for name, config in spec.components.items()}
 
     def make_graph_module(self, graph: GraphSpec, component: nn.Module) -> nn.Module:
-        assert isinstance(component, VisionTransformer)
-        return component if component.head is not None else ImageEmbedding(component)
+        is_encoder = isinstance(component, VisionTransformer) and component.head is None
+        return ImageEmbedding(component) if is_encoder else component  # type: ignore[arg-type]
 
     def make_tensor(
         self, spec: Spec, graph: GraphSpec, tensor: TensorSpec, shape: tuple[int, ...], random: np.random.Generator
@@ -36,12 +41,20 @@ class ImageHandler(Handler):
 
     def describe_pipeline(self, spec: Spec) -> dict[str, Any]:
         ((name, component),) = spec.components.items()
-        config = cast(VisionTransformerComponent, component)
+        config = cast(PictureComponent, component)
         described = {"graph": name, "image": describe_image(config)}
         if config.num_classes is None:
             return {"kind": "image-embedding", **described}
         labels = list(spec.labels) or [str(index) for index in range(config.num_classes)]
         return {"kind": "image-classification", **described, "labels": labels}
+
+
+def _make_tower(config: Component) -> nn.Module:
+    if isinstance(config, ResNetComponent):
+        return ResNet(config)
+    if isinstance(config, MobileVitComponent):
+        return MobileVit(config)
+    return VisionTransformer(cast(VisionTransformerComponent, config))
 
 
 def make_image(shape: tuple[int, ...], random: np.random.Generator) -> NDArray[Any]:
@@ -53,7 +66,7 @@ def make_image(shape: tuple[int, ...], random: np.random.Generator) -> NDArray[A
     return image
 
 
-def describe_image(config: VisionTransformerComponent) -> dict[str, Any]:
+def describe_image(config: PictureComponent) -> dict[str, Any]:
     """The size of the pixels that a host hands over, and how it makes a picture have it."""
     height, width = config.image
     size = {"height": height, "width": width, "channels": config.num_channels}

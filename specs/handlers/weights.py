@@ -203,7 +203,7 @@ def _choose_distribution(name: str, like: Tensor) -> tuple[float, float]:
         std = 0.1
     if like.dim() > 1 and "token_embedding" not in name and leaf != "position_embedding":
         std = like[0].numel() ** -0.5
-    elif ("norm" in name and leaf == "weight") or leaf in ("attention_scale", "mlp_scale"):
+    elif ("norm" in name and leaf in ("weight", "variance")) or leaf in ("attention_scale", "mlp_scale"):
         mean = 1.0
     elif leaf == "bias":
         std = 0.02

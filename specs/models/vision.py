@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from specs import ops
 from specs.components import VisionTransformerComponent
 from specs.models.layers import Layer, Mlp, activate
+from specs.models.pixels import normalise_pixels
 
 
 class AttentionPool(nn.Module):
@@ -83,15 +84,10 @@ class VisionTransformer(nn.Module):
         )
         self.head = nn.Linear(config.pooler_size or width, config.num_classes) if config.num_classes else None
 
-    def normalise_pixels(self, image_BCHW: Tensor) -> Tensor:
-        """(image - mean) / std as one multiply and one add per channel."""
-        mean = torch.tensor(self.config.image_mean, dtype=image_BCHW.dtype)[:, None, None]
-        std = torch.tensor(self.config.image_std, dtype=image_BCHW.dtype)[:, None, None]
-        return image_BCHW * (1 / std) - mean / std
-
     def embed(self, image_BCHW: Tensor) -> Tensor:
         """[batch, channels, height, width] in [0, 1] -> what the first layer reads."""
-        patches_BNC: Tensor = self.patch_embedding(self.normalise_pixels(image_BCHW)).flatten(2).transpose(1, 2)
+        pixels_BCHW = normalise_pixels(image_BCHW, self.config)
+        patches_BNC: Tensor = self.patch_embedding(pixels_BCHW).flatten(2).transpose(1, 2)
         batch = patches_BNC.shape[0]
         if self.class_token is None:
             x_BTC = patches_BNC + self.position_embedding

@@ -25,10 +25,12 @@ if TYPE_CHECKING:
 
 @final
 class ImageEmbedding(Pipeline):
-    """One graph, image -> embedding [batch, width]; from a tower without pooling the mean of its tokens."""
+    """One graph, image -> embedding [batch, width]; from a transformer without pooling the mean of its tokens."""
 
     def __init__(self, folder: Path, manifest: Manifest, graphs: Mapping[str, GraphSession]) -> None:
-        self._graph = take_graph(manifest.pipeline, "graph", graphs, inputs=("image",), outputs=("token_features",))
+        self._graph = take_graph(manifest.pipeline, "graph", graphs, inputs=("image",))
+        if not {"embedding", "token_features"} & {tensor.name for tensor in self._graph.graph.outputs}:
+            take_graph(manifest.pipeline, "graph", graphs, outputs=("embedding",))  # says what is missing
         self._size = take_image_size(manifest.pipeline)
 
     def encode(self, images: Sequence[str | Path | Array]) -> Array:

@@ -1,0 +1,53 @@
+"""What every component that looks at one picture has: its size, what its pixels are turned into, and its classes."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from specs.components.base import Component, Size
+from specs.components.picture_steps import PictureSteps, PixelSize, split_pair
+
+
+class PictureComponent(Component):
+    """The graph takes RGB (or grey) pixels as float32 in [0, 1] and normalises them itself.
+
+    So an edge app hands over raw pixels, whatever the model was trained on.
+    """
+
+    #: What `architecture` of a spec may call such a model; the first is the usual one.
+    ARCHITECTURES: ClassVar[tuple[str, ...]] = ("transformer",)
+
+    image_size: PixelSize = Field(description="height and width in pixels: one number, or [height, width]")
+    num_channels: Size = 3
+    num_classes: Size | None = Field(default=None, description="width of the logits; a classifier needs it")
+    image_mean: tuple[float, ...] = Field(default=(0.5,), description="per channel, or one for all")
+    image_std: tuple[float, ...] = Field(default=(0.5,), description="per channel, or one for all")
+    channel_order: Literal["rgb", "bgr"] = Field(
+        default="rgb", description="what the first layer reads; a host hands over RGB, and mean and std are RGB's"
+    )
+    preprocessing: PictureSteps | None = Field(
+        default=None, description="how a host makes a picture fit; absent: stretched, bilinear, without rounding"
+    )
+
+    @model_validator(mode="after")
+    def _check_pixels(self) -> PictureComponent:
+        for key in ("image_mean", "image_std"):
+            if len(getattr(self, key)) not in (1, self.num_channels):
+                raise ValueError(f"{key} needs 1 or num_channels={self.num_channels} numbers")
+        if any(std <= 0 for std in self.image_std):
+            raise ValueError("image_std must be positive")
+        if self.channel_order == "bgr" and self.num_channels != 3:
+            raise ValueError(f"channel_order bgr needs 3 channels, num_channels is {self.num_channels}")
+        return self
+
+    @property
+    def image(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return split_pair(self.image_size)
+
+    @property
+    def features(self) -> dict[str, tuple[int, ...]]:
+        """What the model gives without `num_classes`: output -> its shape behind the batch axis."""
+        raise NotImplementedError
