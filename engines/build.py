@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from engines.backends import load_backend
-from engines.backends.base import Availability, Backend, CompileRequest, CompileResult
+from engines.backends.base import CompileRequest, CompileResult
+from engines.build_jobs import Job, choose_jobs, refuse_empty
 from engines.build_source import Source, choose_source, copy_libraries
 from engines.onnx_file import require_listed_weights
 from engines.precision import measure_front_end, measure_shares, require_precision
@@ -29,7 +29,6 @@ from specs.bundle import (
     FileEntry,
     Graph,
     Manifest,
-    TypedGraph,
     digest_file,
     read_manifest,
     verify_files,
@@ -37,24 +36,12 @@ from specs.bundle import (
     write_manifest,
 )
 from specs.disk import translate_os_errors
-from specs.errors import BuildError, OutputError, name_nearest
+from specs.errors import OutputError
 from specs.progress import Progress, ignore_progress
 from specs.report import BuildReport, BuildRow, PrecisionShares
-from specs.targets import Target, list_targets, load_target
 
 REPORT_NAME = "reports/build.json"
 _TIMING_FOLDER = "timing"
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Job:
-    """One engine to make."""
-
-    graph: Graph
-    typed: TypedGraph
-    target: Target
-    backend: Backend
-    available: Availability
 
 
 def build_bundle(
@@ -62,19 +49,24 @@ def build_bundle(
     *,
     target: str | None = None,
     backend: str | None = None,
+    fixed: Sequence[Mapping[str, int]] = (),
     timing_cache: Path | None = None,
     progress: Progress = ignore_progress,
 ) -> BuildReport:
     """Compile every typed graph of the bundle, or those of one target or one backend.
 
+    Args:
+        fixed: dim -> size; an engine more for exactly these sizes, of every graph whose dims are all named.
+
     Raises:
-        BundleError: the bundle is damaged. BuildError: nothing to build here, or a compiler refused.
+        BundleError: the bundle is damaged. BuildError: nothing to build here, sizes that fit no graph, or a compiler
+            refused.
         GraphError, MissingDependency, OutputError: as they say.
     """
     manifest = read_manifest(folder)
-    jobs, not_built = _choose_jobs(manifest, target, backend)
+    jobs, not_built = choose_jobs(manifest, target, backend, fixed)
     if not jobs:
-        _refuse_empty(folder, not_built)
+        refuse_empty(folder, not_built)
     if not os.access(folder, os.W_OK):
         raise OutputError("the bundle cannot be written to", where=str(folder), fix="copy it to a folder of yours")
     progress("reading every file", None)
@@ -93,7 +85,7 @@ def build_bundle(
 
 
 def _rank(
-    folder: Path, manifest: Manifest, jobs: list[_Job], rows: list[BuildRow], earlier: dict[str, BuildRow]
+    folder: Path, manifest: Manifest, jobs: list[Job], rows: list[BuildRow], earlier: dict[str, BuildRow]
 ) -> list[BuildRow]:
     """Put a precision that is narrower and no faster behind the others, where this machine can run what it built."""
     built = [row.file for job, row in zip(jobs, rows, strict=True) if job.available.can_run and not row.reused]
@@ -132,68 +124,10 @@ def read_build_report(folder: Path) -> tuple[BuildRow, ...]:
         return ()
 
 
-def _choose_jobs(manifest: Manifest, target: str | None, backend: str | None) -> tuple[list[_Job], dict[str, str]]:
-    """The jobs this machine can do, and the reason for each typed graph it cannot."""
-    typed_graphs = [(graph, typed) for graph in manifest.graphs for typed in graph.typed]
-    known = {typed.target for _, typed in typed_graphs}
-    if target is not None and target not in known:
-        exists = target.split("@")[0] in {one.name for one in list_targets()}
-        raise BuildError(
-            f"this bundle has no graph for the target '{target}'",
-            allowed=name_nearest(target, known),
-            fix=f"export it for that target too: --target {target}" if exists else "use one of these",
-        )
-    if backend is not None:
-        load_backend(backend)  # refuses an unknown name
-    jobs, not_built = [], {}
-    for graph, typed in typed_graphs:
-        if target is None or typed.target == target:
-            found = _choose_backend(load_target(typed.target), backend)
-            if isinstance(found, str):
-                not_built[typed.file] = found
-            else:
-                chosen, available = found
-                jobs.append(
-                    _Job(
-                        graph=graph,
-                        typed=typed,
-                        target=load_target(typed.target),
-                        backend=chosen,
-                        available=available,
-                    )
-                )
-    return jobs, not_built
-
-
-def _choose_backend(target: Target, wanted: str | None) -> tuple[Backend, Availability] | str:
-    """The first backend of the target that can compile for it here, or why there is none."""
-    if wanted is not None and wanted not in target.backends:
-        return f"target '{target.name}' is served by {', '.join(target.backends)}, not by {wanted}"
-    reasons = []
-    for name in (wanted,) if wanted else target.backends:
-        backend = load_backend(name)
-        available = backend.probe()
-        reason = backend.describe_capability(target.compute_capability) if available.version else ""
-        if available.can_compile and not reason:
-            return backend, available
-        reasons.append(f"{name}: {reason or available.reason}" + ("" if reason else f" ({available.fix})"))
-    return "; ".join(reasons)
-
-
-def _refuse_empty(folder: Path, not_built: dict[str, str]) -> None:
-    reasons = "\n           ".join(dict.fromkeys(not_built.values()))
-    raise BuildError(
-        "nothing of this bundle can be compiled on this machine" if not_built else "this bundle has no typed graphs",
-        where=str(folder),
-        got=reasons or None,
-        fix="build it on the machine it is for; see what this one can do: metagen-deploy doctor",
-    )
-
-
 def _build_one(
     folder: Path,
     manifest: Manifest,
-    job: _Job,
+    job: Job,
     timing_cache: Path | None,
     earlier: dict[str, BuildRow],
     progress: Progress,
@@ -204,9 +138,9 @@ def _build_one(
     progress("checking the graph's files", 0.0)
     weights = require_listed_weights(folder, manifest, chosen.file)
     external = {str(PurePosixPath(name).relative_to(PurePosixPath(typed.file).parent)): name for name in weights}
-    file = typed.file.removesuffix(".onnx") + f".{backend.name}.plan" if backend.writes_engines else typed.file
+    file = job.file
     cache, notes = _choose_timing_cache(folder, job, timing_cache)
-    profile = make_profiles(job.graph.inputs, manifest.dims, where=f"graph '{job.graph.name}'")
+    profile = make_profiles(job.graph.inputs, job.narrow(manifest.dims), where=f"graph '{job.graph.name}'")
     profile, wide = split_profile(profile) if backend.takes_two_profiles else (profile, ())
     request = CompileRequest(
         model=source,
@@ -220,7 +154,7 @@ def _build_one(
         timing_cache=cache,
         plugins=tuple(dict.fromkeys(library.path for library in chosen.libraries.values())),
     )
-    notes = (*notes, *chosen.notes, *describe_profiles(profile, wide))
+    notes = (*notes, *chosen.notes, *describe_profiles(profile, wide), *job.describe_sizes())
     key = _make_key(manifest, job, request, external, chosen)
     old = next((e for e in job.graph.engines if e.file == file and e.key == key), None)
     if old is not None and _is_whole(folder, manifest, file):
@@ -252,7 +186,7 @@ def _is_whole(folder: Path, manifest: Manifest, file: str) -> bool:
     return entry is not None and path.is_file() and digest_file(path) == entry.sha256
 
 
-def _choose_timing_cache(folder: Path, job: _Job, given: Path | None) -> tuple[Path | None, tuple[str, ...]]:
+def _choose_timing_cache(folder: Path, job: Job, given: Path | None) -> tuple[Path | None, tuple[str, ...]]:
     if not job.backend.has_timing_cache:
         unused = f"{job.backend.name} has no timing cache: {given} is neither read nor written"
         return None, (unused,) if given and job.backend.writes_engines else ()
@@ -267,7 +201,7 @@ def _choose_timing_cache(folder: Path, job: _Job, given: Path | None) -> tuple[P
     ), ()
 
 
-def _make_key(manifest: Manifest, job: _Job, request: CompileRequest, external: dict[str, str], source: Source) -> str:
+def _make_key(manifest: Manifest, job: Job, request: CompileRequest, external: dict[str, str], source: Source) -> str:
     return make_key(
         KeyInputs(
             model_sha256=manifest.files[source.file].sha256,
@@ -290,7 +224,7 @@ def _make_key(manifest: Manifest, job: _Job, request: CompileRequest, external: 
 def _add_engine(
     folder: Path,
     manifest: Manifest,
-    job: _Job,
+    job: Job,
     compiled: Path,
     file: str,
     key: str,
@@ -310,6 +244,7 @@ def _add_engine(
         compute_capability=job.target.compute_capability,
         gpu=result.gpu,
         plugins=digests,
+        sizes=job.sizes,
         file=file,
         key=key,
         build_seconds=result.seconds,
@@ -356,7 +291,7 @@ def _write_manifest(folder: Path, manifest: Manifest, texts: Mapping[str, str] |
 
 
 def _make_row(
-    job: _Job,
+    job: Job,
     file: str,
     result: CompileResult | None,
     size: int,
@@ -383,8 +318,8 @@ def _make_row(
     )
 
 
-def _scale_progress(progress: Progress, job: _Job, index: int, count: int) -> Progress:
-    prefix = f"{job.graph.name} for {job.typed.target} {job.typed.precision}"
+def _scale_progress(progress: Progress, job: Job, index: int, count: int) -> Progress:
+    prefix = " ".join((f"{job.graph.name} for {job.typed.target} {job.typed.precision}", *job.describe_sizes()))
 
     def show(message: str, fraction: float | None) -> None:
         progress(f"{prefix}: {message}", None if fraction is None else (index + fraction) / count)

@@ -3,6 +3,7 @@
     golden.npz --feed--> stage --outputs--> gates --> measure --> judge --> rows
                                             names and their order, dtype, shape, NaN and infinity
     evaluation.npz --feed--> stage --> top-1, beside that of the fp32 graph
+    an engine of fixed sizes is compared with the one of all sizes, which is compared with the golden data
 
 Polygraphy runs the stages (one runner each, one activation) and measures. A stage that cannot run on this machine is
 listed with its reason; a stage that runs and breaks is a failure. Nothing is printed here.
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from engines.compare import Array, StageName, fail_output, judge_difference, mea
 from engines.culprit import find_divergence
 from engines.onnx_file import require_listed_weights
 from engines.plugins import locate_files
-from engines.reference import read_evaluation, read_golden, split_batches
+from engines.reference import read_evaluation, read_golden, resize_feed, split_batches
 from specs.bundle import EngineFile, Graph, Manifest, read_manifest, verify_files, write_manifest
 from specs.disk import translate_os_errors
 from specs.errors import BuildError, GraphError, MetagenError, PreflightError
@@ -156,12 +157,14 @@ def _check_stage(
     if where.stage.endswith(".onnx"):
         require_listed_weights(folder, manifest, where.stage)
     feed, golden = read_golden(folder, graph)
-    evaluation = read_evaluation(folder, graph)
+    fixed = stage.engine is not None and bool(stage.engine.sizes)
+    evaluation = None if fixed else read_evaluation(folder, graph)
     batches = list(split_batches(evaluation[0], graph, manifest)) if evaluation else []
     try:
-        plugins = locate_files(manifest, stage.engine) if stage.engine else ()
-        runner = load_backend(where.backend).load(folder / where.stage, [folder / file for file in plugins])
-        results = _run(runner, [feed, *batches])
+        if fixed:
+            feed = resize_feed(feed, graph, stage.engine.sizes if stage.engine else {})
+            golden = _ask_general(folder, manifest, stage, feed)
+        results = _run(_load_runner(folder, manifest, stage), [feed, *batches])
     except BuildError as error:  # an operator that this backend does not implement
         findings.not_run[where.stage] = _join(error)
         return
@@ -193,6 +196,22 @@ def _check_stage(
             findings.not_run[f"{where.stage} (top1)"] = (
                 f"{graph.file} did not run here, and no earlier check recorded its fp32 value"
             )
+
+
+def _load_runner(folder: Path, manifest: Manifest, stage: _Stage) -> Any:
+    plugins = locate_files(manifest, stage.engine) if stage.engine else ()
+    return load_backend(stage.where.backend).load(folder / stage.where.stage, [folder / file for file in plugins])
+
+
+def _ask_general(folder: Path, manifest: Manifest, stage: _Stage, feed: Mapping[str, Array]) -> dict[str, Array]:
+    """What the engine of all sizes says, which the golden data itself judges. Raises BuildError: there is none."""
+    kind = (stage.engine.target, stage.engine.backend, stage.engine.precision) if stage.engine else ()
+    for engine in stage.graph.engines:
+        if not engine.sizes and (engine.target, engine.backend, engine.precision) == kind:
+            where = replace(stage.where, stage=engine.file)
+            general = replace(stage, where=where, engine=engine)
+            return _restore_interface(stage.graph, _run(_load_runner(folder, manifest, general), [feed])[0])
+    raise BuildError("the bundle has no engine of all sizes to compare this one with")
 
 
 def _run(runner: Any, feeds: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:

@@ -64,12 +64,13 @@ def rank_engines(
     built, remarks, graphs = set(files), dict[str, str](), []
     for graph in manifest.graphs:
         order: list[EngineFile] = []
-        for _, group in groupby(sorted(graph.engines, key=_name_rivals), key=_name_rivals):
+        general = [engine for engine in graph.engines if not engine.sizes]
+        for _, group in groupby(sorted(general, key=_name_rivals), key=_name_rivals):
             rivals = sorted(group, key=graph.engines.index)
             if len(rivals) > 1 and any(engine.file in built for engine in rivals):
                 rivals = _order_rivals(folder, manifest, graph, rivals, measure, remarks)
             order += rivals
-        graphs.append(replace(graph, engines=tuple(order)))
+        graphs.append(replace(graph, engines=(*order, *(engine for engine in graph.engines if engine.sizes))))
     return replace(manifest, graphs=tuple(graphs)), remarks
 
 

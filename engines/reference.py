@@ -39,6 +39,21 @@ def read_golden(folder: Path, graph: Graph) -> tuple[dict[str, Array], dict[str,
     return feed, {t.name: arrays[f"output:{t.name}"] for t in graph.outputs}
 
 
+def resize_feed(feed: Mapping[str, Array], graph: Graph, sizes: Mapping[str, int]) -> dict[str, Array]:
+    """`feed` in other sizes: along every axis that `sizes` names its values are repeated, or left away at the end.
+
+    So every value is one that the graph was given before: an id of its vocabulary, a length of its caches.
+    """
+    resized = {}
+    for tensor in graph.inputs:
+        value = feed[tensor.name]
+        for axis, name in enumerate(tensor.shape):
+            if isinstance(name, str) and name in sizes:
+                value = np.take(value, np.arange(sizes[name]) % value.shape[axis], axis=axis)
+        resized[tensor.name] = value
+    return resized
+
+
 def read_evaluation(folder: Path, graph: Graph) -> tuple[dict[str, Array], Array] | None:
     """Inputs by name and labels, None when the graph has no such data. Raises BundleError."""
     if graph.evaluation is None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from metagen_deploy import __version__
-from metagen_deploy.options import ByteSize, NamedDim, NamedFile, collect_named
+from metagen_deploy.options import ByteSize, FixedSizes, NamedDim, NamedFile, collect_named
 from specs.disk import word_os_error
 from specs.errors import MetagenError
 
@@ -170,14 +170,29 @@ def export(
 @click.argument("source", metavar="BUNDLE|MODEL.onnx", type=PATH)
 @click.option("--target", metavar="T", help="Only this target's graphs.")
 @click.option("--backend", type=click.Choice(BACKENDS), help="Only this compiler.")
+@click.option(
+    "--fixed",
+    type=FixedSizes(),
+    multiple=True,
+    metavar="NAME=SIZE,...",
+    help="A faster engine more for exactly these sizes (repeatable).",
+)
 @click.option("--timing-cache", type=PATH, metavar="FILE", help="Read and extend this cache of measured kernels.")
-def build(source: Path, target: str | None, backend: str | None, timing_cache: Path | None) -> None:
+def build(
+    source: Path,
+    target: str | None,
+    backend: str | None,
+    fixed: tuple[dict[str, int], ...],
+    timing_cache: Path | None,
+) -> None:
     """Compile the engines of a bundle or an ONNX file."""
     from metagen_deploy import pipeline, render
     from metagen_deploy.progress import show_progress
 
     with show_progress() as progress:
-        report = pipeline.build(source, target=target, backend=backend, timing_cache=timing_cache, progress=progress)
+        report = pipeline.build(
+            source, target=target, backend=backend, fixed=fixed, timing_cache=timing_cache, progress=progress
+        )
     render.print_build(report)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from engines.backends import load_backend
 from engines.inspect import Inspection, inspect_model
 from engines.onnx_file import Value
+from engines.plugins import locate_files
 from metagen_deploy.render import print_shares, spell_shares
 from metagen_deploy.tables import format_bytes, format_count, print_line, print_table
 from specs.bundle import MANIFEST_NAME, EngineFile, Graph, Manifest, read_manifest, resolve_inside, verify_files
@@ -150,16 +151,17 @@ def _print_engine(path: Path) -> None:
     """What the bundle around an engine recorded of it, and what the engine says itself where it can be opened."""
     named = [backend for backend in _ENGINE_BACKENDS if path.name.endswith(f".{backend}.plan")]
     backend = load_backend(named[0] if named else _ENGINE_BACKENDS[-1])
-    record = _find_record(path)
+    found = _find_record(path)
     print_line(f"{path.name}: {format_bytes(path.stat().st_size)}, {backend.name}")
-    if record:
+    if found:
+        record = found[2]
         print_table(
             "Recorded when it was built", ("", ""), [(f.name, str(getattr(record, f.name))) for f in fields(record)]
         )
     try:
-        said = backend.inspect(path)
+        said = backend.inspect(path, _find_plugins(*found) if found else ())
     except MetagenError as error:
-        if not record:
+        if not found:
             raise
         print_line(f"not opened here: {error.problem}")
         return
@@ -170,8 +172,15 @@ def _spell_field(value: object) -> str:
     return f"{value:.2f}" if isinstance(value, float) else str(value or "-")
 
 
-def _find_record(path: Path) -> EngineFile | None:
-    """The manifest's entry for an engine that lies in a bundle."""
+def _find_plugins(folder: Path, manifest: Manifest, engine: EngineFile) -> list[Path]:
+    """The libraries of an engine's plugins. Raises PreflightError, BundleError: they are missing or changed."""
+    files = locate_files(manifest, engine)
+    verify_files(folder, manifest, files)
+    return [folder / file for file in files]
+
+
+def _find_record(path: Path) -> tuple[Path, Manifest, EngineFile] | None:
+    """The bundle that an engine lies in, and the manifest's entry for it; None where the bundle does not know it."""
     path = path.resolve()
     for folder in path.parents:
         if (folder / MANIFEST_NAME).is_file():
@@ -179,5 +188,6 @@ def _find_record(path: Path) -> EngineFile | None:
             engine = next((e for g in manifest.graphs for e in g.engines if folder / e.file == path), None)
             if engine is not None:
                 verify_files(folder, manifest, [engine.file])
-            return engine
+                return folder, manifest, engine
+            return None
     return None

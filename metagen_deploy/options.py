@@ -41,6 +41,21 @@ class NamedDim(click.ParamType[tuple[str, "Dim"]]):
             self.fail(f"{value!r} is not NAME=MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX, e.g. batch=1:8:32", param, ctx)
 
 
+class FixedSizes(click.ParamType[dict[str, int]]):
+    """`batch=1,cache=1024`: one size for each of these dims."""
+
+    name = "sizes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, int]:
+        if isinstance(value, dict):
+            return value
+        pairs = [re.fullmatch(r"([^=,]+)=([1-9]\d{0,8})", part.strip()) for part in str(value).split(",")]
+        sizes = {pair[1]: int(pair[2]) for pair in pairs if pair}
+        if len(sizes) < len(pairs):
+            self.fail(f"{value!r} is not NAME=SIZE,..., each name once, e.g. batch=1,cache=1024", param, ctx)
+        return sizes
+
+
 class NamedFile(click.ParamType[tuple[str, str]]):
     """`image=digit.png`: the tensor called `image` is in `digit.png`."""
 

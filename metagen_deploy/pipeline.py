@@ -117,6 +117,7 @@ def build(
     *,
     target: str | None = None,
     backend: str | None = None,
+    fixed: Sequence[Mapping[str, int]] = (),
     timing_cache: Path | None = None,
     progress: Progress,
 ) -> BuildReport:
@@ -131,7 +132,9 @@ def build(
         if not is_made_of(bundle, source, target=target):
             export(str(source), output=bundle, targets=(target,) if target else (), progress=progress)
         source = bundle
-    return build_bundle(source, target=target, backend=backend, timing_cache=timing_cache, progress=progress)
+    return build_bundle(
+        source, target=target, backend=backend, fixed=fixed, timing_cache=timing_cache, progress=progress
+    )
 
 
 def check(folder: Path, *, backends: tuple[str, ...] | None = None, progress: Progress) -> ParityReport:

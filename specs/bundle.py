@@ -72,6 +72,7 @@ class EngineFile:
     compute_capability: str  # "8.9"; "" for a backend without one
     gpu: str  # the device it was built on, "" when built ahead of time
     plugins: Mapping[str, str] = field(default_factory=dict)  # op -> sha256 of the library
+    sizes: Mapping[str, int] = field(default_factory=dict)  # dim -> the one size it takes; {}: the manifest's ranges
     file: str
     key: str
     build_seconds: float
@@ -417,7 +418,8 @@ def _parse_graph(item: _Reader) -> Graph:
             TypedGraph(keep_fp32=t.strings("keep_fp32"), **_take_fields(t, TypedGraph)) for t in item.each("typed")
         ),
         engines=tuple(
-            EngineFile(plugins=e.mapping("plugins", str), **_take_fields(e, EngineFile)) for e in item.each("engines")
+            EngineFile(plugins=e.mapping("plugins", str), sizes=e.mapping("sizes", int), **_take_fields(e, EngineFile))
+            for e in item.each("engines")
         ),
     )
 

@@ -118,5 +118,9 @@ class Backend(Protocol):
             PreflightError, GraphError.
         """
 
-    def inspect(self, path: Path) -> Mapping[str, Any]:
-        """What an engine says of itself; raises BuildError when it cannot be read on this machine."""
+    def inspect(self, path: Path, plugins: Sequence[Path] = ()) -> Mapping[str, Any]:
+        """What an engine says of itself, its plugin libraries registered first.
+
+        Raises:
+            BuildError: it cannot be read on this machine. PreflightError: a library does not load.
+        """

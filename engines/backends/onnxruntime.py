@@ -73,7 +73,7 @@ class OnnxRuntimeBackend:
             raise missing_dependency("polygraphy", extra="onnxruntime", needed_for="comparing outputs") from None
         return OnnxrtRunner(make_session(path))
 
-    def inspect(self, path: Path) -> Mapping[str, Any]:
+    def inspect(self, path: Path, plugins: Sequence[Path] = ()) -> Mapping[str, Any]:
         session = make_session(path)
         return {"providers": session.get_providers(), "version": find_version()}
 

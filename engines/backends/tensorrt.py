@@ -87,7 +87,7 @@ class TensorRtBackend:
             load_libraries(importlib.import_module("tensorrt"), plugins)
         return _make_runner(path)
 
-    def inspect(self, path: Path) -> Mapping[str, Any]:
+    def inspect(self, path: Path, plugins: Sequence[Path] = ()) -> Mapping[str, Any]:
         available = self.probe()
         if not available.can_run:
             raise BuildError(
@@ -96,6 +96,8 @@ class TensorRtBackend:
                 got=available.reason,
                 fix="read what was recorded when it was built: metagen-deploy inspect BUNDLE",
             )
+        if plugins:  # reading an engine asks for the creators of its plugins
+            load_libraries(importlib.import_module("tensorrt"), plugins)
         return _read_engine(path)
 
 

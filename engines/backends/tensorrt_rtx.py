@@ -89,7 +89,7 @@ class TensorRtRtxBackend:
         config.USE_TENSORRT_RTX = True
         return TrtRunner(EngineFromPath(str(path)))
 
-    def inspect(self, path: Path) -> Mapping[str, Any]:
+    def inspect(self, path: Path, plugins: Sequence[Path] = ()) -> Mapping[str, Any]:
         raise BuildError(
             "a TensorRT-RTX engine can only be opened on the GPU it is for",
             where=str(path),

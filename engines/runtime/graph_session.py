@@ -31,10 +31,12 @@ class Choice:
     precision: str
     passed_over: tuple[str, ...] = ()  # "file on backend: reason", best first
     other_precisions: tuple[str, ...] = ()  # that this backend could run as well, when asked for
+    fixed: tuple[str, ...] = ()  # "batch 1: file", engines that requests of exactly these sizes take
 
     def __str__(self) -> str:
         also = f" (also there: {', '.join(self.other_precisions)})" if self.other_precisions else ""
         lines = [f"{self.graph}: {self.file} on {self.backend}, {self.precision}{also}"]
+        lines += [f"  {engine}" for engine in self.fixed]
         return "\n".join([*lines, *(f"  not {reason}" for reason in self.passed_over)])
 
 

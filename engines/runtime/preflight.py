@@ -10,8 +10,8 @@ silence. A file that fits on paper may still be refused by its backend: the sess
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -50,6 +50,7 @@ class Candidate:
     precision: str
     obstacle: str = ""
     plugins: tuple[str, ...] = ()  # libraries of the bundle to load first
+    sizes: Mapping[str, int] = field(default_factory=dict)  # dim -> the one size it takes; {}: all of them
 
     def explain_obstacle(self) -> str:
         """A line that says why not: of an engine, or of all files of a backend at once."""
@@ -95,18 +96,31 @@ def list_candidates(
     return asked
 
 
+def list_fixed(manifest: Manifest, graph: Graph, chosen: Candidate, machine: Machine) -> tuple[Candidate, ...]:
+    """The engines of one size that may run beside `chosen`, which takes every size: as precise, and fitting here."""
+    if chosen.backend not in ENGINE_MODULES:
+        return ()
+    found = _list_engines(manifest, graph, chosen.backend, machine)
+    return tuple(c for c in found if c.sizes and c.precision == chosen.precision and not c.obstacle)
+
+
+def _list_engines(manifest: Manifest, graph: Graph, backend: str, machine: Machine) -> Iterator[Candidate]:
+    for engine in graph.engines:
+        if engine.backend == backend:
+            plugins, obstacle = _find_plugins(manifest, engine)
+            yield Candidate(
+                file=engine.file,
+                backend=backend,
+                precision=engine.precision,
+                obstacle=_find_engine_obstacle(engine, machine) or obstacle,
+                plugins=plugins,
+                sizes=engine.sizes,
+            )
+
+
 def _list_for_backend(manifest: Manifest, graph: Graph, backend: str, machine: Machine) -> Iterator[Candidate]:
     if backend in ENGINE_MODULES:
-        for engine in graph.engines:
-            if engine.backend == backend:
-                plugins, obstacle = _find_plugins(manifest, engine)
-                yield Candidate(
-                    file=engine.file,
-                    backend=backend,
-                    precision=engine.precision,
-                    obstacle=_find_engine_obstacle(engine, machine) or obstacle,
-                    plugins=plugins,
-                )
+        yield from (c for c in _list_engines(manifest, graph, backend, machine) if not c.sizes)
         return
     obstacle = _find_onnxruntime_obstacle(backend, machine)
     typed = [t for t in graph.typed if t.lowering == "onnxruntime"]

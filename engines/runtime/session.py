@@ -9,11 +9,12 @@ and never written; outputs are new arrays that belong to the caller. Nothing her
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from engines.runtime.fixed_sizes import OpenEngine, SizedEngines, spell_sizes
 from engines.runtime.graph_session import Choice, GraphSession, do_nothing
 from engines.runtime.onnxruntime import open_onnx
 from engines.runtime.pipelines import open_pipeline
@@ -23,6 +24,7 @@ from engines.runtime.preflight import (
     Machine,
     check_sizes,
     list_candidates,
+    list_fixed,
     probe_machine,
     verify_candidate,
 )
@@ -32,7 +34,6 @@ from specs.errors import InputError, PreflightError
 
 if TYPE_CHECKING:
     from engines.runtime.arrays import Array
-    from engines.runtime.graph_session import Execute
 
 
 class Session:
@@ -115,7 +116,9 @@ def load(
     try:
         for graph in manifest.graphs:
             candidates = list_candidates(manifest, graph, backend=backend, precision=precision, machine=machine)
-            opened[graph.name] = _open_graph(folder, manifest, graph, candidates, threads=threads, verify=verify)
+            opened[graph.name] = _open_graph(
+                folder, manifest, graph, candidates, machine=machine, threads=threads, verify=verify
+            )
         return Session(folder, manifest, opened)
     except BaseException:
         for session in opened.values():
@@ -129,6 +132,7 @@ def _open_graph(
     graph: Graph,
     candidates: Sequence[Candidate],
     *,
+    machine: Machine,
     threads: int | None,
     verify: bool,
 ) -> GraphSession:
@@ -140,11 +144,21 @@ def _open_graph(
         if verify:
             verify_candidate(folder, manifest, candidate)
         try:
-            execute, close = _open_candidate(folder, graph, candidate, threads=threads)
+            opened = _open_candidate(folder, graph, candidate, threads=threads)
         except PreflightError as error:
-            refusal = f"{error.problem}{f': {error.got}' if error.got else ''}"
-            passed_over[f"{candidate.file} on {candidate.backend}: {refusal}"] = None
+            passed_over[_word_refusal(candidate, error)] = None
             continue
+        fixed = []
+        for faster in list_fixed(manifest, graph, candidate, machine):
+            if verify:
+                verify_candidate(folder, manifest, faster)
+            try:
+                fixed.append((faster, _open_candidate(folder, graph, faster, threads=threads)))
+            except PreflightError as error:
+                passed_over[_word_refusal(faster, error)] = None
+        if fixed:
+            both = SizedEngines(graph, opened, [engine for _, engine in fixed])
+            opened = OpenEngine(execute=both.execute, close=both.close, sizes={})
         fitting = (c.precision for c in candidates if c.backend == candidate.backend and not c.obstacle)
         choice = Choice(
             graph=graph.name,
@@ -153,8 +167,9 @@ def _open_graph(
             precision=candidate.precision,
             passed_over=tuple(passed_over),
             other_precisions=tuple(p for p in dict.fromkeys(fitting) if p != candidate.precision),
+            fixed=tuple(f"{spell_sizes(faster.sizes)}: {faster.file}" for faster, _ in fixed),
         )
-        return GraphSession(graph, manifest.dims, choice=choice, execute=execute, close=close)
+        return GraphSession(graph, manifest.dims, choice=choice, execute=opened.execute, close=opened.close)
     raise PreflightError(
         f"nothing of what was asked runs graph '{graph.name}' on this machine",
         where=str(folder),
@@ -163,12 +178,15 @@ def _open_graph(
     )
 
 
-def _open_candidate(
-    folder: Path, graph: Graph, candidate: Candidate, *, threads: int | None
-) -> tuple[Execute, Callable[[], None]]:
+def _word_refusal(candidate: Candidate, error: PreflightError) -> str:
+    refusal = f"{error.problem}{f': {error.got}' if error.got else ''}"
+    return f"{candidate.file} on {candidate.backend}: {refusal}"
+
+
+def _open_candidate(folder: Path, graph: Graph, candidate: Candidate, *, threads: int | None) -> OpenEngine:
     path = resolve_inside(folder, candidate.file)
     if candidate.backend in ENGINE_MODULES:
         plugins = [resolve_inside(folder, plugin) for plugin in candidate.plugins]
         engine = TensorRTEngine(path, graph, candidate, plugins=plugins)
-        return engine.execute, engine.close
-    return open_onnx(path, graph, candidate, threads=threads), do_nothing
+        return OpenEngine(execute=engine.execute, close=engine.close, sizes=candidate.sizes)
+    return OpenEngine(execute=open_onnx(path, graph, candidate, threads=threads), close=do_nothing, sizes={})
