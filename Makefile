@@ -1,6 +1,6 @@
 # Every target sets up what it needs in a fresh clone: a virtual environment in .venv, with the versions of constraints.txt.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench clean setup
+.PHONY: help demo test test-gpu lint format bench clean setup
 
 # The pins resolve on Python 3.11 and later; CI runs 3.11.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
@@ -11,7 +11,7 @@ export OMP_NUM_THREADS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
 setup: $(READY) ## the virtual environment in .venv
 
@@ -40,11 +40,13 @@ format: $(READY) ## rewrite the sources in house style
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-# bench_tensorrt.py is for a GPU host with TensorRT, and takes a bundle: see its docstring.
 bench: $(READY) ## the CPU figures of benchmarks/RESULTS.md, measured again on this machine
 	@for name in cli_startup session_overhead vit_cpu export; do \
 		echo "== benchmarks/bench_$$name.py"; $(BIN)/python benchmarks/bench_$$name.py || exit 1; done
 
+test-gpu: ## on a GPU host: engines built, checked and timed, in ./gpu/; PYTHON has torch, TRT_PYTHON tensorrt
+	@benchmarks/gpu_host.sh gpu
+
 clean: ## everything that can be made again
-	rm -rf .venv demo build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv demo gpu build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

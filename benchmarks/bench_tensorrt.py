@@ -9,7 +9,7 @@ Two interpreters may share the work, since TensorRT and torch need not be in one
 
 device_ms  median over rounds of: CUDA events around 20 launches in a row, by 20; data stays on the GPU
 wall_ms    median of one launch and its synchronisation, data on the GPU
-session_ms median of Session.run, numpy in and numpy out, copies included
+session_ms median of Session.run, numpy in and numpy out, copies included; of the engine that the session takes
 """
 
 from __future__ import annotations
@@ -209,17 +209,16 @@ def time_engines(folder: Path, name: str | None, batches: list[int], layers: Pat
     manifest = read_manifest(folder)
     graph = choose_graph(manifest, name)
     for engine in (e for e in graph.engines if e.backend == "tensorrt"):
-        for batch in batches:
-            feed = make_feed(graph, manifest.dims, batch)
+        for batch in (size for size in batches if engine.sizes.get("batch", size) == size):
+            dims = {**manifest.dims, **{name: (size, size, size) for name, size in engine.sizes.items()}}
+            feed = make_feed(graph, dims, batch)
             raw = RawEngine((folder / engine.file).read_bytes(), feed)
             row: dict[str, Any] = raw.measure()
             with load(folder, backend="tensorrt", precision=engine.precision) as session:
                 run = session.graphs[graph.name].run
                 times = time_calls(lambda run=run, feed=feed: run(feed), SESSION_CALLS)
                 row["session_ms"] = statistics.median(times)
-            show(
-                what=engine.file, graph=graph.name, precision=engine.precision, batch=batch, tuned=manifest.dims, **row
-            )
+            show(what=engine.file, graph=graph.name, precision=engine.precision, batch=batch, tuned=dims, **row)
             if layers:
                 write_layers(layers / f"{folder.stem}-{graph.name}-{engine.precision}-b{batch}.json", raw)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,12 @@ import numpy as np
 import pytest
 
 from engines import plugins
-from engines.backends import load_backend
+from engines.backends import load_backend, tensorrt
 from engines.backends.base import Availability, CompileRequest, CompileResult
 from engines.build import build_bundle
 from exporters.export import Variant, write_typed_graphs
 from exporters.weights import WeightPool
+from metagen_deploy.inspection import print_inspection
 from specs.bundle import Manifest, digest_file, index_files, read_manifest, write_manifest
 from specs.errors import BuildError, MetagenError, PreflightError
 from specs.targets import load_target
@@ -164,6 +166,24 @@ def test_with_a_library_the_node_is_built_and_the_library_kept(
     monkeypatch.setenv(plugins.VARIABLE, "")
     build_bundle(bundle, target="h200@trt8.6")
     assert requests[2].plugins == (), "set to nothing: the body, whatever the bundle holds"
+
+
+def test_inspect_registers_the_libraries_before_it_reads_the_engine(
+    bundle: Path, requests: list[CompileRequest], compile_library: Compiled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = compile_library("libp.so")
+    monkeypatch.setenv(plugins.VARIABLE, str(library))
+    (row,) = build_bundle(bundle, target="h200@trt8.6").rows
+    done: list[object] = []
+    monkeypatch.setattr(tensorrt, "load_libraries", lambda trt, paths: done.append([path.name for path in paths]))
+    monkeypatch.setattr(tensorrt, "_read_engine", lambda path: done.append(path.name) or {"layers": 3})
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace())  # type: ignore[arg-type]
+    print_inspection(bundle / row.file)
+    kept = f"libp.{digest_file(library)[:12]}.so"
+    assert done == [[kept], Path(row.file).name]
+    (bundle / "plugins" / kept).write_bytes(b"changed")
+    print_inspection(bundle / row.file)  # what was recorded is still shown
+    assert len(done) == 2
 
 
 def test_another_library_is_another_engine(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from engines.backends import _trt_worker as worker
+from engines.backends._trt_compile import note_widened
 from engines.backends._trt_versions import Decisions
 
 FLOAT, HALF, INT = "float32", "float16", "int32"
@@ -133,3 +134,18 @@ def test_a_compiler_that_does_not_start_is_a_failure_with_words() -> None:
 
     with pytest.raises(worker._Failure, match="the compiler did not start: is there a GPU and its driver?"):
         worker._start_builder(SimpleNamespace(Builder=refuse), None)
+
+
+@pytest.mark.parametrize(
+    ("precision", "weights", "engine", "said"),
+    [
+        ("fp16", 101e6, 203e6, True),
+        ("fp16", 101e6, 120e6, False),  # half weights, and code
+        ("fp32", 101e6, 203e6, False),
+        ("fp16", 1e6, 9e6, False),  # an engine of nothing but code
+    ],
+)
+def test_an_engine_that_holds_float32_is_said(precision: str, weights: float, engine: float, said: bool) -> None:
+    graph: Any = SimpleNamespace(walk_weights=lambda: [SimpleNamespace(nbytes=int(weights))])
+    words = "the compiler chose float32 kernels for most of it: the engine holds 203 MB for 101 MB of weights"
+    assert note_widened(precision, graph, int(engine)) == ((words,) if said else ())

@@ -26,6 +26,8 @@ from specs.report import PrecisionShares
 
 _TAIL_LINES = 12
 _MAX_NODES_NAMED = 8
+#: An engine of this many times its half weights holds them as float32; below this size, code is most of an engine.
+_WIDENED, _WORTH_BYTES = 1.5, 4 << 20
 
 #: The parser of 8.6 repeats each node's text, and its own lines, before it says what is wrong.
 _NOISE = (
@@ -74,8 +76,24 @@ def compile_graph(
         layers=done["layers"],
         shares=shares,
         gpu=gpu,
-        notes=(*done["notes"], *(f"compiler: {text}" for text in word_remarks(said))),
+        notes=(
+            *done["notes"],
+            *(() if shares or request.wide_profile else note_widened(request.precision, graph, done["bytes"])),
+            *(f"compiler: {text}" for text in word_remarks(said)),
+        ),
     )
+
+
+def note_widened(precision: str, graph: OnnxFile, engine_bytes: int) -> tuple[str, ...]:
+    """The note of an engine that holds its half weights as float32: without strong typing, types are advice.
+
+    8.6 does so where that is faster, for a decode step of one token for instance.
+    """
+    weight_bytes = sum(weight.nbytes for weight in graph.walk_weights())
+    if precision != "fp16" or weight_bytes < _WORTH_BYTES or engine_bytes < _WIDENED * weight_bytes:
+        return ()
+    sizes = f"{engine_bytes / 1e6:.0f} MB for {weight_bytes / 1e6:.0f} MB of weights"
+    return (f"the compiler chose float32 kernels for most of it: the engine holds {sizes}",)
 
 
 def _to_json(request: CompileRequest, module: str, graph: OnnxFile) -> dict[str, Any]:
