@@ -1,6 +1,7 @@
 """The tensors of a checkpoint's folder, by name: headers only, until one is read as a view of the mapped file.
 
-model.safetensors, or model.safetensors.index.json -> shards; the same under diffusers' names
+model.safetensors, or model.safetensors.index.json -> shards; the same under diffusers' names, and with a variant
+(model.fp16.safetensors)
 """
 
 from __future__ import annotations
@@ -95,12 +96,16 @@ def open_tensors(folder: Path) -> Tensors:
         WeightsError: none, only pickled ones, a truncated shard, an index that names a missing one.
     """
     for stem in _STEMS:
-        index = folder / f"{stem}.safetensors.index.json"
-        if index.is_file():
-            return _open_shards(index)
-        if (folder / f"{stem}.safetensors").is_file():
-            return _open_files([folder / f"{stem}.safetensors"])
+        if file := _find_file(folder, stem):
+            return _open_shards(file) if file.suffix == ".json" else _open_files([file])
     found = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", *_PICKLES))
+    if "adapter_model.safetensors" in found:
+        raise WeightsError(
+            "the checkpoint is an adapter (LoRA and the like) without the model that it changes",
+            where=str(folder),
+            got=", ".join(found)[:200],
+            fix="merge it first: peft's model.merge_and_unload().save_pretrained(FOLDER), then export FOLDER",
+        )
     if any(name.endswith(".safetensors") for name in found):
         raise WeightsError(
             "the checkpoint's weights have names that no library gives them",
@@ -123,6 +128,27 @@ def open_tensors(folder: Path) -> Tensors:
         allowed="model.safetensors, or model.safetensors.index.json and its shards",
         fix="copy or download it again: the folder holds the config only",
     )
+
+
+def _find_file(folder: Path, stem: str) -> Path | None:
+    """The one file, or the index of shards, as `save_pretrained` names them: without a variant before with one.
+
+    Raises:
+        WeightsError: two variants (`model.fp16.safetensors`, `model.bf16.safetensors`) and no plain file.
+    """
+    for name in (f"{stem}.safetensors.index.json", f"{stem}.safetensors"):
+        if (folder / name).is_file():
+            return folder / name
+    indices = sorted(folder.glob(f"{stem}.safetensors.index.*.json"))
+    found = indices or sorted(path for path in folder.glob(f"{stem}.*.safetensors") if "-of-" not in path.name)
+    if len(found) > 1:
+        raise WeightsError(
+            "the checkpoint has its weights in several variants",
+            where=str(folder),
+            got=", ".join(path.name for path in found)[:200],
+            fix=f"keep one of them, or name it {stem}.safetensors",
+        )
+    return found[0] if found else None
 
 
 def _open_shards(index: Path) -> Tensors:

@@ -92,6 +92,17 @@ def keep_pickle_only(folder: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(print))
 
 
+def save_two_variants(folder: Path) -> None:
+    edit_tensors(lambda tensors: None)(folder)
+    shutil.copy(folder / "model.safetensors", folder / "model.bf16.safetensors")
+    (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
+
+
+def keep_adapter_only(folder: Path) -> None:
+    edit_tensors(lambda tensors: None)(folder)
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+
+
 def remove_weights(folder: Path) -> None:
     keep_pickle_only(folder)
     (folder / "pytorch_model.bin").unlink()
@@ -117,6 +128,8 @@ BAD: dict[str, tuple[Spoil, str]] = {
         "model.safetensors.index.json cannot be read",
     ),
     "pickle-only": (keep_pickle_only, "the checkpoint's weights are pickles, which can run code, and are not read"),
+    "two-variants": (save_two_variants, "the checkpoint has its weights in several variants"),
+    "adapter-only": (keep_adapter_only, "the checkpoint is an adapter (LoRA and the like) without the model"),
     "no-weights": (remove_weights, "the checkpoint has no weights"),
     "config-no-json": (lambda f: (f / "config.json").write_text("[1"), "config.json cannot be read"),
     "config-a-list": (lambda f: (f / "config.json").write_text("[1]"), "config.json is not a mapping"),
@@ -219,3 +232,15 @@ def test_spec_of_a_checkpoint_is_checked_against_it(good: Path) -> None:
     with pytest.raises(MetagenError) as caught:
         open_checkpoint(good, other)
     assert "component 'decoder' differs in rope_theta" in str(caught.value)
+
+
+@pytest.mark.parametrize("shards", [{}, {"max_shard_size": "100KB"}], ids=["one file", "shards"])
+def test_a_variant_is_found_under_the_librarys_names(good: Path, tmp_path: Path, shards: dict[str, str]) -> None:
+    """`save_pretrained(variant="fp16")` writes model.fp16.safetensors, and an index of such shards."""
+    model = LlamaForCausalLM.from_pretrained(good)
+    model.half().save_pretrained(tmp_path, variant="fp16", **shards)
+    assert not (tmp_path / "model.safetensors").exists()
+    checkpoint = open_checkpoint(tmp_path)
+    assert checkpoint.used == len(model.state_dict())
+    name = "decoder.output_norm.weight"
+    assert torch.equal(checkpoint.source.read(name), model.state_dict()["model.norm.weight"])
