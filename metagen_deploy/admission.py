@@ -8,7 +8,7 @@ from pathlib import Path
 
 from specs.bundle import MANIFEST_NAME, SPEC_NAME, Manifest, digest_file, read_manifest
 from specs.errors import BuildError, GraphError, OutputError, SpecError, TargetError
-from specs.load import is_checkpoint
+from specs.load import is_checkpoint, make_folder_error
 from specs.schema import IMPLEMENTED_PRECISIONS, Precision, Spec
 from specs.targets import Target, load_target, require_fit
 
@@ -47,12 +47,7 @@ def refuse_folder(source: str) -> None:
     if os.path.isfile(os.path.join(source, MANIFEST_NAME)):  # noqa: PTH113, PTH118 - pathlib raises for a name too long
         raise SpecError("this is a bundle already", where=source, fix=f"metagen-deploy build {source}")
     if os.path.isdir(source) and not is_checkpoint(Path(source)):  # noqa: PTH112
-        raise SpecError(
-            "this folder is no checkpoint: it has neither config.json nor model_index.json",
-            where=source,
-            allowed="a checkpoint's folder, a shipped spec, a spec's YAML file, or an .onnx file",
-            fix="correct the path, or write a spec whose `weights: {source: ...}` names the .safetensors",
-        )
+        raise make_folder_error(source)
 
 
 def refuse_repeats(option: str, values: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ file's name, so that a bundle says nothing of the machine it came from.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from specs.bundle import MANIFEST_NAME
 from specs.components import COMPONENTS, Component
 from specs.consistency import check_consistency
 from specs.document import Document, dump_document, name_type, parse_document, read_text
@@ -76,9 +78,15 @@ def _locate(source: str) -> tuple[Path, str | None]:
             return Path(name), variant
     name = stem or source
     if os.path.isdir(name):  # noqa: PTH112
-        raise SpecError(f"'{name}' is a folder, not a spec", fix="give a YAML file, or the name of a shipped spec")
+        raise make_folder_error(name)
     if "/" in name or name.endswith((".yaml", ".yml")):
-        raise SpecError(f"there is no file '{name[:200]}'", fix="check the path; shipped specs: metagen-deploy specs")
+        hub = re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", name) and not name.endswith((".yaml", ".yml"))
+        raise SpecError(
+            f"there is no file '{name[:200]}'",
+            fix=f"a model of a hub is not fetched: download its folder first (hf download {name} --local-dir FOLDER)"
+            if hub
+            else "check the path; shipped specs: metagen-deploy specs",
+        )
     raise SpecError(
         f"there is no spec called '{name[:64]}'",
         allowed=name_nearest(name, list_zoo()),
@@ -317,6 +325,24 @@ def _resolve_tokenizer(name: str, source: str, folder: Path) -> Path:
             fix="give a tokenizer.json; it is relative to the spec's own folder",
         )
     return path
+
+
+def make_folder_error(source: str) -> SpecError:
+    """For a folder that is no checkpoint."""
+    if os.path.isfile(os.path.join(source, MANIFEST_NAME)):  # noqa: PTH113, PTH118 - as in `_locate`
+        return SpecError("this is a bundle, not a spec", where=source, fix=f"metagen-deploy inspect {source}")
+    if os.path.isfile(os.path.join(source, "adapter_config.json")):  # noqa: PTH113, PTH118 - as in `_locate`
+        return SpecError(
+            "this folder is an adapter (LoRA and the like) without the model that it changes",
+            where=source,
+            fix="merge it first: peft's model.merge_and_unload().save_pretrained(FOLDER), then give FOLDER",
+        )
+    return SpecError(
+        "this folder is no checkpoint: it has neither config.json nor model_index.json",
+        where=source,
+        allowed="a checkpoint's folder, a shipped spec, a spec's YAML file, or an .onnx file",
+        fix="correct the path, or write a spec whose `weights: {source: ...}` names the .safetensors",
+    )
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -490,7 +490,20 @@ USES: dict[str, tuple[list[str], str]] = {
     ),
     "a folder as a spec": (
         ["show", "a.json"],
-        "'a.json' is a folder, not a spec\n  fix:     give a YAML file, or the name of a shipped spec",
+        (
+            "this folder is no checkpoint: it has neither config.json nor model_index.json\n"
+            "  where:   a.json\n"
+            "  allowed: a checkpoint's folder, a shipped spec, a spec's YAML file, or an .onnx file\n"
+            "  fix:     correct the path, or write a spec whose `weights: {source: ...}` names the .safetensors"
+        ),
+    ),
+    "a name on a hub as a spec": (
+        ["show", "some-lab/Some-Model-1.5B"],
+        (
+            "there is no file 'some-lab/Some-Model-1.5B'\n"
+            "  fix:     a model of a hub is not fetched: download its folder first "
+            "(hf download some-lab/Some-Model-1.5B --local-dir FOLDER)"
+        ),
     ),
     "an ONNX file as a spec": (
         ["show", "x.npz"],

@@ -531,7 +531,7 @@ def test_unknown_variant_and_unknown_spec() -> None:
 def test_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="there is no file"):
         load_spec(tmp_path / "absent.yaml")
-    with pytest.raises(SpecError, match="is a folder"):
+    with pytest.raises(SpecError, match="this folder is no checkpoint"):
         load_spec(tmp_path)
     path = tmp_path / "latin.yaml"
     path.write_bytes(b"name: caf\xe9\n")
