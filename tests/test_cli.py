@@ -39,7 +39,7 @@ FROZEN = {
         "BUNDLE|MODEL.onnx",
         "--target",
         "--backend=onnxruntime|tensorrt|tensorrt-rtx",
-        "--fixed",
+        "--fixed...",
         "--timing-cache",
     ),
     "check": ("BUNDLE", "--backend...=onnxruntime|tensorrt|tensorrt-rtx"),
