@@ -9,20 +9,24 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
+from passes_support import random
 from small_bundles import SIDE, change_manifest, write_classifier
 from test_runtime import H200, add_engine, make_machine
 
 from engines import parity
 from engines.backends import load_backend
-from engines.backends._trt_worker import _fix_sizes
 from engines.backends.base import Availability
 from engines.build import build_bundle
 from engines.build_jobs import choose_jobs
+from engines.profiles import make_profiles
 from engines.ranking import rank_engines
 from engines.reference import read_golden, resize_feed
 from engines.runtime import load, session
 from engines.runtime.preflight import Candidate
+from engines.static_graph import find_static, write_static
 from specs.bundle import EngineFile, Graph, read_manifest, verify_files
 from specs.errors import BuildError, PreflightError
 from tests.bundles import make_model, make_weights, write_bundle
@@ -88,14 +92,33 @@ def test_every_dim_of_a_graph_must_be_named(bundle: Path) -> None:
         choose_jobs(other, "rtx-4090", None, [{"batch": 2}])
 
 
-def test_a_profile_of_one_size_makes_the_network_static() -> None:
-    tensors = [SimpleNamespace(name="x", shape=(-1, 4)), SimpleNamespace(name="fixed", shape=(3,))]
-    network = SimpleNamespace(num_inputs=2, get_input=lambda index: tensors[index])
-    ranged = [{"x": [[1, 4], [2, 4], [2, 4]]}]
-    assert _fix_sizes(network, ranged) == ranged and tensors[0].shape == (-1, 4)
-    two = [{"x": [[2, 4]] * 3}] * 2
-    assert _fix_sizes(network, two) == two
-    assert _fix_sizes(network, two[:1]) == [] and tensors[0].shape == (2, 4) and tensors[1].shape == (3,)
+def test_a_static_graph_is_the_same_graph(bundle: Path, tmp_path: Path) -> None:
+    """ONNX Runtime runs it, and refuses another batch; the file says what onnx's own package would say."""
+    path = bundle / "block/model.cpu-fp32.onnx"
+    value = random(3, *(int(size) for size in read_manifest(bundle).graphs[0].inputs[0].shape[1:]))
+    (profile,) = make_profiles(read_manifest(bundle).graphs[0].inputs, {"batch": (3, 3, 3)}, where="")
+    shapes = find_static((profile,), ())
+    with write_static(path, shapes, path.with_name("static.onnx")) as static:
+        wanted = onnx.load(path, load_external_data=False)
+        for dim, size in zip(wanted.graph.input[0].type.tensor_type.shape.dim, value.shape, strict=True):
+            dim.dim_value = size
+        assert onnx.load(static, load_external_data=False) == wanted
+        one, other = (onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"]) for file in (static, path))
+        assert all(
+            np.array_equal(*pair)
+            for pair in zip(one.run(None, {"tokens": value}), other.run(None, {"tokens": value}), strict=True)
+        )
+        with pytest.raises(Exception, match="Got: 2 Expected: 3"):
+            one.run(None, {"tokens": value[:2]})
+    assert not static.exists() and path.exists()
+
+
+def test_ranges_and_static_graphs_are_compiled_as_they_are(bundle: Path) -> None:
+    (profile,) = make_profiles(read_manifest(bundle).graphs[0].inputs, {"batch": (1, 3, 3)}, where="")
+    one = replace(profile, minimum=profile.maximum)
+    assert not find_static((profile,), ()) and not find_static((), ()) and not find_static((one,), (one,))
+    with write_static(bundle / "m.onnx", {}, bundle / "never") as model:
+        assert model == bundle / "m.onnx" and not (bundle / "never").exists()
 
 
 class StandIn:

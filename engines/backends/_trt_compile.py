@@ -6,11 +6,12 @@ Shared by `tensorrt_rtx` and `tensorrt`; the other side is `_trt_worker`.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from engines.backends._trt_refusals import clean_words, find_limit, find_remedy,
 from engines.backends.base import CompileRequest, CompileResult
 from engines.backends.worker import ROOT, make_environment
 from engines.onnx_file import Node, OnnxFile, read_onnx
+from engines.static_graph import find_static, write_static
 from specs.disk import translate_os_errors, word_os_error
 from specs.errors import BuildError, GraphError, MetagenError, OutputError
 from specs.progress import Progress
@@ -62,8 +64,15 @@ def compile_graph(
     graph = read_onnx(request.model)
     _check_opset(graph, _trt_versions.find_opsets(module, version), f"{title} {version}")
     name = f"{title} {version}"
-    with translate_os_errors(request.output), tempfile.TemporaryDirectory(prefix="metagen-build-") as scratch:
-        heard, status, tail = _run_worker(_to_json(request, module, graph), Path(scratch), progress)
+    shapes = find_static(request.profile, request.wide_profile)
+    beside = request.model.with_name(f".{request.model.name}.{os.getpid()}.static")
+    with (
+        translate_os_errors(request.output),
+        write_static(request.model, shapes, beside) as model,
+        tempfile.TemporaryDirectory(prefix="metagen-build-") as scratch,
+    ):
+        asked = replace(request, model=model, profile=() if shapes else request.profile)
+        heard, status, tail = _run_worker(_to_json(asked, module, graph), Path(scratch), progress)
     if heard.done is None:
         raise _translate(name, graph, request.output, heard, status, tail)
     done = heard.done

@@ -245,24 +245,13 @@ def _configure(
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if not decisions.strongly_typed:
         _keep_fp32(trt, network, set(request["keep_fp32"]))
-    for shapes_of in _fix_sizes(network, request["profiles"]):
+    for shapes_of in request["profiles"]:
         profile = builder.create_optimization_profile()
         for name, shapes in shapes_of.items():
             profile.set_shape(name, *shapes)
         if config.add_optimization_profile(profile) < 0:
             raise _Failure("setup", "the compiler refused the optimisation profile")
     return config
-
-
-def _fix_sizes(network: Any, profiles: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The profiles that are needed: one of a single size makes the network static instead."""
-    if len(profiles) != 1 or any(low != high for low, _, high in profiles[0].values()):
-        return profiles
-    for index in range(network.num_inputs):
-        tensor = network.get_input(index)
-        if tensor.name in profiles[0]:
-            tensor.shape = tuple(profiles[0][tensor.name][0])
-    return []
 
 
 def _limit_tactics(trt: Any, config: Any) -> list[str]:
