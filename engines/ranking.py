@@ -19,9 +19,8 @@ from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
-import numpy as np
-
 from engines.plugins import locate_files
+from engines.reference import read_golden
 from engines.runtime.preflight import ENGINE_MODULES, Candidate
 from engines.runtime.tensorrt import TensorRTEngine
 from specs.bundle import EngineFile, Graph, Manifest
@@ -40,8 +39,7 @@ def measure_latency(folder: Path, manifest: Manifest, graph: Graph, engine: Engi
     candidate = Candidate(file=engine.file, backend=engine.backend, precision=engine.precision, plugins=plugins)
     opened = TensorRTEngine(folder / engine.file, graph, candidate, plugins=[folder / name for name in plugins])
     try:
-        with np.load(folder / graph.golden) as golden:
-            feed = {tensor.name: golden[f"input:{tensor.name}"] for tensor in graph.inputs}
+        feed, _ = read_golden(folder, graph)
         names, times = [tensor.name for tensor in graph.outputs], []
         for index in range(_WARM_UP + _CALLS):
             start = time.perf_counter()

@@ -6,20 +6,17 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from specs.arrays import UnreadableArrayError, read_npz
 from specs.bundle import Graph, Manifest, resolve_inside
 from specs.errors import BundleError
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-_DAMAGED = (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error)
 
 
 def read_golden(folder: Path, graph: Graph) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -86,9 +83,8 @@ def split_batches(inputs: Mapping[str, Array], graph: Graph, manifest: Manifest)
 
 def _read_arrays(path: Path) -> dict[str, Array]:
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except (*_DAMAGED, AttributeError, TypeError) as error:  # the last two: an array under the name of an archive
+        return read_npz(path)
+    except UnreadableArrayError as error:
         raise BundleError(
             "reference data cannot be read", where=str(path), got=str(error), fix="export the bundle again"
         ) from None

@@ -26,6 +26,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_MOST_WORDS = 60  # that an error lists
+_LONGEST = 2000  # characters of one part of a message
 _OWN_PACKAGES = ("metagen_deploy", "exporters", "engines", "specs")
 
 
@@ -51,11 +53,17 @@ class MetagenError(Exception):
     ) -> None:
         self.problem, self.where, self.got, self.allowed, self.fix = problem, where, got, allowed, fix
         rows = (("where", where), ("got", got), ("allowed", allowed), ("fix", fix))
-        super().__init__("\n".join([problem, *(f"  {label + ':':<9}{text}" for label, text in rows if text)]))
+        lines = [_shorten(problem), *(f"  {label + ':':<9}{_shorten(text)}" for label, text in rows if text)]
+        super().__init__("\n".join(lines))
 
     def __reduce__(self) -> tuple[object, ...]:
         """Survive pickling between processes: keyword-only arguments are lost by the default."""
         return _rebuild, (type(self), self.problem, self.where, self.got, self.allowed, self.fix)
+
+
+def _shorten(text: str) -> str:
+    """A file may hold a key or a value of any length; its beginning says enough."""
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}… ({len(text) - _LONGEST} more characters)"
 
 
 def _rebuild(
@@ -144,8 +152,14 @@ def translate_import_error(error: ImportError, *, extra: str, needed_for: str) -
 
 
 def name_nearest(word: str, known: Iterable[str]) -> str:
-    """`batch, image (did you mean 'image'?)`: the known words, and the one most like `word`."""
+    """`batch, image (did you mean 'image'?)`: the known words, and the one most like `word`.
+
+    Of more than a person would read, as of a checkpoint's tensors, the nearest alone.
+    """
     words = sorted(known)
+    if len(words) > _MOST_WORDS:
+        nearest = difflib.get_close_matches(word[:_LONGEST], words, n=3, cutoff=0.0)
+        return f"{', '.join(nearest)} and {len(words) - len(nearest)} more"
     near = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
     listed = ", ".join(words) if words else "nothing"
     return f"{listed} (did you mean '{near[0]}'?)" if near else listed

@@ -411,7 +411,7 @@ USES: dict[str, tuple[list[str], str]] = {
         (
             "this file holds no arrays\n"
             "  where:   net.onnx\n"
-            "  got:     File is not a zip file\n"
+            "  got:     this is no archive of named arrays\n"
             "  allowed: .npz\n"
             "  fix:     write it with numpy.savez(FILE, NAME_OF_THE_INPUT=array)"
         ),

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import math
-import zipfile
-import zlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from engines.runtime.graph_session import GraphSession
 from engines.runtime.image import load_image
 from engines.runtime.request import Answer, Request
 from engines.runtime.session import Session
+from specs.arrays import UnreadableArrayError, read_npy, read_npz
 from specs.bundle import IoTensor
 from specs.errors import InputError, name_nearest
 
 if TYPE_CHECKING:
     from engines.runtime.arrays import Array
-
-_DAMAGED = (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error)
 
 
 def answer(session: Session, request: Request) -> Answer:
@@ -90,34 +85,28 @@ def _load_tensor(tensor: IoTensor, file: str) -> Array:
 
 
 def _load_array(file: str) -> Array:
-    """One .npy; never unpickles. Mapped first, so that a header that claims more than the file holds is refused."""
     try:
-        return np.array(np.lib.format.open_memmap(file, mode="r"))
-    except _DAMAGED as error:
+        return read_npy(file)
+    except UnreadableArrayError as error:
         raise InputError(
-            "this file holds no array", where=file, got=_shorten(error), allowed=".npy", fix="write it with numpy.save"
+            "this file holds no array", where=file, got=str(error), allowed=".npy", fix="write it with numpy.save"
         ) from None
 
 
 def _load_archive(file: str, known: Iterable[str]) -> dict[str, Array]:
-    """Arrays of an .npz whose key is a known name, alone or after `input:` as in golden data; never unpickles."""
+    """Arrays of an .npz whose key is a known name, alone or after `input:` as in golden data."""
+    keys = {f"input:{name}": name for name in known} | {name: name for name in known}
     try:
-        with zipfile.ZipFile(file), np.load(file, allow_pickle=False) as archive:
-            keys = {key.removeprefix("input:"): key for key in archive.files}
-            return {name: archive[keys[name]] for name in known if name in keys}
-    except _DAMAGED as error:
+        found = read_npz(file, keys)
+    except UnreadableArrayError as error:
         raise InputError(
             "this file holds no arrays",
             where=file,
-            got=_shorten(error),
+            got=str(error),
             allowed=".npz",
             fix="write it with numpy.savez(FILE, NAME_OF_THE_INPUT=array)",
         ) from None
-
-
-def _shorten(error: BaseException) -> str:
-    """What went wrong, without the file's name again."""
-    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+    return {name: found[key] for key, name in keys.items() if key in found}
 
 
 def _summarise(value: Array) -> tuple[float | None, ...]:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 class ContextTokenizer:
     """Ids, one end-of-text id, and padding.
 
+    An end in the middle of a text stays: it is what the text says, and the libraries' tokenizers keep it too.
+
     Args:
         config: `pipeline.tokenizer`: what `make_tokenizer` takes, `context_length`, `end_of_text`, and `pad_token` (0).
             Without `end_of_text` the ids are as they come: the tokenizer ends a text itself, if anything does.
@@ -41,7 +43,9 @@ class ContextTokenizer:
         """
         ids = self.tokenizer.encode(text)
         if self.end_of_text is not None:
-            ids = [*(token for token in ids if token != self.end_of_text), self.end_of_text]
+            while ids and ids[-1] == self.end_of_text:  # the tokenizer may write one itself
+                ids.pop()
+            ids.append(self.end_of_text)
         if len(ids) > self.context_length:
             raise InputError(
                 "the text has too many tokens",

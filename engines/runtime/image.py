@@ -10,6 +10,7 @@ the graph's size. With them it is treated as the image processor of the model's 
 from __future__ import annotations
 
 import importlib
+import io
 import re
 import warnings
 from collections.abc import Mapping
@@ -18,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from engines.runtime.files import read_bytes
+from engines.runtime.picture_steps import apply_steps
 from engines.runtime.png import MAX_PIXELS, SIGNATURE, NotDecodedHereError, decode_png
-from engines.runtime.resample import resize_like_pillow
+from specs.arrays import read_npy
 from specs.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 _NATIVE = "PNG, PPM, PGM or .npy"
 _NPY_MAGIC = b"\x93NUMPY"
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow's convert("L")
+_STREAM = re.compile(r" <_io\.BytesIO object at 0x[0-9a-f]+>")  # what Pillow calls bytes that it was handed
 _PNM_HEADER = re.compile(rb"P([56])\s(?:\s|#[^\n]*\n)*(\d+)\s(?:\s|#[^\n]*\n)*(\d+)\s(?:\s|#[^\n]*\n)*(\d+)\s")
 
 
@@ -63,49 +67,6 @@ def load_image(
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
 
 
-def apply_steps(pixels_HWC: Array, steps: Mapping[str, Any]) -> Array:
-    """uint8 [H, W, C], resized and cropped; what lies outside the picture is black."""
-    resize, size = steps.get("resize", "none"), steps.get("size")
-    height, width = pixels_HWC.shape[:2]
-    if resize == "stretch":
-        height, width = size if isinstance(size, (list, tuple)) else (size, size)
-    elif resize == "shortest_edge":
-        longest = int(size * max(height, width) / min(height, width))
-        height, width = (longest, size) if width <= height else (size, longest)
-    if (height, width) != pixels_HWC.shape[:2]:
-        resample = steps.get("resample", "bilinear")
-        pixels_HWC = _resize_bytes(pixels_HWC, height=height, width=width, resample=resample)
-    crop = steps.get("crop")
-    if crop is None:
-        return pixels_HWC
-    return _crop_centre(pixels_HWC, *(crop if isinstance(crop, (list, tuple)) else (crop, crop)))
-
-
-def _resize_bytes(pixels_HWC: Array, *, height: int, width: int, resample: str) -> Array:
-    """Pillow's own resize where it is installed (the library's answer on this machine), else ours, which equals it."""
-    try:
-        pillow = importlib.import_module("PIL.Image")
-    except ImportError:
-        return resize_like_pillow(pixels_HWC, height=height, width=width, resample=resample)
-    planes = [pillow.fromarray(np.ascontiguousarray(plane)) for plane in pixels_HWC.transpose(2, 0, 1)]
-    code = getattr(pillow.Resampling, resample.upper())
-    resized: Array = np.stack([np.asarray(plane.resize((width, height), code)) for plane in planes], axis=-1)
-    return resized
-
-
-def _crop_centre(pixels_HWC: Array, height: int, width: int) -> Array:
-    have_height, have_width, channels = pixels_HWC.shape
-    top, left = (have_height - height) // 2, (have_width - width) // 2
-    cropped = np.zeros((height, width, channels), pixels_HWC.dtype)
-    rows, columns = (
-        slice(max(top, 0), min(top + height, have_height)),
-        slice(max(left, 0), min(left + width, have_width)),
-    )
-    part = pixels_HWC[rows, columns]
-    cropped[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = part
-    return cropped
-
-
 def _put_on_white(pixels: Array) -> Array:
     """uint8 with alpha -> without, over white and rounded as Pillow's alpha_composite does."""
     if pixels.ndim == 2 or pixels.shape[2] not in (2, 4):
@@ -136,23 +97,19 @@ def _make_resize_matrix(source: int, target: int) -> Array:
 
 
 def _read_file(path: Path) -> Array:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError("the picture cannot be read", where=str(path), got=error.strerror, allowed=_NATIVE) from None
+    data = read_bytes(path, what="picture")
     try:
         if data.startswith(SIGNATURE):
             return decode_png(data)
         if data.startswith(_NPY_MAGIC):
-            stored: Array = np.array(np.lib.format.open_memmap(path, mode="r"))
-            return stored
+            return read_npy(path)
         if header := _PNM_HEADER.match(data):
             return _decode_pnm(header, data)
     except NotDecodedHereError as error:
-        return _read_with_pillow(path, str(error))
+        return _read_with_pillow(path, data, str(error))
     except (ValueError, EOFError, MemoryError) as error:
         raise _refuse(path, str(error) or "it does not fit into memory") from None
-    return _read_with_pillow(path, "it is no PNG, PPM, PGM or .npy")
+    return _read_with_pillow(path, data, "it is no PNG, PPM, PGM or .npy")
 
 
 def _refuse(path: Path, got: str) -> InputError:
@@ -179,7 +136,7 @@ def _decode_pnm(header: re.Match[bytes], data: bytes) -> Array:
     return pixels if largest == 255 else np.minimum(pixels / np.float32(largest), np.float32(1))
 
 
-def _read_with_pillow(path: Path, problem: str) -> Array:
+def _read_with_pillow(path: Path, data: bytes, problem: str) -> Array:
     """What numpy alone does not decode (`problem` says why), for machines that have Pillow."""
     try:
         pillow = importlib.import_module("PIL.Image")
@@ -194,10 +151,11 @@ def _read_with_pillow(path: Path, problem: str) -> Array:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", pillow.DecompressionBombWarning)  # the limit is ours
-            with pillow.open(path) as picture:
+            warnings.simplefilter("ignore", UserWarning)  # damaged metadata: what of the picture is there, is decoded
+            with pillow.open(io.BytesIO(data)) as picture:
                 return _convert_with_pillow(picture)
     except (OSError, SyntaxError, ValueError, MemoryError, pillow.DecompressionBombError) as error:
-        raise _refuse(path, f"{problem}; Pillow: {_without_path(error, path)}") from None
+        raise _refuse(path, f"{problem}; Pillow: {_STREAM.sub('', str(error)) or type(error).__name__}") from None
 
 
 def _convert_with_pillow(picture: Any) -> Array:
@@ -213,10 +171,6 @@ def _convert_with_pillow(picture: Any) -> Array:
     return pixels
 
 
-def _without_path(error: BaseException, path: Path) -> str:
-    return (str(error) or type(error).__name__).replace(f" {str(path)!r}", "")
-
-
 def _to_unit_range(pixels: Array, where: str) -> Array:
     if pixels.ndim not in (2, 3) or 0 in pixels.shape:
         raise InputError(
@@ -226,10 +180,11 @@ def _to_unit_range(pixels: Array, where: str) -> Array:
         scaled: Array = pixels.astype(np.float32) / np.float32(255)
         return scaled
     if pixels.dtype.kind != "f" or not (pixels.min() >= 0 and pixels.max() <= 1):
+        span = f" from {pixels.min()} to {pixels.max()}" if pixels.dtype.kind in "fiub" else ""
         raise InputError(
             "the picture's values are outside the range of its type",
             where=where,
-            got=f"{pixels.dtype} from {pixels.min()} to {pixels.max()}",
+            got=f"{pixels.dtype}{span}",
             allowed="uint8, or floating point in [0, 1]",
             fix="divide by the largest value that a pixel may have",
         )

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engines.runtime.files import read_bytes
 from specs.errors import InputError
 
 if TYPE_CHECKING:
     from engines.runtime.arrays import Array
 
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
-_MAX_BYTES = 1 << 30
+_LOUDEST = 1e9  # of samples in about [-1, 1]; integers that were not divided are below it
 _RATES = range(1000, 768_001)  # samples a second
 #: The filter of `resample`: its half width in periods of the lower rate, its window, and where it is at -6 dB. Measured
 #: on sines, as shares of the lower half rate: the error is -128 dB up to 0.8 and -73 dB at 0.9, and what lies beyond
@@ -53,17 +54,24 @@ def load_sound(sound: str | Path | Array, *, sample_rate: int, source_rate: int 
                 allowed="floats in [-1, 1], [samples] or [channels, samples]",
                 fix="divide integers by their full scale",
             )
-    if samples.shape[1] == 0:
+    if samples.size == 0:
         raise InputError("there is no sound in it", where=where, got="0 samples")
-    mono = samples.astype(np.float64).mean(axis=0)
-    if not np.isfinite(mono).all():
-        raise InputError("the sound holds NaN or infinity", where=where, fix="write it again")
+    with np.errstate(over="ignore", invalid="ignore"):
+        mono = samples.astype(np.float64).mean(axis=0)
+    if not (np.abs(mono) <= _LOUDEST).all():  # NaN is not, either
+        raise InputError(
+            "the sound holds NaN or infinity" if not np.isfinite(mono).all() else "the sound is far too loud to be one",
+            where=where,
+            got=f"up to {np.abs(samples).max():.3g}",
+            allowed="about -1 to 1",
+            fix="write it again",
+        )
     return resample(mono, source_rate or sample_rate, sample_rate).astype(np.float32)
 
 
 def read_wav(path: str | Path) -> tuple[Array, int]:
     """Samples [channels, samples], float64 in [-1, 1], and how many there are a second."""
-    data = _read_bytes(path)
+    data = read_bytes(path, what="sound")
     if len(data) < 12 or data[:4] != b"RIFF" or data[8:12] != b"WAVE":
         raise _word_refusal(path, "this file is no .wav", got=_describe_start(data))
     layout: tuple[int, int, int, int] | None = None
@@ -120,19 +128,6 @@ def _weigh(distance: Array, cutoff: float) -> Array:
     weights: Array = cutoff * np.sinc(distance * cutoff) * window * (np.abs(share) < 1)
     weights /= weights.sum()
     return weights
-
-
-def _read_bytes(path: str | Path) -> bytes:
-    try:
-        if Path(path).stat().st_size > _MAX_BYTES:
-            raise _word_refusal(
-                path, "the file is too large to be read at once", got=f"{Path(path).stat().st_size} bytes"
-            )
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(
-            "the sound cannot be read", where=str(path), got=error.strerror, fix="check the path"
-        ) from None
 
 
 def _read_layout(path: str | Path, body: bytes) -> tuple[int, int, int, int]:

@@ -15,8 +15,13 @@ from exporters.checkpoints.config import Config
 from exporters.checkpoints.pictures import CLIP, read_pictures
 from exporters.checkpoints.recipes import Recipe, take, take_linear
 from exporters.checkpoints.towers import (
+    IDS,
     get_image,
     has_tensor,
+    make_classifier_spec,
+    make_image_spec,
+    make_pair_spec,
+    make_text_spec,
     map_text,
     map_vision,
     read_grid,
@@ -68,24 +73,10 @@ class ClipImporter(Importer):
         config = folder.config
         vision = read_vision(_take_part(config, "vision_config"), folder)
         if has_tensor(folder, ("CLIPForImageClassification",), "classifier.weight"):
-            labels = read_labels(config)
-            return {
-                "modality": {"inputs": ["image"], "outputs": ["label"]},
-                "objective": "classification",
-                "components": {"classifier": {**vision, "pooling": "mean", "num_classes": len(labels)}},
-                "labels": labels,
-            }
-        tokenizer = describe_clip_tokenizer(folder)
-        return {
-            "modality": {"inputs": ["image", "text"], "outputs": ["embedding"]},
-            "objective": "contrastive",
-            "components": {
-                "image_encoder": vision,
-                "text_encoder": read_text(_take_part(config, "text_config")),
-                "fusion": {"kind": "fusion.late", "projection_size": config.take("projection_dim", int, 512)},
-            },
-            **({"tokenizers": {"text_encoder": tokenizer}} if tokenizer else {}),
-        }
+            return make_classifier_spec(vision, read_labels(config))
+        fusion = {"kind": "fusion.late", "projection_size": config.take("projection_dim", int, 512)}
+        text = read_text(_take_part(config, "text_config"))
+        return make_pair_spec(vision, text, fusion, describe_clip_tokenizer(folder))
 
     def map_tensors(self, spec: Spec, folder: Folder) -> Mapping[str, Recipe]:
         if "classifier" in spec.components:
@@ -156,31 +147,6 @@ class ClipTextImporter(Importer):
 
     def explain_unused(self, spec: Spec, folder: Folder) -> Mapping[str, str]:
         return IDS
-
-
-#: Tables that old versions of the library stored.
-IDS = {"*position_ids": "counted, not stored: 0, 1, 2 and so on"}
-
-
-def make_image_spec(encoder: dict[str, Any]) -> dict[str, Any]:
-    """The spec of an image tower alone."""
-    return {
-        "modality": {"inputs": ["image"], "outputs": ["embedding"]},
-        "objective": "contrastive",
-        "components": {"encoder": encoder},
-    }
-
-
-def make_text_spec(encoder: dict[str, Any], tokenizer: dict[str, Any] | None) -> dict[str, Any]:
-    """The spec of a text tower alone."""
-    length = encoder["context_length"]
-    return {
-        "modality": {"inputs": ["text"], "outputs": ["embedding"]},
-        "objective": "contrastive",
-        "components": {"encoder": encoder},
-        "dims": {"tokens": {"min": 1, "opt": length, "max": length}},
-        **({"tokenizers": {"encoder": tokenizer}} if tokenizer else {}),
-    }
 
 
 def _take_part(config: Config, key: str) -> Config:

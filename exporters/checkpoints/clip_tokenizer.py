@@ -85,7 +85,7 @@ def _read_ids(path: Path) -> dict[str, int]:
     if path.name == "vocab.json":
         return dict(data.data)
     ids = dict(data.take_config("model").take("vocab", dict))
-    return ids | {token["content"]: token["id"] for token in data.take("added_tokens", list, [])}
+    return ids | {token.take("content", str): token.take("id", int) for token in data.take_configs("added_tokens")}
 
 
 def _find_id(ids: dict[str, int], token: object, default: str, path: Path) -> int:

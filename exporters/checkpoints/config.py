@@ -74,6 +74,11 @@ class Config:
             )
         return Config(value, f"{self.where}: {key}")
 
+    def take_configs(self, key: str) -> list[Config]:
+        """A list of mappings; an empty one when it is absent."""
+        values = self.take(key, list, [])
+        return [Config({key: value}, self.where).take_config(key) for value in values]
+
     def require(self, key: str, allowed: Collection[Any], default: Any) -> Any:
         """The value of `key`, which must be one of `allowed`: what this project implements.
 

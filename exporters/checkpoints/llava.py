@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast, final
 
+from pydantic import ValidationError
+
 from exporters.checkpoints import clip, siglip
 from exporters.checkpoints.activations import read_activation
 from exporters.checkpoints.base import Folder, Importer
@@ -25,7 +27,7 @@ from exporters.checkpoints.mistral import MistralImporter
 from exporters.checkpoints.phi3 import Phi3Importer
 from exporters.checkpoints.qwen import Qwen2Importer, Qwen3Importer
 from exporters.checkpoints.recipes import Recipe, take_linear
-from exporters.checkpoints.towers import map_vision
+from exporters.checkpoints.towers import IDS, map_vision
 from specs.components import DecoderComponent, ProjectorComponent, VisionTransformerComponent
 from specs.errors import CheckpointError
 from specs.schema import Spec
@@ -112,14 +114,23 @@ class LlavaImporter(Importer):
             },
             "*vision_tower*.post_layernorm.*": "the projector reads tokens before this norm",
             "*vision_tower*.head.*": "the projector reads tokens, not what is pooled from them",
-            **clip.IDS,
+            **IDS,
             **explain_decoder(cast(DecoderComponent, spec.components["decoder"]), head=_find_head(folder)),
         }
 
 
 def count_pieces(tower: Mapping[str, Any], projector: Mapping[str, Any]) -> int:
     """Tokens that one picture becomes."""
-    return VisionTransformerComponent.model_validate(tower).num_tokens - int(projector["skip_tokens"])
+    try:
+        config = VisionTransformerComponent.model_validate(tower)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise CheckpointError(
+            f"the checkpoint's config contradicts itself: vision_config: {first['msg']}",
+            where=".".join(map(str, first["loc"])) or None,
+            fix="restore config.json: it belongs to the checkpoint",
+        ) from None
+    return config.num_tokens - int(projector["skip_tokens"])
 
 
 def _describe_decoder(config: Config) -> tuple[dict[str, Any], int]:

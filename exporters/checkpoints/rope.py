@@ -29,7 +29,7 @@ def describe_rope(
         rename: types that a family treats as another one.
     """
     rope = read_rope(config) if parameters is None else parameters
-    kind = rope.data.get("rope_type") or rope.data.get("type") or "default"
+    kind = rope.take_first(("rope_type", "type"), str, "default")
     kind = (rename or {}).get(kind, kind)
     share = rope.take("partial_rotary_factor", float, config.take("partial_rotary_factor", float, 1.0))
     fields: dict[str, Any] = {"rope_theta": rope.take("rope_theta", float, config.take("rope_theta", float, theta))}

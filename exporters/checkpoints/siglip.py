@@ -11,13 +11,17 @@ from typing import Any, cast, final
 
 from exporters.checkpoints.assets import describe_tokenizer
 from exporters.checkpoints.base import Folder, Importer
-from exporters.checkpoints.clip import IDS, make_image_spec, make_text_spec
 from exporters.checkpoints.config import Config
 from exporters.checkpoints.pictures import SIGLIP, read_pictures
 from exporters.checkpoints.recipes import Recipe, compute, reshape, take_linear, take_module
 from exporters.checkpoints.towers import (
+    IDS,
     get_image,
     has_tensor,
+    make_classifier_spec,
+    make_image_spec,
+    make_pair_spec,
+    make_text_spec,
     map_text,
     map_vision,
     read_grid,
@@ -85,24 +89,9 @@ class SiglipImporter(Importer):
         config = folder.config
         vision = read_vision(config.take_config("vision_config"), folder)
         if has_tensor(folder, ("SiglipForImageClassification",), "classifier.weight"):
-            labels = read_labels(config)
-            return {
-                "modality": {"inputs": ["image"], "outputs": ["label"]},
-                "objective": "classification",
-                "components": {"classifier": {**vision, "pooling": "mean", "num_classes": len(labels)}},
-                "labels": labels,
-            }
-        tokenizer = describe_tokenizer(folder)
-        return {
-            "modality": {"inputs": ["image", "text"], "outputs": ["embedding"]},
-            "objective": "contrastive",
-            "components": {
-                "image_encoder": vision,
-                "text_encoder": read_text(config.take_config("text_config")),
-                "fusion": {"kind": "fusion.sigmoid"},
-            },
-            **({"tokenizers": {"text_encoder": tokenizer}} if tokenizer else {}),
-        }
+            return make_classifier_spec(vision, read_labels(config))
+        text = read_text(config.take_config("text_config"))
+        return make_pair_spec(vision, text, {"kind": "fusion.sigmoid"}, describe_tokenizer(folder))
 
     def map_tensors(self, spec: Spec, folder: Folder) -> Mapping[str, Recipe]:
         if "classifier" in spec.components:

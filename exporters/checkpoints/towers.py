@@ -141,3 +141,50 @@ def map_text(ours: str, theirs: str, config: ClipTextComponent) -> dict[str, Rec
 def take_scalar(name: str) -> Recipe:
     """A tensor of one value, whatever its rank."""
     return reshape(name)
+
+
+#: Tables that old versions of the library stored.
+IDS = {"*position_ids": "counted, not stored: 0, 1, 2 and so on"}
+
+
+def make_classifier_spec(vision: dict[str, Any], labels: list[str]) -> dict[str, Any]:
+    """The spec of an image tower whose tokens are averaged and classified."""
+    return {
+        "modality": {"inputs": ["image"], "outputs": ["label"]},
+        "objective": "classification",
+        "components": {"classifier": {**vision, "pooling": "mean", "num_classes": len(labels)}},
+        "labels": labels,
+    }
+
+
+def make_pair_spec(
+    vision: dict[str, Any], text: dict[str, Any], fusion: dict[str, Any], tokenizer: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The spec of both towers, whose features are compared."""
+    return {
+        "modality": {"inputs": ["image", "text"], "outputs": ["embedding"]},
+        "objective": "contrastive",
+        "components": {"image_encoder": vision, "text_encoder": text, "fusion": fusion},
+        **({"tokenizers": {"text_encoder": tokenizer}} if tokenizer else {}),
+    }
+
+
+def make_image_spec(encoder: dict[str, Any]) -> dict[str, Any]:
+    """The spec of an image tower alone."""
+    return {
+        "modality": {"inputs": ["image"], "outputs": ["embedding"]},
+        "objective": "contrastive",
+        "components": {"encoder": encoder},
+    }
+
+
+def make_text_spec(encoder: dict[str, Any], tokenizer: dict[str, Any] | None) -> dict[str, Any]:
+    """The spec of a text tower alone."""
+    length = encoder["context_length"]
+    return {
+        "modality": {"inputs": ["text"], "outputs": ["embedding"]},
+        "objective": "contrastive",
+        "components": {"encoder": encoder},
+        "dims": {"tokens": {"min": 1, "opt": length, "max": length}},
+        **({"tokenizers": {"encoder": tokenizer}} if tokenizer else {}),
+    }

@@ -145,8 +145,8 @@ def read_tokens(config: Config, generation: Config) -> dict[str, Any]:
         "language_tokens": languages,
         "task_tokens": tasks,
         "end_tokens": _list_ids(ends if isinstance(ends, list) else [ends], vocab_size),
-        "suppress_tokens": _list_ids(source.data.get("suppress_tokens"), vocab_size),
-        "begin_suppress_tokens": _list_ids(source.data.get("begin_suppress_tokens"), vocab_size),
+        "suppress_tokens": _list_ids(source.take("suppress_tokens", list, []), vocab_size),
+        "begin_suppress_tokens": _list_ids(source.take("begin_suppress_tokens", list, []), vocab_size),
     }
     most = source.take_first(("max_new_tokens", "max_length"), int, 0)
     if most > 0:
@@ -161,7 +161,11 @@ def _list_prompt(
     language, task = source.take("language", str, ""), source.take("task", str, "")
     prompt: list[int | None] = []
     if not language and not task:
-        forced = source.data.get("forced_decoder_ids") or config.data.get("forced_decoder_ids") or []
+        forced = source.take("forced_decoder_ids", list, []) or config.take("forced_decoder_ids", list, [])
+        if not all(isinstance(pair, list) and len(pair) == 2 and _is_forced(pair[1]) for pair in forced):
+            raise CheckpointError(
+                "'forced_decoder_ids' is no list of places and tokens", where=source.where, got=str(forced)[:120]
+            )
         prompt = [token for place, (index, token) in enumerate(forced, 1) if index == place]
         if len(prompt) != len(forced):
             raise CheckpointError("'forced_decoder_ids' leaves places out", where=source.where, got=str(forced)[:120])
@@ -200,9 +204,14 @@ def _take_ids(source: Config, key: str, vocab_size: int) -> dict[str, int]:
     return {name: token for name, token in source.take_config(key).data.items() if _is_id(token, vocab_size)}
 
 
-def _list_ids(values: Any, vocab_size: int) -> list[int]:
+def _list_ids(values: list[Any], vocab_size: int) -> list[int]:
     """Ids inside the vocabulary: small models inherit lists from large ones, and what cannot be said needs no ban."""
-    return [value for value in values or [] if _is_id(value, vocab_size)]
+    return [value for value in values if _is_id(value, vocab_size)]
+
+
+def _is_forced(token: object) -> bool:
+    """None leaves the place to what is heard."""
+    return token is None or (type(token) is int and token >= 0)
 
 
 def _is_id(value: object, vocab_size: int) -> bool:

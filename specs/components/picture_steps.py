@@ -13,7 +13,7 @@ _LARGEST = 1 << 20
 
 def check_pair(value: object) -> int | tuple[int, int]:
     """One number, or [height, width]; two that are equal become one."""
-    parts = value if isinstance(value, tuple) else (value, value)
+    parts = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     if len(parts) != 2 or not all(type(part) is int and 1 <= part <= _LARGEST for part in parts):
         raise ValueError(f"needs a whole number from 1, or [height, width], got {value!r}")
     return parts[0] if parts[0] == parts[1] else (parts[0], parts[1])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from specs.arrays import UnreadableArrayError, list_npz, read_npz
 from specs.errors import CalibrationError
 from specs.graphs import GraphSpec
 from specs.schema import Dim, TensorSpec
 
 Arrays = dict[str, NDArray[Any]]
-
-_ZIP_MAGIC = b"PK"
 
 
 def load_arrays(
@@ -56,36 +53,28 @@ def read_arrays(path: Path, names: Sequence[str]) -> Arrays:
     Raises:
         CalibrationError: the file is missing or damaged, or has no array of one of the names.
     """
-    arrays = _read(path)
+    if not path.exists():
+        raise CalibrationError("the data file does not exist", where=str(path), fix="correct its path")
+    try:
+        there = list_npz(path)
+        arrays = read_npz(path, names)
+    except UnreadableArrayError as error:
+        raise CalibrationError(
+            "the data file is truncated, or is not a .npz of plain arrays",
+            where=str(path),
+            got=str(error),
+            fix="write it again: numpy.savez_compressed(FILE, NAME_OF_THE_INPUT=array)",
+        ) from None
     for name in names:
         if name not in arrays:
             raise CalibrationError(
                 f"the data has no array '{name}'",
                 where=str(path),
-                got=", ".join(arrays) or "nothing",
+                got=", ".join(there) or "nothing",
                 allowed=", ".join(names),
                 fix="save the arrays under the names of the graph's inputs",
             )
     return {name: arrays[name] for name in names}
-
-
-def _read(path: Path) -> Arrays:
-    try:
-        with path.open("rb") as file:
-            if file.read(len(_ZIP_MAGIC)) != _ZIP_MAGIC:  # what is neither, numpy would offer to unpickle
-                raise ValueError("this is no archive of named arrays")
-            file.seek(0)
-            loaded = np.load(file, allow_pickle=False)
-            return {name: loaded[name] for name in loaded.files}
-    except FileNotFoundError:
-        raise CalibrationError("the data file does not exist", where=str(path), fix="correct its path") from None
-    except (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
-        raise CalibrationError(
-            "the data file is truncated, or is not a .npz of plain arrays",
-            where=str(path),
-            got=(isinstance(error, OSError) and error.strerror) or str(error).split("\n")[0] or type(error).__name__,
-            fix="write it again: numpy.savez_compressed(FILE, NAME_OF_THE_INPUT=array)",
-        ) from None
 
 
 def _check_array(path: Path, array: NDArray[Any], tensor: TensorSpec, dims: Mapping[str, Dim]) -> None:

@@ -197,6 +197,32 @@ def test_bad_checkpoint_is_refused_in_words(case: str, folder: Path, tmp_path: P
     assert not list(output.parent.iterdir()), "nothing half-written"
 
 
+ODD_VALUES: tuple[Any, ...] = (
+    None, "x", "", -1, 0, 10**12, 10**40, 1.5, float("nan"), float("inf"), True, [], [1, "a"], [[1]], {}, {"a": 1}, "../x",
+)  # fmt: skip
+
+
+def test_config_with_any_value_for_any_key(folder: Path) -> None:
+    """Each key, those of mappings too, with each odd value: a spec, or a refusal that says where."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | {
+        "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+        "quantization_config": {},
+    }
+    refused = 0
+    for key in config:
+        inner = config[key] if isinstance(config[key], dict) else {}
+        for value in ODD_VALUES:
+            for changed in ({key: value}, *({key: {**inner, name: value}} for name in inner)):
+                path.write_text(json.dumps(config | changed))
+                try:
+                    open_checkpoint(folder)
+                except MetagenError as error:
+                    assert error.where or error.fix, error
+                    refused += 1
+    assert refused > 200
+
+
 def test_unknown_family_lists_those_there_are_and_the_way_out(folder: Path) -> None:
     edit_config(model_type="mamba")(folder)
     with pytest.raises(MetagenError) as caught:

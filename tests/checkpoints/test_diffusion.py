@@ -352,11 +352,10 @@ def test_pipeline(pipeline: tuple[Any, Path, Path]) -> None:
             ours._encoders, (made.tokenizer, getattr(made, "tokenizer_2", None)), strict=False
         ):
             wanted = tokenizer(prompts, padding="max_length", max_length=CONTEXT, truncation=True).input_ids
-            assert [encoder.tokenize(prompt).tolist() for prompt in prompts] == wanted
-        scheduler = SCHEDULERS[ours._schedule["method"]](ours._schedule, STEPS)
+            assert [encoder.context.encode(prompt).tolist() for prompt in prompts] == wanted
         texts = ours.encode(prompts)
         texts = ours._encode_absence(texts, None, len(prompts)).join(texts)
-        latents = ours.denoise(noise, texts, scheduler, ours._schedule["guidance_scale"])
+        latents = ours.denoise(noise, texts, ours.schedule.begin(STEPS), ours.schedule.guidance_scale)
         pictures = ours.generate(prompts, latents=noise, steps=STEPS)
         other = ours.generate(prompts, latents=noise, steps=STEPS, guidance_scale=1.0, negative_prompt="x")
     double = run_pipeline(made, noise, prompts, torch.float64, "latent")

@@ -18,7 +18,8 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from engines.runtime import Request, answer, load
-from engines.runtime.image import apply_steps, load_image
+from engines.runtime.image import load_image
+from engines.runtime.picture_steps import apply_steps
 from engines.runtime.pipelines import ImageEmbedding, ImageTextSimilarity
 from engines.runtime.resample import RESAMPLES, resize_like_pillow
 from exporters.checkpoints import read_spec

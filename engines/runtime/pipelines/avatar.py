@@ -20,6 +20,7 @@ from engines.runtime.image import load_image
 from engines.runtime.pipelines.base import Pipeline
 from engines.runtime.pipelines.batching import get_batch_range, pad_rows
 from engines.runtime.pipelines.classification import take_image_size
+from engines.runtime.pipelines.decoding import MOST_LAYERS
 from engines.runtime.request import Answer, Film, Request
 from engines.runtime.sound import load_sound
 from specs.bundle import Manifest
@@ -38,7 +39,8 @@ class Avatar(Pipeline):
 
     def __init__(self, folder: Path, manifest: Manifest, graphs: Mapping[str, GraphSession]) -> None:
         config = manifest.pipeline
-        self.state_names = ["heard", *(f"layer_{layer}" for layer in range(take_field(config, "num_layers", int)))]
+        layers = range(take_field(config, "num_layers", int, most=MOST_LAYERS))
+        self.state_names = ["heard", *(f"layer_{layer}" for layer in layers)]
         self.appearance = take_graph(config, "appearance", graphs, inputs=("image",), outputs=("volume", "keypoints"))
         self.motion = take_graph(
             config,
@@ -52,7 +54,7 @@ class Avatar(Pipeline):
         )
         self._size = take_image_size(config)
         self.sample_rate_hz = take_field(config, "sample_rate_hz", int)
-        self.frames_per_second = take_field(config, "frames_per_second", int)
+        self.frames_per_second = take_field(config, "frames_per_second", int, most=self.sample_rate_hz)
 
     @property
     def samples_per_frame(self) -> int:
@@ -73,8 +75,8 @@ class Avatar(Pipeline):
         return Film(frames=np.stack(frames), frames_per_second=self.frames_per_second)
 
     def answer(self, request: Request) -> Answer:
-        voices = [file for file in request.files if file.endswith(_SOUNDS)]
-        pictures = [file for file in request.files if not file.endswith(_SOUNDS)]
+        voices = [file for file in request.files if file.lower().endswith(_SOUNDS)]
+        pictures = [file for file in request.files if not file.lower().endswith(_SOUNDS)]
         if len(voices) != 1 or len(pictures) != 1 or request.prompts:
             raise InputError(
                 "this bundle takes one picture and one voice",

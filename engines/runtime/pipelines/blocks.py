@@ -22,7 +22,7 @@ import numpy as np
 from engines.runtime.fields import take_field, take_graph
 from engines.runtime.pipelines.base import Pipeline
 from engines.runtime.pipelines.batching import get_batch_range, pad_rows
-from engines.runtime.pipelines.decoding import Sampler, fit_cache, get_axis_range
+from engines.runtime.pipelines.decoding import Sampler, fit_cache, get_axis_range, take_cache_names
 from engines.runtime.request import Answer, Picture, Request, require
 from engines.runtime.text import make_tokenizer
 from specs.bundle import Manifest
@@ -67,8 +67,7 @@ class BlockGeneration(Pipeline):
 
     def __init__(self, folder: Path, manifest: Manifest, graphs: Mapping[str, GraphSession]) -> None:
         config = manifest.pipeline
-        layers = range(take_field(config, "num_layers", int))
-        self._present = [f"{kind}_{layer}" for layer in layers for kind in ("keys", "values")]
+        self._present = take_cache_names(config)
         past = [f"past_{name}" for name in self._present]
         outputs = ["state", *self._present]
         self._prefill = take_graph(config, "prefill", graphs, inputs=("x", "lengths"), outputs=outputs)

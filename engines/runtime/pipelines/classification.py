@@ -10,6 +10,7 @@ import numpy as np
 
 from engines.runtime.fields import take_field, take_graph, take_strings
 from engines.runtime.image import load_image
+from engines.runtime.picture_steps import check_steps
 from engines.runtime.pipelines.base import Pipeline
 from engines.runtime.pipelines.batching import run_rows, softmax
 from engines.runtime.request import Answer, Request, require
@@ -69,4 +70,5 @@ def take_image_size(config: Mapping[str, object]) -> dict[str, Any]:
     }
     if "steps" in image:
         size["steps"] = take_field(image, "steps", dict, at="pipeline.image")
+        check_steps(size["steps"])
     return size

@@ -18,10 +18,11 @@ import numpy as np
 from engines.runtime.fields import take_field, take_graph, take_strings
 from engines.runtime.pipelines.base import Pipeline
 from engines.runtime.pipelines.batching import run_rows
+from engines.runtime.pipelines.decoding import get_axis_range
 from engines.runtime.request import Answer, Request, require
 from engines.runtime.sound import load_sound
 from specs.bundle import Manifest
-from specs.errors import InputError
+from specs.errors import BundleError, InputError
 
 if TYPE_CHECKING:
     from engines.runtime.arrays import Array
@@ -37,10 +38,19 @@ class SpeechCtc(Pipeline):
         self._graph = take_graph(config, "graph", graphs, inputs=("samples", "lengths"), outputs=("logits",))
         self.sample_rate = take_field(config, "sample_rate", int)
         self._labels = take_strings(config, "labels")
-        self._blank = int(config.get("blank_token", 0))
-        self._delimiter = str(config.get("word_delimiter", "|"))
-        self._lower_case = bool(config.get("lower_case"))
-        self._mask_padding = bool(config.get("mask_padding"))
+        words = self._graph.graph.outputs[0].shape[-1]
+        if self._labels and len(self._labels) != words:
+            raise BundleError(
+                "manifest: pipeline.labels are not as many as the graph's logits",
+                got=str(len(self._labels)),
+                allowed=str(words),
+                fix="export the bundle again",
+            )
+        last = words - 1 if isinstance(words, int) else 0
+        self._blank = take_field(config, "blank_token", int, 0, least=0, most=last)
+        self._delimiter = take_field(config, "word_delimiter", str, "|")
+        self._lower_case = take_field(config, "lower_case", bool, False)
+        self._mask_padding = take_field(config, "mask_padding", bool, False)
         self._smallest = take_field(config, "frame_samples", int)
         self._stride = take_field(config, "frame_stride", int)
 
@@ -57,11 +67,12 @@ class SpeechCtc(Pipeline):
         """
         if not sounds:
             raise InputError("there is nothing to transcribe", allowed="one sound or more")
-        _, high = self._get_range()
+        _, high = get_axis_range(self._graph, "samples", 1)
         texts = []
         for sound in sounds:
             samples = load_sound(sound, sample_rate=self.sample_rate)
-            pieces = [samples[start : start + high] for start in range(0, len(samples), high)]
+            step = high or len(samples)
+            pieces = [samples[start : start + step] for start in range(0, len(samples), step)]
             spelled = (self.spell(logits.argmax(axis=-1)) for logits in self.compute_logits(pieces))
             texts.append(" ".join(filter(None, spelled)))
         return texts
@@ -84,7 +95,7 @@ class SpeechCtc(Pipeline):
         return text.lower() if self._lower_case else text
 
     def _run(self, pieces: Sequence[Array]) -> list[Array]:
-        low, _ = self._get_range()
+        low, _ = get_axis_range(self._graph, "samples", 1)
         lengths = np.array([max(len(piece), self._smallest) for piece in pieces], np.int64)
         samples = np.zeros((len(pieces), max(low, int(lengths.max()))), np.float32)
         for row, piece in zip(samples, pieces, strict=True):
@@ -93,11 +104,3 @@ class SpeechCtc(Pipeline):
         return [
             row[: (length - self._smallest) // self._stride + 1] for row, length in zip(logits, lengths, strict=True)
         ]
-
-    def _get_range(self) -> tuple[int, int]:
-        """Fewest and most samples that the graph takes."""
-        size = self._graph.graph.inputs[0].shape[1]
-        if isinstance(size, int):
-            return size, size
-        low, _, high = self._graph.dims[size]
-        return low, high

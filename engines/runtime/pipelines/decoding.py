@@ -7,10 +7,11 @@ cache goes into the next step as it came out, without a copy on this side.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from engines.runtime.fields import take_field
 from engines.runtime.pipelines.batching import softmax
 from specs.errors import ParityError
 
@@ -19,14 +20,28 @@ if TYPE_CHECKING:
     from engines.runtime.graph_session import GraphSession
 
 _SMALLEST_CACHE = 32  # slots
+MOST_LAYERS = 10_000  # a manifest may say any number
 
 
 class Sampler:
-    """Next tokens [B] from logits [B, V]: the likeliest, or with a temperature a seeded draw among the `top_k`."""
+    """Next tokens [B] from logits [B, V]: the likeliest, or with a temperature a seeded draw among the `top_k`.
 
-    def __init__(self, temperature: float, top_k: int, seed: int) -> None:
+    Args:
+        banned: ids that are never chosen. banned_first: ids that are not chosen by the first call.
+    """
+
+    def __init__(
+        self,
+        temperature: float,
+        top_k: int,
+        seed: int,
+        *,
+        banned: Sequence[int] = (),
+        banned_first: Sequence[int] = (),
+    ) -> None:
         self._temperature, self._top_k = temperature, top_k
         self._random = np.random.default_rng(seed)
+        self._banned, self._banned_now = list(banned), [*banned, *banned_first]
 
     def choose(self, logits_BV: Array) -> Array:
         best = logits_BV.max(axis=1)
@@ -36,6 +51,11 @@ class Sampler:
                 got=f"a largest logit of {best[~np.isfinite(best)][0]}",
                 fix="metagen-deploy check BUNDLE names the first tensor that is wrong",
             )
+        if self._banned_now:
+            logits_BV = logits_BV.copy()
+            logits_BV[:, self._banned_now] = -np.inf
+            best = logits_BV.max(axis=1)
+        self._banned_now = self._banned
         if self._temperature == 0:
             likeliest: Array = logits_BV.argmax(axis=1)
             return likeliest
@@ -46,6 +66,12 @@ class Sampler:
         shares = softmax(scores).cumsum(axis=1)
         draws = self._random.random(len(shares)) * shares[:, -1]
         return np.array([np.searchsorted(row, draw, side="right") for row, draw in zip(shares, draws, strict=True)])
+
+
+def take_cache_names(config: Mapping[str, Any]) -> list[str]:
+    """What a decoder's graphs call a step's keys and values, by `pipeline.num_layers`: `keys_0`, `values_0`, ..."""
+    layers = range(take_field(config, "num_layers", int, most=MOST_LAYERS))
+    return [f"{kind}_{layer}" for layer in layers for kind in ("keys", "values")]
 
 
 def get_axis_range(graph: GraphSession, tensor: str, axis: int) -> tuple[int, int | None]:

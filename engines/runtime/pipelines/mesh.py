@@ -20,6 +20,7 @@ from engines.runtime.context import ContextTokenizer
 from engines.runtime.fields import take_field, take_graph
 from engines.runtime.pipelines.base import Pipeline
 from engines.runtime.pipelines.batching import get_batch_range, pad_rows
+from engines.runtime.pipelines.decoding import get_axis_range
 from engines.runtime.request import Answer, Mesh, Request, require
 from specs.bundle import Manifest
 from specs.errors import InputError, MissingDependency
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from engines.runtime.graph_session import GraphSession
 
 _DEFAULT_RESOLUTION = 64
+_MOST_POINTS = 1 << 16  # at once, where the graph does not say
 
 
 @final
@@ -80,7 +82,8 @@ class TextToMesh(Pipeline):
 
     def read_field(self, planes: Array, points: Array) -> tuple[Array, Array]:
         """Distance [N] and colour [N, 3] at points [N, 3] of [-1, 1], as many at a time as the graph takes."""
-        low, high = self._get_points_range()
+        low, most = get_axis_range(self._field, "points", 1)
+        high = most or _MOST_POINTS
         rows = self._count_rows()
         wide = pad_rows(planes, rows)
         distances, colours = [], []
@@ -103,13 +106,6 @@ class TextToMesh(Pipeline):
 
     def _count_rows(self) -> int:
         return max(get_batch_range(graph)[0] for graph in (self._texts, self._triplane, self._field))
-
-    def _get_points_range(self) -> tuple[int, int]:
-        size = next(t for t in self._field.graph.inputs if t.name == "points").shape[1]
-        if isinstance(size, int):
-            return size, size
-        low, _, high = self._field.dims.get(size, (1, 1, 1 << 16))
-        return low, high
 
 
 def _find_marching_cubes() -> Callable[..., Any]:

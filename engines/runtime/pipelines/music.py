@@ -24,7 +24,7 @@ from engines.runtime.fields import take_field, take_graph
 from engines.runtime.pipelines.base import Pipeline
 from engines.runtime.pipelines.batching import get_batch_range, pad_rows
 from engines.runtime.pipelines.codec import CodecDecoder
-from engines.runtime.pipelines.decoding import Sampler, fit_cache, get_axis_range
+from engines.runtime.pipelines.decoding import Sampler, fit_cache, get_axis_range, take_cache_names
 from engines.runtime.request import Answer, Request, Sound, require
 from engines.runtime.text import make_tokenizer
 from specs.bundle import Manifest
@@ -44,9 +44,7 @@ class TextToAudio(Pipeline):
 
     def __init__(self, folder: Path, manifest: Manifest, graphs: Mapping[str, GraphSession]) -> None:
         config = manifest.pipeline
-        self._names = [
-            f"{kind}_{i}" for i in range(take_field(config, "num_layers", int)) for kind in ("keys", "values")
-        ]
+        self._names = take_cache_names(config)
         past, self._cross = [f"past_{name}" for name in self._names], [f"cross_{name}" for name in self._names]
         outputs = ["logits", *self._names]
         self._text = take_graph(config, "text_encoder", graphs, inputs=("token_ids", "lengths"), outputs=("states",))
@@ -60,7 +58,7 @@ class TextToAudio(Pipeline):
         self._codebooks = take_field(config, "num_codebooks", int)
         self._start_token = take_field(config, "codebook_size", int)  # the one behind the codes
         self._text_vocab_size = take_field(config, "text_vocab_size", int)
-        self._guidance_scale = float(config.get("guidance_scale", 1.0))
+        self._guidance_scale = take_field(config, "guidance_scale", float, 1.0)
         tokenizer: dict[str, object] = take_field(config, "tokenizer", dict)
         self.tokenizer = make_tokenizer(folder, manifest, tokenizer)
 

@@ -17,20 +17,20 @@ from typing import TYPE_CHECKING, final
 
 import numpy as np
 
-from engines.runtime.fields import take_field, take_graph
+from engines.runtime.fields import take_field, take_graph, take_ids, take_named_ids
 from engines.runtime.pipelines.base import Pipeline
 from engines.runtime.pipelines.batching import get_batch_range, pad_rows
+from engines.runtime.pipelines.cached_decoder import CachedDecoder
+from engines.runtime.pipelines.decoding import take_cache_names
 from engines.runtime.request import Answer, Request, require
 from engines.runtime.sound import load_sound
 from engines.runtime.text import Tokenizer, make_tokenizer
 from specs.bundle import Manifest
-from specs.errors import InputError, ParityError, name_nearest
+from specs.errors import BundleError, InputError, name_nearest
 
 if TYPE_CHECKING:
     from engines.runtime.arrays import Array
     from engines.runtime.graph_session import GraphSession
-
-_SMALLEST_CACHE = 32  # slots
 
 
 @final
@@ -39,17 +39,26 @@ class SpeechRecognition(Pipeline):
 
     def __init__(self, folder: Path, manifest: Manifest, graphs: Mapping[str, GraphSession]) -> None:
         config = manifest.pipeline
-        pairs = [f"{kind}_{i}" for i in range(take_field(config, "num_layers", int)) for kind in ("keys", "values")]
-        self._own, self._cross_names = pairs, [f"cross_{name}" for name in pairs]
-        past, ids, outputs = [f"past_{name}" for name in pairs], ["token_ids", "lengths"], ["logits", *pairs]
-        states = ("encoder_states",)
+        cross, states = [f"cross_{name}" for name in take_cache_names(config)], ("encoder_states",)
         self._encoder = take_graph(config, "encoder", graphs, inputs=("samples",), outputs=states)
-        self._cross = take_graph(config, "cross", graphs, inputs=states, outputs=self._cross_names)
-        self._prefill = take_graph(config, "prefill", graphs, inputs=[*ids, *self._cross_names], outputs=outputs)
-        self._decode = take_graph(config, "decode", graphs, inputs=[*ids, *past, *self._cross_names], outputs=outputs)
+        self._cross = take_graph(config, "cross", graphs, inputs=states, outputs=cross)
+        self._decoder = CachedDecoder(config, graphs, shared=cross)
         self.sample_rate = take_field(config, "sample_rate", int)
         self.num_samples = take_field(config, "num_samples", int)
-        self._config = config
+        words = self._decoder.vocab_size
+        self._start_token = take_field(config, "start_token", int, 0, least=0)
+        self._detects_language = take_field(config, "detect_language", bool, False)
+        self._prompt_tokens, self._end_tokens, self._banned, self._banned_first = (
+            take_ids(config, key, below=words)
+            for key in ("prompt_tokens", "end_tokens", "suppress_tokens", "begin_suppress_tokens")
+        )
+        self._languages = take_named_ids(config, "language_tokens", below=words)
+        self._tasks = take_named_ids(config, "task_tokens", below=words)
+        if self._detects_language and not self._languages:
+            raise BundleError("manifest: pipeline.language_tokens is empty, and the language is to be heard")
+        last, usual = config.get("no_timestamps_token"), config.get("max_new_tokens")
+        self._no_timestamps = None if last is None else take_field(config, "no_timestamps_token", int, least=0)
+        self._max_new_tokens = None if usual is None else take_field(config, "max_new_tokens", int)
         tokenizer: dict[str, object] = take_field(config, "tokenizer", dict)
         has_text = tokenizer.get("kind") != "ids"
         self.tokenizer: Tokenizer | None = make_tokenizer(folder, manifest, tokenizer) if has_text else None
@@ -99,8 +108,8 @@ class SpeechRecognition(Pipeline):
 
     def spell(self, tokens: Sequence[int]) -> str:
         """The text of a chunk's tokens; bare ids where the bundle has no tokenizer."""
-        last = self._config.get("no_timestamps_token")
-        said = [token for token in tokens if not (isinstance(last, int) and token > last)]
+        last = self._no_timestamps
+        said = [token for token in tokens if last is None or token <= last]
         return " ".join(map(str, said)) if self.tokenizer is None else self.tokenizer.decode_words(said)
 
     def transcribe_tokens(
@@ -112,12 +121,9 @@ class SpeechRecognition(Pipeline):
 
     def _choose_prompt(self, language: str | None, task: str | None) -> list[int | None]:
         """The tokens before the text; None where the language is to be heard first."""
-        config = self._config
-        start, detects = config.get("start_token", 0), bool(config.get("detect_language"))
-        usual = list(config.get("prompt_tokens", []))
+        languages, tasks = self._languages, self._tasks
         if language is None and task is None:
-            return [start, *([None] if detects else []), *usual]
-        languages, tasks = config.get("language_tokens", {}), config.get("task_tokens", {})
+            return [self._start_token, *([None] if self._detects_language else []), *self._prompt_tokens]
         if task is not None and task not in tasks:
             raise InputError(f"the model has no task '{task}'", allowed=name_nearest(task, tasks) or "none")
         token = None if language is None else languages.get(language, languages.get(f"<|{language}|>"))
@@ -127,8 +133,7 @@ class SpeechRecognition(Pipeline):
                 allowed=", ".join(name.strip("<|>") for name in languages) or "neither language nor task",
             )
         what = [tasks[task or "transcribe"]] if task or "transcribe" in tasks else []
-        last = config.get("no_timestamps_token")
-        return [start, token, *what, *([last] if last is not None else [])]
+        return [self._start_token, token, *what, *([] if self._no_timestamps is None else [self._no_timestamps])]
 
     def _transcribe_chunks(
         self, samples: Array, owners: Array, prompt: Sequence[int | None], max_new_tokens: int | None
@@ -142,8 +147,8 @@ class SpeechRecognition(Pipeline):
             rows, block = owners[start : start + step], samples[start : start + step].astype(np.float32, copy=False)
             states = self._encoder.run({"samples": pad_rows(block, low)}, check_finite=True)
             cross = self._cross.run(states)
-            prompts = self._fill_prompts(prompt, rows, cross, heard)
-            found += self._generate(pad_rows(prompts, low), cross, most)[: len(rows)]
+            prompts = pad_rows(self._fill_prompts(prompt, rows, cross, heard), low)
+            found += self._generate(prompts, cross, most)[: len(rows)]
         return found
 
     def _fill_prompts(
@@ -155,79 +160,35 @@ class SpeechRecognition(Pipeline):
             place = prompt.index(None)
             if not all(int(owner) in heard for owner in owners):
                 rows = len(next(iter(cross.values())))
-                logits = self._read_prompt(np.repeat(filled[:1, :place], rows, axis=0), cross)["logits"]
-                languages = np.array(sorted(self._config["language_tokens"].values()))
+                logits = self._decoder.read([filled[0, :place].tolist()] * rows, cross)["logits"]
+                languages = np.array(sorted(self._languages.values()))
                 best = languages[logits[:, languages].argmax(axis=1)]
                 for owner, token in zip(owners, best, strict=False):
                     heard.setdefault(int(owner), int(token))
             filled[:, place] = [heard[int(owner)] for owner in owners]
         return filled
 
-    def _read_prompt(self, token_ids: Array, cross: Mapping[str, Array]) -> dict[str, Array]:
-        low, _ = self._get_range(self._prefill, "token_ids", 1)
-        lengths = np.full(len(token_ids), token_ids.shape[1], np.int64)
-        padded = np.pad(token_ids, ((0, 0), (0, max(0, low - token_ids.shape[1]))))
-        return self._prefill.run({"token_ids": padded, "lengths": lengths, **cross})
-
     def _generate(self, prompts: Array, cross: Mapping[str, Array], most: int) -> list[list[int]]:
         """Greedy tokens of each row up to its end token, which is left out."""
-        ends = np.array(self._config.get("end_tokens", []), np.int64)
-        lengths = np.full(len(prompts), prompts.shape[1], np.int64)
-        rows: list[list[int]] = [[] for _ in prompts]
-        alive = np.ones(len(prompts), bool)
-        results = self._read_prompt(prompts, cross)
-        for step in range(most):
-            tokens = self._choose(results["logits"], first=step == 0)
-            alive &= ~np.isin(tokens, ends)
-            for row, token, going in zip(rows, tokens, alive, strict=True):
-                if going:
-                    row.append(int(token))
-            if not alive.any() or step == most - 1:
-                break
-            past = self._fit_cache(results, int(lengths[0]) + 1)
-            results = self._decode.run({"token_ids": tokens[:, None], "lengths": lengths, **past, **cross})
-            lengths = lengths + 1
-        return rows
-
-    def _choose(self, logits: Array, *, first: bool) -> Array:
-        banned = [*self._config.get("suppress_tokens", []), *(self._config.get("begin_suppress_tokens", []) * first)]
-        if not np.isfinite(logits).all():
-            raise ParityError(
-                "the decoder's logits are not finite",
-                fix="metagen-deploy check BUNDLE names the first tensor that is wrong",
-            )
-        scores = logits.copy()
-        scores[:, banned] = -np.inf
-        tokens: Array = scores.argmax(axis=1)
-        return tokens
-
-    def _fit_cache(self, results: Mapping[str, Array], slots: int) -> dict[str, Array]:
-        """The last step's keys and values as the next one's past, with room for at least `slots` tokens."""
-        low, high = self._get_range(self._decode, "past_keys_0", 2)
-        capacity: int = results[self._own[0]].shape[2]
-        if not max(slots, low) <= capacity <= high:
-            capacity = max(low, min(1 << max(slots - 1, _SMALLEST_CACHE - 1).bit_length(), high))
-        past = {}
-        for name in self._own:
-            present = results[name][:, :, :capacity]
-            padding = ((0, 0), (0, 0), (0, capacity - present.shape[2]), (0, 0))
-            past[f"past_{name}"] = np.pad(present, padding) if padding[2][1] else np.ascontiguousarray(present)
-        return past
+        steps = self._decoder.generate(
+            prompts.tolist(),
+            max_new_tokens=most,
+            temperature=0.0,
+            top_k=0,
+            seed=0,
+            end_tokens=self._end_tokens,
+            shared=cross,
+            banned=self._banned,
+            banned_first=self._banned_first,
+        )
+        ended = {None, *self._end_tokens}
+        return [[token for token in row if token not in ended] for row in zip(*steps, strict=True)]
 
     def _limit_tokens(self, prompt_size: int, max_new_tokens: int | None) -> int:
         """Tokens of one chunk: prompt and text share the decoder's positions."""
-        room = max(1, self._get_range(self._decode, "past_keys_0", 2)[1] - prompt_size)
-        usual = self._config.get("max_new_tokens")
+        room = max(1, self._decoder.slots - prompt_size)
         if max_new_tokens is not None and not 1 <= max_new_tokens <= room:
             raise InputError(
                 "so many tokens do not fit the decoder", got=f"max_new_tokens {max_new_tokens}", allowed=f"1 to {room}"
             )
-        return max_new_tokens or min(room, usual if isinstance(usual, int) else room)
-
-    def _get_range(self, graph: GraphSession, tensor: str, axis: int) -> tuple[int, int]:
-        """Smallest and largest size of a tensor's axis."""
-        size = next(t for t in graph.graph.inputs if t.name == tensor).shape[axis]
-        if isinstance(size, int):
-            return size, size
-        low, _, high = graph.dims[size]
-        return low, high
+        return max_new_tokens or min(room, self._max_new_tokens or room)

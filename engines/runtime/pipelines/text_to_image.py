@@ -1,10 +1,9 @@
 """Prompts in, pictures out: latent diffusion, one call of the U-Net a step, guided without a classifier.
 
-    states = text encoders(prompts);  latents = noise * start
-    each step: e = unet(scaled latents, t, [no prompt; prompts]);  scheduler.step(e_no + guidance (e_prompt - e_no))
+    states = text encoders(prompts)
+    latents = noise, in the steps of `latent_diffusion`, each in as many calls as the U-Net's batch range needs
     picture = decoder(latents / scaling + shift)
 
-Guidance runs as one batch of twice the size (Ho and Salimans 2022), in as many calls as the graph's batch range needs.
 A refiner, where there is one, makes the last steps; it sees the last encoder's states alone (SDXL's two experts).
 
 Letters: B batch, C channels, H height, W width of latents, T tokens.
@@ -19,15 +18,16 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
+from engines.runtime.context import ContextTokenizer
 from engines.runtime.fields import take_field, take_graph
 from engines.runtime.pipelines.autoencoding import finish_pictures
 from engines.runtime.pipelines.base import Pipeline
 from engines.runtime.pipelines.batching import run_rows
+from engines.runtime.pipelines.latent_diffusion import Schedule, remove_noise
 from engines.runtime.request import Answer, Picture, Request, require
-from engines.runtime.schedulers import SCHEDULERS, Scheduler
-from engines.runtime.text import Tokenizer, make_tokenizer
+from engines.runtime.schedulers import Scheduler
 from specs.bundle import Manifest
-from specs.errors import BundleError, InputError, name_nearest
+from specs.errors import BundleError, InputError
 
 if TYPE_CHECKING:
     from engines.runtime.arrays import Array
@@ -39,30 +39,10 @@ _SCORES = (6.0, 2.5)
 
 @dataclass(frozen=True, kw_only=True)
 class _Encoder:
-    """A text encoder with its tokenizer."""
+    """A text encoder, and what makes the ids that it reads."""
 
     graph: GraphSession
-    tokenizer: Tokenizer
-    context_length: int
-    end_of_text: int
-    pad: int
-
-    def tokenize(self, text: str) -> Array:
-        """Ids, one end of text, padding: int64 [context_length]."""
-        ids = self.tokenizer.encode(text)
-        while ids and ids[-1] == self.end_of_text:
-            ids.pop()
-        if len(ids) >= self.context_length:
-            raise InputError(
-                "the prompt has too many tokens",
-                got=f"{len(ids)} in {text[:40]!r}",
-                allowed=f"{self.context_length - 1} and the end of text",
-                fix="shorten it",
-            )
-        row = np.full(self.context_length, self.pad, np.int64)
-        row[: len(ids)] = ids
-        row[len(ids)] = self.end_of_text
-        return row
+    context: ContextTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,17 +78,14 @@ class TextToImage(Pipeline):
         self._denoiser = take_graph(config, "denoiser", graphs, outputs=("out_sample",))
         self._refiner = take_graph(config, "refiner", graphs, outputs=("out_sample",)) if "refiner" in config else None
         self._decoder = take_graph(config, "decoder", graphs, inputs=("latents",), outputs=("image",))
-        self._latents: dict[str, Any] = take_field(config, "latents", dict)
-        self._size: dict[str, int] = take_field(config, "size", dict)
-        self._schedule: dict[str, Any] = take_field(config, "scheduler", dict)
-        method = self._schedule.get("method")
-        if method not in SCHEDULERS:
-            raise BundleError(
-                f"manifest: unknown scheduler '{method}'",
-                where=str(folder),
-                allowed=name_nearest(str(method), SCHEDULERS),
-                fix="export the bundle again, or upgrade metagen-deploy",
-            )
+        latents: dict[str, Any] = take_field(config, "latents", dict)
+        self._channels = take_field(latents, "channels", int, at="pipeline.latents")
+        self._downscale = take_field(latents, "downscale", int, at="pipeline.latents")
+        self._scaling_factor = take_field(latents, "scaling_factor", float, at="pipeline.latents")
+        self._shift_factor = take_field(latents, "shift_factor", float, at="pipeline.latents")
+        size: dict[str, Any] = take_field(config, "size", dict)
+        self._size = {side: take_field(size, side, int, at="pipeline.size") for side in ("height", "width")}
+        self.schedule = Schedule(config)
 
     def generate(
         self,
@@ -136,8 +113,8 @@ class TextToImage(Pipeline):
         """
         if latents is None:
             latents = self._draw_noise(len(prompts), height, width, seed)
-        scheduler = SCHEDULERS[self._schedule["method"]](self._schedule, steps or int(self._schedule["steps"]))
-        guidance = float(self._schedule["guidance_scale"] if guidance_scale is None else guidance_scale)
+        scheduler = self.schedule.begin(steps)
+        guidance = self.schedule.choose_guidance(guidance_scale)
         texts = self.encode(prompts)
         if guidance > 1:
             texts = self._encode_absence(texts, negative_prompt, len(prompts)).join(texts)
@@ -150,7 +127,7 @@ class TextToImage(Pipeline):
             raise InputError("there is no prompt", allowed="one or more", fix="--prompt TEXT")
         states, pooled = [], None
         for encoder in self._encoders:
-            ids = np.stack([encoder.tokenize(prompt) for prompt in prompts])
+            ids = np.stack([encoder.context.encode(prompt) for prompt in prompts])
             found = run_rows(encoder.graph, {"token_ids": ids})
             states.append(found["encoder_states"])
             pooled = found.get("text_embeds")
@@ -158,30 +135,25 @@ class TextToImage(Pipeline):
 
     def denoise(self, latents: Array, texts: TextStates, scheduler: Scheduler, guidance: float) -> Array:
         """Latents of pictures from noise of unit variance; `texts` has twice the rows where `guidance` is above 1."""
-        sample: Array = latents.astype(np.float32) * np.float32(scheduler.start_scale)
         rows, size = len(latents), latents.shape[2:]
         takes_over = self._find_takeover(scheduler)
-        for index, timestep in enumerate(scheduler.timesteps):
+
+        def call_expert(shown: Array, timesteps: Array, index: int) -> Array:
             refining = index >= takes_over
             graph = self._refiner if refining and self._refiner is not None else self._denoiser
-            shown = scheduler.scale_input(sample, index)
-            if guidance > 1:
-                shown = np.concatenate([shown, shown])
             feed = {
-                "sample": np.ascontiguousarray(shown, np.float32),
-                "timestep": np.full(len(shown), timestep, np.float32),
+                "sample": shown,
+                "timestep": timesteps,
                 "encoder_states": np.concatenate(texts.states[-1:] if refining else texts.states, axis=2),
                 **self._add_conditions(graph, texts, size, rows if guidance > 1 else 0),
             }
-            output = run_rows(graph, feed)["out_sample"]
-            if guidance > 1:
-                output = output[:rows] + np.float32(guidance) * (output[rows:] - output[:rows])
-            sample = scheduler.step(output, index, sample)
-        return sample
+            return run_rows(graph, feed)["out_sample"]
+
+        return remove_noise(latents, scheduler, guidance, call_expert)
 
     def decode(self, latents: Array) -> Array:
         """Pictures [B, height, width, 3] in [0, 1] of what `denoise` returns."""
-        unscaled = latents / np.float32(self._latents["scaling_factor"]) + np.float32(self._latents["shift_factor"])
+        unscaled = latents / np.float32(self._scaling_factor) + np.float32(self._shift_factor)
         return finish_pictures(run_rows(self._decoder, {"latents": unscaled.astype(np.float32)})["image"])
 
     def answer(self, request: Request) -> Answer:
@@ -196,7 +168,7 @@ class TextToImage(Pipeline):
         )
 
     def _encode_absence(self, texts: TextStates, negative_prompt: str | None, rows: int) -> TextStates:
-        if negative_prompt is None and self._schedule.get("empty_prompt") == "zeros":
+        if negative_prompt is None and self.schedule.clears_empty_prompt:
             return texts.clear()
         one = self.encode([negative_prompt or ""])
         pooled = None if one.pooled is None else np.repeat(one.pooled, rows, axis=0)
@@ -206,7 +178,7 @@ class TextToImage(Pipeline):
         """The first call that is the refiner's; behind the last one where there is none."""
         if self._refiner is None:
             return len(scheduler.timesteps)
-        cutoff = round(scheduler.trained - float(self._schedule["refiner_start"]) * scheduler.trained)
+        cutoff = round(scheduler.trained - self.schedule.refiner_start * scheduler.trained)
         return int((scheduler.timesteps >= cutoff).sum())
 
     def _add_conditions(
@@ -216,7 +188,7 @@ class TextToImage(Pipeline):
         numbers = next((tensor.shape[1] for tensor in graph.graph.inputs if tensor.name == "time_ids"), None)
         if numbers is None or texts.pooled is None:
             return {}
-        height, width = (side * int(self._latents["downscale"]) for side in size)
+        height, width = (side * self._downscale for side in size)
         rows = len(texts.pooled)
         if numbers == 6:
             ids = np.tile(np.array([height, width, 0, 0, height, width], np.float32), (rows, 1))
@@ -226,7 +198,7 @@ class TextToImage(Pipeline):
         return {"text_embeds": texts.pooled, "time_ids": ids}
 
     def _draw_noise(self, rows: int, height: int | None, width: int | None, seed: int) -> Array:
-        scale = int(self._latents["downscale"])
+        scale = self._downscale
         sides = []
         for name, pixels in (("height", height), ("width", width)):
             side, rest = divmod(pixels if pixels is not None else self._size[name] * scale, scale)
@@ -234,19 +206,15 @@ class TextToImage(Pipeline):
                 raise InputError(f"the {name} is no multiple of {scale}", got=f"{pixels} pixels")
             sides.append(side)
         random = np.random.default_rng(seed)
-        noise: Array = random.standard_normal((rows, int(self._latents["channels"]), *sides), np.float32)
+        noise: Array = random.standard_normal((rows, self._channels, *sides), np.float32)
         return noise
 
 
 def _take_encoder(folder: Path, manifest: Manifest, entry: object, graphs: Mapping[str, GraphSession]) -> _Encoder:
     if not isinstance(entry, dict):
         raise BundleError("manifest: pipeline.text_encoders must hold objects", fix="export the bundle again")
-    at = "pipeline.text_encoders"
-    tokenizer: dict[str, Any] = take_field(entry, "tokenizer", dict, at=at)
+    tokenizer: dict[str, Any] = take_field(entry, "tokenizer", dict, at="pipeline.text_encoders")
     return _Encoder(
         graph=take_graph(entry, "graph", graphs, inputs=("token_ids",), outputs=("encoder_states",)),
-        tokenizer=make_tokenizer(folder, manifest, tokenizer),
-        context_length=take_field(tokenizer, "context_length", int, at=at),
-        end_of_text=take_field(tokenizer, "end_of_text", int, at=at),
-        pad=int(tokenizer.get("pad_token", 0)),
+        context=ContextTokenizer(folder, manifest, tokenizer),
     )

@@ -1,7 +1,7 @@
 """Prompts in, films out: latent diffusion over space and time, guided without a classifier.
 
-    states = text encoder(prompts);  latents = noise * start
-    each step: e = transformer(scaled latents, t, [no prompt; prompts]);  scheduler.step(e_no + guidance (e - e_no))
+    states = text encoder(prompts)
+    latents = noise, in the steps of `latent_diffusion`
     frames = decoder(latents / scaling)
 
 Letters: B batch, C channels, F frames, H height, W width.
@@ -19,10 +19,10 @@ from engines.runtime.context import ContextTokenizer
 from engines.runtime.fields import take_field, take_graph
 from engines.runtime.pipelines.base import Pipeline
 from engines.runtime.pipelines.batching import run_rows
+from engines.runtime.pipelines.latent_diffusion import Schedule, remove_noise
 from engines.runtime.request import Answer, Film, Request, require
-from engines.runtime.schedulers import SCHEDULERS
 from specs.bundle import Manifest
-from specs.errors import BundleError, InputError, name_nearest
+from specs.errors import BundleError, InputError
 
 if TYPE_CHECKING:
     from engines.runtime.arrays import Array
@@ -47,15 +47,7 @@ class TextToVideo(Pipeline):
         self.latent_shape = tuple(shape)
         self._scaling_factor = take_field(config, "scaling_factor", float)
         self._frames_per_second = take_field(config, "frames_per_second", int)
-        self._schedule: dict[str, Any] = take_field(config, "scheduler", dict)
-        method = self._schedule.get("method")
-        if method not in SCHEDULERS:
-            raise BundleError(
-                f"manifest: unknown scheduler '{method}'",
-                where=str(folder),
-                allowed=name_nearest(str(method), SCHEDULERS),
-                fix="export the bundle again, or upgrade metagen-deploy",
-            )
+        self.schedule = Schedule(config)
 
     def generate(
         self,
@@ -80,23 +72,16 @@ class TextToVideo(Pipeline):
             raise InputError("there is no prompt", allowed="one or more", fix="--prompt TEXT")
         if latents is None:
             latents = np.random.default_rng(seed).standard_normal((len(prompts), *self.latent_shape), np.float32)
-        scheduler = SCHEDULERS[self._schedule["method"]](self._schedule, steps or int(self._schedule["steps"]))
-        guidance = float(self._schedule["guidance_scale"] if guidance_scale is None else guidance_scale)
-        guided, rows = guidance > 1, len(prompts)
-        texts = [*([""] * rows if guided else []), *prompts]
+        guidance = self.schedule.choose_guidance(guidance_scale)
+        texts = [*([""] * len(prompts) if guidance > 1 else []), *prompts]
         token_ids = np.stack([self._context.encode(text) for text in texts])
         states = run_rows(self._encoder, {"token_ids": token_ids})["encoder_states"]
-        sample: Array = latents.astype(np.float32) * np.float32(scheduler.start_scale)
-        for index, timestep in enumerate(scheduler.timesteps):
-            shown = np.ascontiguousarray(scheduler.scale_input(sample, index), np.float32)
-            shown = np.concatenate([shown, shown]) if guided else shown
-            times = np.full(len(shown), timestep, np.float32)
-            feed = {"sample": shown, "timestep": times, "encoder_states": states}
-            output = run_rows(self._denoiser, feed)["out_sample"]
-            if guided:
-                output = output[:rows] + np.float32(guidance) * (output[rows:] - output[:rows])
-            sample = scheduler.step(output, index, sample)
-        return self.decode(sample)
+
+        def call_transformer(shown: Array, timesteps: Array, index: int) -> Array:
+            feed = {"sample": shown, "timestep": timesteps, "encoder_states": states}
+            return run_rows(self._denoiser, feed)["out_sample"]
+
+        return self.decode(remove_noise(latents, self.schedule.begin(steps), guidance, call_transformer))
 
     def decode(self, latents: Array) -> list[Film]:
         """Films of latents [B, C, F, H, W] as the scheduler leaves them."""

@@ -1,0 +1,195 @@
+"""Pictures, sounds and arrays that are broken, of the wrong kind, or claim more than they hold: an InputError each.
+
+Every case is read in full by what `run` reads it with, and either gives finite values of the asked shape or is refused.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from engines.runtime.image import load_image
+from engines.runtime.picture_steps import apply_steps
+from engines.runtime.sound import load_sound
+from specs.arrays import UnreadableArrayError, list_npz, read_npy, read_npz
+from specs.errors import InputError
+
+STEPS = (
+    None,
+    {"resize": "stretch", "size": [8, 8], "resample": "bicubic"},
+    {"resize": "shortest_edge", "size": 8, "crop": [8, 8], "resample": "bilinear"},
+)
+HEADERS = (
+    "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,)}",
+    f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({10**30}, 3)}}",
+    "{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 4)}",
+    "{'descr': '<f4', 'fortran_order': False, 'shape': (True, 4)}",
+    "{'descr': '<f4', 'fortran_order': False, 'shape': (4.0, 4)}",
+    "{'descr': '|O', 'fortran_order': False, 'shape': (4,)}",
+    "{'descr': ('<f4', (100000, 100000)), 'fortran_order': False, 'shape': (4,)}",
+    "{'descr': 3, 'fortran_order': False, 'shape': (4,)}",
+    "{'descr': '<f4'}",
+    "__import__('os').system('touch pwned')",
+    "{" * 5000,
+)
+
+
+def read_or_refuse(source: str | Path | np.ndarray) -> bool:
+    """Whether it is a picture; every way of reading it must agree on a sound array or an InputError."""
+    read = []
+    for steps in STEPS:
+        for channels in (1, 3):
+            try:
+                pixels = load_image(source, height=8, width=8, channels=channels, steps=steps)
+            except InputError:
+                read.append(False)
+            else:
+                assert pixels.shape == (1, channels, 8, 8)
+                assert pixels.min() >= 0 and pixels.max() <= 1
+                read.append(True)
+    return any(read)
+
+
+@pytest.mark.parametrize("kind", "? b B h H i I l L e d f g F D S3 U3 M8[s] m8[s]".split())
+def test_arrays_of_every_type_and_rank(kind: str, tmp_path: Path) -> None:
+    for shape in [(), (0,), (4,), (4, 4), (0, 4), (4, 4, 1), (4, 4, 2), (4, 4, 4), (4, 4, 5), (4, 4, 0), (1, 4, 4, 3)]:
+        array = np.zeros(shape, kind)
+        np.save(tmp_path / "x.npy", array)
+        is_picture = kind in "Bedfg" and shape in [(4, 4), (4, 4, 1), (4, 4, 2), (4, 4, 4)]
+        assert read_or_refuse(array) == read_or_refuse(tmp_path / "x.npy") == is_picture, (kind, shape)
+        assert read_npy(tmp_path / "x.npy").dtype == array.dtype
+        try:
+            load_sound(array, sample_rate=16000)
+        except InputError:
+            continue
+        assert array.dtype.kind == "f" and array.size and array.ndim <= 2
+
+
+@pytest.mark.parametrize("header", HEADERS, ids=range(len(HEADERS)))
+def test_array_headers_that_lie(header: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = header.encode() + b"\n"
+    for start in (
+        b"\x01\x00" + struct.pack("<H", len(text)),
+        b"\x02\x00" + struct.pack("<I", len(text)),
+        b"\x03\x00" + struct.pack("<I", len(text)),
+        b"\x02\x00" + struct.pack("<I", 2**32 - 1),
+        b"\x09\x00" + struct.pack("<I", len(text)),
+    ):
+        data = b"\x93NUMPY" + start + text + bytes(64)
+        Path("x.npy").write_bytes(data)
+        assert not read_or_refuse("x.npy")
+        with pytest.raises(UnreadableArrayError):
+            read_npy("x.npy")
+        with zipfile.ZipFile("x.npz", "w") as archive:
+            archive.writestr("x.npy", data)
+        with pytest.raises(UnreadableArrayError):
+            read_npz("x.npz")
+    assert not Path("pwned").exists()
+
+
+def test_archives_are_read_by_name_and_bounded(tmp_path: Path) -> None:
+    """A member that nobody asks for is not read; one of more bytes than the machine has memory is refused unread."""
+    path = tmp_path / "x.npz"
+    np.savez(path, a=np.ones(3), b=np.array([{}], object))
+    assert list_npz(path) == ("a", "b")
+    assert read_npz(path, {"a"})["a"].tolist() == [1, 1, 1]
+    with pytest.raises(UnreadableArrayError, match="Object arrays cannot be loaded"):
+        read_npz(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("huge.npy", b"x" * 100)
+    damaged = path.read_bytes().replace(struct.pack("<II", 100, 100), struct.pack("<II", 100, 2**32 - 2))
+    path.write_bytes(damaged)
+    with pytest.raises(UnreadableArrayError):
+        read_npz(path)
+    with pytest.raises(UnreadableArrayError, match="it is a folder"):
+        read_npy(tmp_path)
+    with pytest.raises(UnreadableArrayError, match="it is no regular file"):
+        read_npz("/dev/null")
+
+
+@pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1)])
+def test_a_picture_too_long_and_thin_is_refused_before_it_is_resized(size: tuple[int, int]) -> None:
+    """224 by 13 million pixels would take 17 GB."""
+    steps = {"resize": "shortest_edge", "size": 224, "crop": [224, 224], "resample": "bicubic"}
+    with pytest.raises(InputError, match="too long and thin"):
+        apply_steps(np.zeros((*size, 3), np.uint8), steps)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "gif", "bmp", "tiff", "webp", "ppm", "tga", "ico"])
+def test_damaged_pictures(kind: str, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    stream = io.BytesIO()
+    Image.fromarray(random.integers(0, 255, (20, 30, 3), dtype=np.uint8)).save(stream, kind)
+    intact, path = stream.getvalue(), tmp_path / f"p.{kind}"
+    path.write_bytes(intact)
+    assert read_or_refuse(path)
+    for _ in range(12):
+        damaged = bytearray(intact)
+        for place in random.integers(0, len(intact), 3):
+            damaged[place] = random.integers(0, 256)
+        path.write_bytes(damaged)
+        read_or_refuse(path)
+        path.write_bytes(intact[: random.integers(0, len(intact))])
+        read_or_refuse(path)
+
+
+# --- sounds ----------------------------------------------------------------------------------------------------------
+
+
+def make_wav(kind: int = 1, channels: int = 1, rate: int = 16000, bits: int = 16, body: bytes | None = None) -> bytes:
+    body = bytes(100 * channels * max(1, bits // 8)) if body is None else body
+    layout = struct.pack("<HHIIHH", kind, channels, rate, 0, 0, bits)
+    chunks = b"WAVEfmt " + struct.pack("<I", 16) + layout + b"data" + struct.pack("<I", len(body)) + body
+    return b"RIFF" + struct.pack("<I", len(chunks)) + chunks
+
+
+def hear_or_refuse(data: bytes, path: Path) -> bool:
+    path.write_bytes(data)
+    try:
+        samples = load_sound(path, sample_rate=16000)
+    except InputError:
+        return False
+    assert samples.dtype == np.float32 and samples.ndim == 1 and np.isfinite(samples).all()
+    return True
+
+
+@pytest.mark.parametrize("kind", [0, 1, 2, 3, 6, 7, 17, 85, 0xFFFE, 65535])
+def test_wavs_of_every_format(kind: int, tmp_path: Path) -> None:
+    read = {(1, 8), (1, 16), (1, 24), (1, 32), (3, 32), (3, 64)}
+    for bits in (0, 1, 4, 8, 12, 16, 20, 24, 32, 64, 128):
+        for channels in (0, 1, 2, 255):
+            for rate in (0, 999, 8000, 16000, 44100, 0xFFFFFFFF):
+                heard = hear_or_refuse(make_wav(kind, channels, rate, bits), tmp_path / "s.wav")
+                assert heard == ((kind, bits) in read and channels > 0 and 1000 <= rate < 768_001)
+
+
+def test_damaged_wavs(tmp_path: Path) -> None:
+    intact = make_wav()
+    for end in range(60):
+        assert not hear_or_refuse(intact[:end], tmp_path / "s.wav")
+    for place in range(44):
+        for value in (0, 1, 0x7F, 0xFF):
+            hear_or_refuse(intact[:place] + bytes([value]) + intact[place + 1 :], tmp_path / "s.wav")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30, 1e300, -1e308])
+def test_samples_that_are_no_numbers_of_a_sound(value: float, tmp_path: Path) -> None:
+    body = np.full(64, value, "<f8").tobytes()
+    assert not hear_or_refuse(make_wav(3, 2, 8000, 64, body), tmp_path / "s.wav")
+
+
+@pytest.mark.parametrize("path", ["", "gone", "x\0y", "a" * 5000, "/"])
+def test_names_that_are_no_files(path: str) -> None:
+    with pytest.raises(InputError, match="the sound cannot be read"):
+        load_sound(path, sample_rate=16000)
+    with pytest.raises(InputError, match="the picture cannot be read"):
+        load_image(path, height=8, width=8, channels=3)
+    with pytest.raises(UnreadableArrayError):
+        read_npz(path)
