@@ -127,10 +127,21 @@ class StandIn:
     opened: list[str] = []  # noqa: RUF012
     refused = ""
 
-    def __init__(self, path: Path, graph: Graph, candidate: Candidate, *, plugins: Sequence[Path]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        graph: Graph,
+        candidate: Candidate,
+        *,
+        plugins: Sequence[Path],
+        stream: int | None,
+        beside: StandIn | None,
+    ) -> None:
         if candidate.file == self.refused:
             raise PreflightError("refused")
+        assert (beside is None) == (not self.opened), "the engine of all sizes comes first, and shares its stream"
         self.opened.append(candidate.file)
+        self.view = self.allocate = None
         self.batch, self.file = candidate.sizes.get("batch", 0), candidate.file
 
     def execute(self, names: Sequence[str], feed: dict[str, np.ndarray]) -> list[np.ndarray]:

@@ -251,6 +251,7 @@ def test_the_typed_graph_of_the_cpu_comes_before_the_portable_one(bundle: Path) 
     assert get_bias(session) == 100
     assert session.describe() == (
         "classifier: part/model.cpu-int8.onnx on onnxruntime-cpu, int8 (also there: fp16, fp32)\n"
+        "  because it is typed for cpu\n"
         "  not any file on onnxruntime-cuda: this ONNX Runtime has no CUDA (pip install onnxruntime-gpu)"
     )
     assert get_bias(load(bundle, precision="fp16", machine=make_machine())) == 200

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
+from engines.runtime.device_arrays import DeviceView
 from specs.bundle import Graph, IoTensor
 from specs.errors import BundleError, InputError, name_nearest
 
@@ -70,7 +71,7 @@ class InputCheck:
                 )
 
     def _check_type(self, tensor: IoTensor, dtype: np.dtype[np.generic], value: object) -> None:
-        if not isinstance(value, np.ndarray):
+        if not isinstance(value, (np.ndarray, DeviceView)):
             self._refuse(
                 f"input '{tensor.name}' is no numpy array",
                 got=type(value).__name__,
@@ -82,7 +83,7 @@ class InputCheck:
                 f"input '{tensor.name}' has the wrong dtype",
                 got=str(value.dtype) if value.dtype.isnative else f"{value.dtype} (byte-swapped)",
                 allowed=str(dtype),
-                fix=f"array.astype(np.{dtype})",
+                fix=f"array.astype(np.{dtype})" if isinstance(value, np.ndarray) else f"tensor.to(torch.{dtype})",
             )
 
     def _check_shape(self, tensor: IoTensor, shape: tuple[int, ...], sizes: dict[str, tuple[int, str]]) -> None:

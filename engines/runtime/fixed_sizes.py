@@ -14,7 +14,8 @@ from specs.bundle import Graph
 
 if TYPE_CHECKING:
     from engines.runtime.arrays import Array
-    from engines.runtime.graph_session import Execute
+    from engines.runtime.graph_session import Allocate, Execute, View
+    from engines.runtime.tensorrt import TensorRTEngine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,9 @@ class OpenEngine:
     execute: Execute
     close: Callable[[], None]
     sizes: Mapping[str, int]
+    view: View | None = None  # where it takes arrays on the GPU
+    allocate: Allocate | None = None
+    engine: TensorRTEngine | None = None  # whose stream the others share, so that one order holds for all of them
 
 
 def spell_sizes(sizes: Mapping[str, int]) -> str:
@@ -48,6 +52,6 @@ class SizedEngines:
         return self._by_shapes.get(shapes, self._general).execute(names, feed)
 
     def close(self) -> None:
-        """Free every engine."""
-        for engine in (self._general, *self._fixed):
+        """Free every engine, the one whose stream is shared at last."""
+        for engine in (*self._fixed, self._general):
             engine.close()

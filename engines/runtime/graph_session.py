@@ -1,5 +1,8 @@
 """One graph ready to run, whatever backend runs it.
 
+    numpy arrays in -> numpy arrays out
+    any array on the GPU among them -> read where it lies, and the outputs stay there   TensorRT; refused by others
+
 Not here: which backend that is (`session.load` chooses), nor host loops over several graphs (`pipelines/`).
 """
 
@@ -7,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from engines.runtime.checks import InputCheck, check_output_names
+from engines.runtime.device_arrays import DeviceArray, is_device_array
 from specs.bundle import Graph
 from specs.errors import InputError, MetagenError, ParityError
 
@@ -19,6 +23,8 @@ if TYPE_CHECKING:
     from engines.runtime.arrays import Array
 
     Execute = Callable[[Sequence[str], Mapping[str, Array]], Sequence[Array]]
+    View = Callable[[str, object], object]
+    Allocate = Callable[[str, tuple[int, ...]], Array]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +38,14 @@ class Choice:
     passed_over: tuple[str, ...] = ()  # "file on backend: reason", best first
     other_precisions: tuple[str, ...] = ()  # that this backend could run as well, when asked for
     fixed: tuple[str, ...] = ()  # "batch 1: file", engines that requests of exactly these sizes take
+    reason: str = ""  # why this one: what it was compared with on this machine
 
     def __str__(self) -> str:
         also = f" (also there: {', '.join(self.other_precisions)})" if self.other_precisions else ""
         lines = [f"{self.graph}: {self.file} on {self.backend}, {self.precision}{also}"]
         lines += [f"  {engine}" for engine in self.fixed]
+        if self.reason:
+            lines.append(f"  because {self.reason}")
         return "\n".join([*lines, *(f"  not {reason}" for reason in self.passed_over)])
 
 
@@ -51,8 +60,11 @@ class GraphSession:
         choice: Choice,
         execute: Execute,
         close: Callable[[], None],
+        view: View | None = None,
+        allocate: Allocate | None = None,
     ) -> None:
         self.graph, self.dims, self.choice = graph, dims, choice
+        self._view, self._allocate = view, allocate
         self._output_names = [tensor.name for tensor in graph.outputs]
         self._check = InputCheck(graph, dims).check
         self._execute, self._close = execute, close
@@ -63,18 +75,28 @@ class GraphSession:
         return f"{self.choice.precision} on {self.choice.backend}"
 
     def run(
-        self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None, *, check_finite: bool = False
+        self, inputs: Mapping[str, Any], outputs: Sequence[str] | None = None, *, check_finite: bool = False
     ) -> dict[str, Array]:
         """Run the graph.
 
         Args:
-            inputs: an array for every input, of exactly the graph's dtype and of a shape inside its ranges.
+            inputs: an array for every input, of exactly the graph's dtype and of a shape inside its ranges. On the host
+                a numpy array, contiguous or not. On the GPU, where TensorRT runs the graph, any array with `__dlpack__`
+                or `__cuda_array_interface__` (torch, cupy, a DeviceArray), contiguous: it is not copied.
             outputs: names wanted; all by default.
-            check_finite: raise ParityError when a floating-point output holds NaN or Inf.
+            check_finite: raise ParityError when a floating-point output holds NaN or Inf; fetches outputs from the GPU.
+
+        Returns:
+            New numpy arrays; where any input is on the GPU, a `DeviceArray` for each output, whatever the type says.
 
         Raises:
-            InputError: names, dtypes, shapes or sizes that the graph does not take.
+            InputError: names, dtypes, shapes or sizes that the graph does not take, or an array that it cannot read.
+            PreflightError: the GPU has no room for these sizes. The session can be used on after any of these.
         """
+        for value in inputs.values() if isinstance(inputs, dict) else ():
+            if value.__class__ is not np.ndarray:
+                inputs = self._view_inputs(inputs)
+                break
         self._check(inputs)
         names = self._output_names
         if outputs is not None:
@@ -95,8 +117,66 @@ class GraphSession:
             self._refuse_non_finite(results)
         return results
 
-    def _refuse_non_finite(self, results: Mapping[str, Array]) -> None:
-        for name, value in results.items():
+    def allocate_inputs(self, sizes: Mapping[str, int] | None = None) -> dict[str, Array]:
+        """Arrays for every input, to be filled and handed to `run` again and again.
+
+        Where TensorRT runs the graph they lie in pinned memory, from which the GPU copies without a detour: that saves
+        a copy of every input on the host. Their values are anything at first.
+
+        Args:
+            sizes: size of each dim by name; its usual one for those left away.
+
+        Raises:
+            InputError: a dim that the graph does not have, or a size outside its range.
+        """
+        sizes = {**{name: usual for name, (_, usual, _) in self.dims.items()}, **(sizes or {})}
+        for name, size in sizes.items():
+            low, _, high = self.dims.get(name, (0, 0, -1))
+            if not low <= size <= high:
+                raise InputError(
+                    f"dim '{name}' cannot be {size}",
+                    where=f"graph '{self.graph.name}'",
+                    allowed=", ".join(f"{dim} {low}..{high}" for dim, (low, _, high) in self.dims.items()) or "no dim",
+                )
+        made = {}
+        for tensor in self.graph.inputs:
+            unknown = [dim for dim in tensor.shape if isinstance(dim, str) and dim not in sizes]
+            if unknown:
+                raise InputError(
+                    f"the size of '{unknown[0]}' is needed for input '{tensor.name}'",
+                    fix=f"sizes={{'{unknown[0]}': 1}}",
+                )
+            shape = tuple(sizes[dim] if isinstance(dim, str) else dim for dim in tensor.shape)
+            made[tensor.name] = self._allocate(tensor.name, shape) if self._allocate else np.empty(shape, tensor.dtype)
+        return made
+
+    def _view_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The same with arrays on the GPU as the backend takes them; what is none is left to the check of inputs."""
+        viewed = dict(inputs)
+        for name, value in inputs.items():
+            if isinstance(value, np.ndarray):
+                continue
+            try:
+                viewed[name] = self._view(name, value) if self._view else self._refuse_device_array(name, value)
+            except InputError:
+                if is_device_array(value):
+                    raise
+        return viewed
+
+    def _refuse_device_array(self, name: str, value: object) -> object:
+        if is_device_array(value):
+            raise InputError(
+                f"input '{name}' is on the GPU, and {self.choice.backend} takes arrays of the host",
+                where=f"graph '{self.graph.name}'",
+                got=f"{type(value).__module__}.{type(value).__qualname__}",
+                allowed="numpy arrays; with a TensorRT engine also arrays on the GPU",
+                fix="copy it: tensor.cpu().numpy(), cupy.asnumpy(array) or array.to_numpy()",
+            )
+        return value
+
+    def _refuse_non_finite(self, results: Mapping[str, Any]) -> None:
+        for name, result in results.items():
+            value = result.to_numpy() if isinstance(result, DeviceArray) else result
             if value.dtype.kind == "f" and not np.isfinite(value).all():
                 raise ParityError(
                     f"output '{name}' holds NaN or Inf",
@@ -108,6 +188,7 @@ class GraphSession:
     def close(self) -> None:
         """Release the backend; later runs raise InputError."""
         self._execute = _refuse_closed
+        self._view = self._allocate = None
         self._close()
         self._close = do_nothing
 

@@ -51,6 +51,7 @@ class Candidate:
     obstacle: str = ""
     plugins: tuple[str, ...] = ()  # libraries of the bundle to load first
     sizes: Mapping[str, int] = field(default_factory=dict)  # dim -> the one size it takes; {}: all of them
+    merit: str = ""  # why it can run here, for one that fits
 
     def explain_obstacle(self) -> str:
         """A line that says why not: of an engine, or of all files of a backend at once."""
@@ -115,6 +116,8 @@ def _list_engines(manifest: Manifest, graph: Graph, backend: str, machine: Machi
                 obstacle=_find_engine_obstacle(engine, machine) or obstacle,
                 plugins=plugins,
                 sizes=engine.sizes,
+                merit=f"the engine is for {_spell_gpu(engine, machine)} and {engine.backend} "
+                f"{engine.backend_version}, both of which are here",
             )
 
 
@@ -129,8 +132,10 @@ def _list_for_backend(manifest: Manifest, graph: Graph, backend: str, machine: M
     else:
         typed.sort(key=lambda t: t.target == "cpu")  # stable: graphs lowered for a GPU come first
     for t in typed:
-        yield Candidate(file=t.file, backend=backend, precision=t.precision, obstacle=obstacle)
-    yield Candidate(file=graph.file, backend=backend, precision=graph.precision, obstacle=obstacle)
+        merit = f"it is typed for {t.target}"
+        yield Candidate(file=t.file, backend=backend, precision=t.precision, obstacle=obstacle, merit=merit)
+    merit = "the portable graph runs wherever ONNX Runtime does"
+    yield Candidate(file=graph.file, backend=backend, precision=graph.precision, obstacle=obstacle, merit=merit)
 
 
 def _find_onnxruntime_obstacle(backend: str, machine: Machine) -> str:
@@ -158,6 +163,11 @@ def _find_engine_obstacle(engine: EngineFile, machine: Machine) -> str:
     if version.split(".")[:_VERSION_PARTS] != engine.backend_version.split(".")[:_VERSION_PARTS]:
         return f"built with {engine.backend} {engine.backend_version}, {version} is installed"
     return ""
+
+
+def _spell_gpu(engine: EngineFile, machine: Machine) -> str:
+    name = f" ({machine.gpu.name})" if machine.gpu else ""
+    return f"compute capability {engine.compute_capability}{name}"
 
 
 def _find_plugins(manifest: Manifest, engine: EngineFile) -> tuple[tuple[str, ...], str]:

@@ -3,13 +3,14 @@
     load(folder) -> read manifest -> sizes of all files -> per graph: candidates -> digests -> backend -> Session
 
 Sessions may be shared by threads: ONNX Runtime runs calls in parallel, TensorRT one after another. Inputs are read
-and never written; outputs are new arrays that belong to the caller. Nothing here is a model's host loop: see
-`engines.runtime.pipelines`.
+and never written; outputs are new arrays that belong to the caller. Arrays on the GPU: see `device_arrays`. Nothing
+here is a model's host loop: see `engines.runtime.pipelines`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -47,7 +48,7 @@ class Session:
         self.pipeline: Any = open_pipeline(folder, manifest, self.graphs)
 
     def run(
-        self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None, *, check_finite: bool = False
+        self, inputs: Mapping[str, Any], outputs: Sequence[str] | None = None, *, check_finite: bool = False
     ) -> dict[str, Array]:
         """Run the only graph of a bundle that has one; see `GraphSession.run`."""
         if self._only is None:
@@ -91,6 +92,7 @@ def load(
     threads: int | None = None,
     verify: bool = True,
     machine: Machine | None = None,
+    stream: int | None = None,
 ) -> Session:
     """Open a bundle on the best backend that runs here, and say which (`Session.describe`).
 
@@ -102,6 +104,9 @@ def load(
         threads: of ONNX Runtime on the CPU; one a core by default.
         verify: digest the files that are used; False compares sizes only.
         machine: what to take this machine for; probed by default.
+        stream: handle of a CUDA stream to put TensorRT's work on, `torch.cuda.Stream().cuda_stream` or a cupy stream's
+            `ptr`; one of the session's own by default. Then outputs on the GPU are returned before they are ready, in
+            that stream's order, and their inputs must live, unchanged by other streams, until it has come that far.
 
     Raises:
         BundleError: a file is missing, changed or outside the bundle, or the manifest is malformed or too new.
@@ -117,7 +122,7 @@ def load(
         for graph in manifest.graphs:
             candidates = list_candidates(manifest, graph, backend=backend, precision=precision, machine=machine)
             opened[graph.name] = _open_graph(
-                folder, manifest, graph, candidates, machine=machine, threads=threads, verify=verify
+                folder, manifest, graph, candidates, machine=machine, threads=threads, verify=verify, stream=stream
             )
         return Session(folder, manifest, opened)
     except BaseException:
@@ -135,6 +140,7 @@ def _open_graph(
     machine: Machine,
     threads: int | None,
     verify: bool,
+    stream: int | None,
 ) -> GraphSession:
     passed_over: dict[str, None] = {}  # an ordered set
     for candidate in candidates:
@@ -144,7 +150,7 @@ def _open_graph(
         if verify:
             verify_candidate(folder, manifest, candidate)
         try:
-            opened = _open_candidate(folder, graph, candidate, threads=threads)
+            opened = _open_candidate(folder, graph, candidate, threads=threads, stream=stream)
         except PreflightError as error:
             passed_over[_word_refusal(candidate, error)] = None
             continue
@@ -153,12 +159,13 @@ def _open_graph(
             if verify:
                 verify_candidate(folder, manifest, faster)
             try:
-                fixed.append((faster, _open_candidate(folder, graph, faster, threads=threads)))
+                found = _open_candidate(folder, graph, faster, threads=threads, stream=stream, beside=opened)
+                fixed.append((faster, found))
             except PreflightError as error:
                 passed_over[_word_refusal(faster, error)] = None
         if fixed:
             both = SizedEngines(graph, opened, [engine for _, engine in fixed])
-            opened = OpenEngine(execute=both.execute, close=both.close, sizes={})
+            opened = replace(opened, execute=both.execute, close=both.close)
         fitting = (c.precision for c in candidates if c.backend == candidate.backend and not c.obstacle)
         choice = Choice(
             graph=graph.name,
@@ -168,8 +175,17 @@ def _open_graph(
             passed_over=tuple(passed_over),
             other_precisions=tuple(p for p in dict.fromkeys(fitting) if p != candidate.precision),
             fixed=tuple(f"{spell_sizes(faster.sizes)}: {faster.file}" for faster, _ in fixed),
+            reason=candidate.merit,
         )
-        return GraphSession(graph, manifest.dims, choice=choice, execute=opened.execute, close=opened.close)
+        return GraphSession(
+            graph,
+            manifest.dims,
+            choice=choice,
+            execute=opened.execute,
+            close=opened.close,
+            view=opened.view,
+            allocate=opened.allocate,
+        )
     raise PreflightError(
         f"nothing of what was asked runs graph '{graph.name}' on this machine",
         where=str(folder),
@@ -183,10 +199,26 @@ def _word_refusal(candidate: Candidate, error: PreflightError) -> str:
     return f"{candidate.file} on {candidate.backend}: {refusal}"
 
 
-def _open_candidate(folder: Path, graph: Graph, candidate: Candidate, *, threads: int | None) -> OpenEngine:
+def _open_candidate(
+    folder: Path,
+    graph: Graph,
+    candidate: Candidate,
+    *,
+    threads: int | None,
+    stream: int | None,
+    beside: OpenEngine | None = None,
+) -> OpenEngine:
     path = resolve_inside(folder, candidate.file)
     if candidate.backend in ENGINE_MODULES:
         plugins = [resolve_inside(folder, plugin) for plugin in candidate.plugins]
-        engine = TensorRTEngine(path, graph, candidate, plugins=plugins)
-        return OpenEngine(execute=engine.execute, close=engine.close, sizes=candidate.sizes)
+        first = beside.engine if beside else None
+        engine = TensorRTEngine(path, graph, candidate, plugins=plugins, stream=stream, beside=first)
+        return OpenEngine(
+            execute=engine.execute,
+            close=engine.close,
+            sizes=candidate.sizes,
+            view=engine.view,
+            allocate=engine.allocate,
+            engine=engine,
+        )
     return OpenEngine(execute=open_onnx(path, graph, candidate, threads=threads), close=do_nothing, sizes={})

@@ -1,23 +1,24 @@
-"""TensorRT 8.6 to 11 and TensorRT-RTX behind the runtime's one `execute(names, feed)`: numpy in, numpy out.
+"""TensorRT 8.6 to 11 and TensorRT-RTX behind the runtime's one `execute(names, feed)`.
 
-    new shapes    choose the profile -> set shapes -> reserve buffers -> copy in, execute_async_v3, copy out
-    same again    the same three, captured as one CUDA graph
-    from then on  launch the graph -> synchronise
+    a call seen first      set a context to its shapes and addresses -> copy in, execute_async_v3, copy out
+    the same again         the same three, captured as one CUDA graph
+    from then on           launch the graph -> wait
 
-Every tensor has a buffer on the device and a pinned one on the host; both grow when a shape needs more and are reused,
-so that calls of one shape allocate nothing but the arrays that they return. A graph belongs to the context's current
-shapes and addresses and is dropped with them. Calls are serialised by a lock, since a context has one set of both.
+numpy in, numpy out: through pinned buffers that are reused, so that a call allocates nothing but the arrays that it
+returns. Any input on the GPU (a `DeviceView`): read where it lies, and the outputs are `DeviceArray`s that stay there,
+in memory that is reused once they are dropped. A call is the same as another when shapes and addresses are the same;
+several are kept (`tensorrt_contexts`). Calls are serialised by a lock, since all share one working memory.
 
-TensorRT 8 has no int64: such inputs are narrowed to int32 here, and refused when a value does not fit.
+TensorRT 8 has no int64: such inputs are narrowed to int32 here, and refused when a value does not fit. TensorRT wants
+addresses aligned to 256 bytes: an input on the GPU that is not is copied there, once.
 
-Run on an H200 with TensorRT 8.6.0 on 2026-11-22; not run with 10, 11 or TensorRT-RTX.
-Not done: arrays that are on the GPU already, keeping a cache there between calls.
+Run on an H200 with TensorRT 8.6.0; not run with 10, 11 or TensorRT-RTX.
 """
 
 from __future__ import annotations
 
-import ctypes
 import importlib
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,171 +28,320 @@ import numpy as np
 
 from engines.plugins import load_libraries
 from engines.runtime.cuda import CudaStream
+from engines.runtime.device_arrays import Block, BlockPool, DeviceArray, DeviceView, view_device_array
 from engines.runtime.preflight import ENGINE_MODULES, Candidate
 from engines.runtime.shape_ranges import choose_profile, read_shape_ranges
+from engines.runtime.staging import PinnedMemory, Staging
+from engines.runtime.tensorrt_contexts import Call, Contexts
 from specs.bundle import Graph, IoTensor
 from specs.errors import BundleError, InputError, MetagenError, PreflightError
 
 if TYPE_CHECKING:
     from engines.runtime.arrays import Array
 
+    Shapes = tuple[tuple[int, ...], ...]
+
+
 #: TensorRT's names; its own `nptype` fails under the versions of numpy that have no `np.bool`.
 _DTYPES = {
     "FLOAT": "float32", "HALF": "float16", "INT64": "int64", "INT32": "int32", "INT8": "int8", "UINT8": "uint8",
     "BOOL": "bool",
 }  # fmt: skip
+_ALIGNMENT = 256  # bytes, of every address that TensorRT is given
+_REMEMBERED_SHAPES = 1024
 
 
 class TensorRTEngine:
-    """One engine with one execution context on device 0."""
+    """One engine on device 0.
 
-    def __init__(self, path: Path, graph: Graph, candidate: Candidate, *, plugins: Sequence[Path]) -> None:
+    Args:
+        stream: handle of the CUDA stream that everything is put on; one of the engine's own by default. With the user's
+            stream a call whose outputs stay on the GPU returns without waiting for them.
+        beside: another engine of the graph, whose stream is taken instead; it has to be closed after this one.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        graph: Graph,
+        candidate: Candidate,
+        *,
+        plugins: Sequence[Path],
+        stream: int | None = None,
+        beside: TensorRTEngine | None = None,
+    ) -> None:
         self._trt: Any = importlib.import_module(ENGINE_MODULES[candidate.backend])
         self._lock = threading.Lock()
         self._logger = _make_logger(self._trt)
-        if plugins:
-            load_libraries(self._trt, plugins)
-        self._trt.init_libnvinfer_plugins(self._logger, "")
-        self._runtime = self._trt.Runtime(self._logger)
-        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
-        self._context: Any = self._engine.create_execution_context() if self._engine is not None else None
-        if self._context is None:
-            raise PreflightError(
-                f"{candidate.backend} {self._trt.__version__} refused the engine",
-                where=candidate.file,
-                got=self._logger.take(),
-                fix="build it again on this machine: metagen-deploy build BUNDLE",
-            )
-        self._listed = {tensor.name: np.dtype(tensor.dtype) for tensor in (*graph.inputs, *graph.outputs)}
-        self._dtypes = self._read_dtypes(path, graph)
-        self._inputs = tuple(tensor.name for tensor in graph.inputs)
-        self._outputs = tuple(tensor.name for tensor in graph.outputs)
-        self._ranges = read_shape_ranges(self._engine, self._inputs)
-        self._profile = 0
-        self._stream = CudaStream()
-        self._device: dict[str, tuple[int, int]] = {}  # name -> address, capacity in bytes
-        self._host: dict[str, tuple[int, int]] = {}
-        self._views: dict[str, Array] = {}  # the pinned buffers as arrays of the current shapes
-        self._shapes: tuple[tuple[int, ...], ...] | None = None  # of the inputs, once everything fits them
-        self._has_run = False  # with these shapes: the first run may still set things up, so it is not captured
-        self._graph = 0
-        self.capture_refusal = ""  # why this engine runs without a CUDA graph, once that is known
+        self._beside = beside
+        self._stream = beside._stream if beside else CudaStream(stream)
+        try:
+            if plugins:
+                load_libraries(self._trt, plugins)
+            self._trt.init_libnvinfer_plugins(self._logger, "")
+            self._runtime = self._trt.Runtime(self._logger)
+            self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+            if self._engine is None:
+                raise PreflightError(
+                    f"{candidate.backend} {self._trt.__version__} refused the engine",
+                    where=candidate.file,
+                    got=self._logger.take(),
+                    fix="build it again on this machine: metagen-deploy build BUNDLE",
+                )
+            self._listed = {tensor.name: np.dtype(tensor.dtype) for tensor in (*graph.inputs, *graph.outputs)}
+            self._dtypes = self._read_dtypes(path, graph)
+            self._inputs = tuple(tensor.name for tensor in graph.inputs)
+            self._outputs = tuple(tensor.name for tensor in graph.outputs)
+            self._ranges = read_shape_ranges(self._engine, self._inputs)
+            self._contexts = Contexts(self._trt, self._engine, self._logger, self._stream)
+        except BaseException:
+            self._engine = self._runtime = None
+            self._close_stream()
+            raise
+        self._staging, self._pool = Staging(self._stream), BlockPool(self._stream)
+        self._output_shapes: dict[Shapes, Shapes] = {}
+        self._pinned: set[int] = beside._pinned if beside else set()  # addresses that `allocate` has lent
+        self._unfinished = False  # a call of before may still read the pinned buffers
+        self.capture_refusal = ""  # why this engine runs without CUDA graphs, once that is known
 
-    def execute(self, names: Sequence[str], feed: Mapping[str, Array]) -> list[Array]:
-        """The outputs called `names`, as new arrays."""
+    @property
+    def num_graphs(self) -> int:
+        """CUDA graphs that are kept now."""
+        return self._contexts.num_graphs
+
+    def execute(self, names: Sequence[str], feed: Mapping[str, Array | DeviceView]) -> list[Array | DeviceArray]:
+        """The outputs called `names`: new arrays, on the GPU where an input is.
+
+        Raises:
+            InputError: shapes outside the engine's ranges, or an integer that it cannot hold.
+            PreflightError: the GPU is full, or refuses. The engine can be used on after any of these.
+        """
         with self._lock:
             self._stream.make_current()
-            shapes = tuple([feed[name].shape for name in self._inputs])
-            if shapes != self._shapes:
-                self._set_shapes(shapes)
-            for name in self._inputs:
-                self._stage(name, feed[name])
-            self._launch()
+            values = [feed[name] for name in self._inputs]
+            on_device = False
+            for value in values:
+                if value.__class__ is DeviceView:
+                    on_device = True
+            if on_device:
+                return self._execute_on_device(names, values)
+            call = self._run(values, self._locate(values), None)
             self._stream.synchronize()
-            return [self._views[name].astype(self._listed[name]) for name in names]
+            self._unfinished = False
+            return [call.results[name].astype(self._listed[name]) for name in names]
+
+    def _execute_on_device(
+        self, names: Sequence[str], values: Sequence[Array | DeviceView]
+    ) -> list[Array | DeviceArray]:
+        shapes = tuple([value.shape for value in values])
+        found = self._output_shapes.get(shapes)
+        if found is None:
+            found = self._infer_shapes(self._contexts.choose(self._choose_profile(shapes)), shapes)
+        blocks = [self._pool.take(self._count_bytes(name, s)) for name, s in zip(self._outputs, found, strict=True)]
+        self._run(values, self._locate(values), blocks)
+        if self._stream.is_own:
+            self._stream.synchronize()
+        else:
+            self._unfinished = True
+        made = {
+            name: DeviceArray(block, self._dtypes[name], shape, self._stream)
+            for name, block, shape in zip(self._outputs, blocks, found, strict=True)
+        }
+        return [made[name] for name in names]
+
+    def view(self, name: str, value: object) -> DeviceView:
+        """An array of another library on the GPU as `execute` takes it, ordered before the engine's next call.
+
+        Where the engine holds int32 for the manifest's int64, it is int32 that can be taken without a copy.
+        """
+        self._stream.make_current()
+        view = view_device_array(name, value, self._stream)
+        if name in self._dtypes and self._dtypes[name] != self._listed[name]:
+            if view.dtype == self._listed[name]:
+                raise InputError(
+                    f"input '{name}' is {view.dtype} on the GPU, and this engine holds {self._dtypes[name]}",
+                    allowed=f"{self._dtypes[name]} on the GPU, or {view.dtype} in a numpy array, which is narrowed",
+                    fix=f"tensor.to(torch.{self._dtypes[name]})",
+                )
+            if view.dtype == self._dtypes[name]:
+                view.dtype = self._listed[name]
+        return view
+
+    def allocate(self, name: str, shape: tuple[int, ...]) -> Array:
+        """An array for the input `name` that the GPU copies from without a detour; plain where it must be narrowed."""
+        if self._dtypes[name] != self._listed[name]:
+            return np.empty(shape, self._listed[name])
+        with self._lock:
+            self._stream.make_current()
+            return np.asarray(PinnedMemory(self._stream, shape, self._listed[name], self._pinned))
 
     def close(self) -> None:
-        """Free the device's memory."""
+        """Free the device's memory. Outputs on the GPU that are still held keep theirs."""
         with self._lock:
             self._stream.make_current()
-            self._forget_shapes()
-            self._context = self._engine = self._runtime = None
-            for address, _ in self._device.values():
-                self._stream.free(address)
-            for address, _ in self._host.values():
-                self._stream.free_host(address)
-            self._device.clear()
-            self._host.clear()
+            self._stream.synchronize()
+            self._contexts.close()
+            self._engine = self._runtime = None
+            self._staging.close()
+            self._pool.close()
+            self._close_stream()
+
+    def _close_stream(self) -> None:
+        if self._beside is None:
             self._stream.close()
 
-    def _stage(self, name: str, value: Array) -> None:
-        view = self._views[name]
+    # ---- one call ----
+
+    def _locate(self, values: Sequence[Array | DeviceView]) -> tuple[int, ...]:
+        """The address that each input is read from, 0 for one that is copied into the pinned buffer first."""
+        if not self._pinned:
+            return tuple([value.address if isinstance(value, DeviceView) else 0 for value in values])
+        return tuple([self._find_address(value) for value in values])
+
+    def _find_address(self, value: Array | DeviceView) -> int:
+        if isinstance(value, DeviceView):
+            return value.address
+        address = int(value.__array_interface__["data"][0])
+        return address if address in self._pinned and value.flags.c_contiguous else 0
+
+    def _run(
+        self, values: Sequence[Array | DeviceView], addresses: tuple[int, ...], blocks: Sequence[Block] | None
+    ) -> Call:
+        """Put one call on the stream; `blocks` receive the outputs, the pinned buffers where there are none."""
+        shapes = tuple([value.shape for value in values])
+        key = (shapes, addresses, None if blocks is None else tuple([block.address for block in blocks]))
+        call = self._contexts.find(key)
+        if self._unfinished and (call is None or call.staged):
+            self._stream.synchronize()
+            self._unfinished = False
+        if call is None:
+            call = self._contexts.choose(self._choose_profile(shapes))
+            self._set_up(call, values, addresses, blocks)
+            self._contexts.assign(call, key)
+        for index, view in call.staged:
+            self._stage(index, values[index], view)
+        try:
+            self._launch(call)
+        except MetagenError:
+            self._contexts.forget(call)
+            raise
+        return call
+
+    def _stage(self, index: int, value: Any, view: Array) -> None:
         if value.dtype.itemsize > view.dtype.itemsize and value.size:
             limits = np.iinfo(view.dtype)
             if value.min() < limits.min or value.max() > limits.max:
                 raise InputError(
-                    f"input '{name}' holds a value that the engine's {view.dtype} cannot",
+                    f"input '{self._inputs[index]}' holds a value that the engine's {view.dtype} cannot",
                     got=f"{value.min()} to {value.max()}",
                     allowed=f"{limits.min} to {limits.max}",
                     fix="run the bundle with --backend onnxruntime, or build for TensorRT 10",
                 )
         np.copyto(view, value, casting="same_kind")
 
-    def _launch(self) -> None:
-        if self._graph or (self._has_run and not self.capture_refusal and self._capture()):
-            self._stream.launch(self._graph)
+    def _launch(self, call: Call) -> None:
+        if not call.graph and call.has_run and not self.capture_refusal:
+            self._capture(call)
+        if call.graph:
+            self._stream.launch(call.graph)
         else:
-            self._enqueue()
-            self._has_run = True
+            self._enqueue(call, self._stream)
+            call.has_run = True  # the first run may still set things up, so it is not captured
 
-    def _capture(self) -> bool:
+    def _capture(self, call: Call) -> None:
+        self._stream.synchronize()
         try:
-            self._graph = self._stream.capture(self._enqueue)
+            call.graph = self._stream.capture(lambda recorder: self._enqueue(call, recorder))
         except MetagenError as error:  # an engine with a loop or a host decision in it
             self.capture_refusal = error.got or error.problem
-        return bool(self._graph)
 
-    def _enqueue(self) -> None:
-        for name in self._inputs:
-            self._stream.copy_in(self._device[name][0], self._host[name][0], self._views[name].nbytes)
-        if not self._context.execute_async_v3(self._stream.handle):
+    def _enqueue(self, call: Call, stream: CudaStream) -> None:
+        if not call.enqueue(stream):
             raise InputError(
                 "TensorRT could not run these inputs",
                 got=self._logger.take(),
                 fix="keep sizes inside the ranges that the engine was built for",
             )
-        for name in self._outputs:
-            self._stream.copy_out(self._host[name][0], self._device[name][0], self._views[name].nbytes)
 
-    def _set_shapes(self, shapes: tuple[tuple[int, ...], ...]) -> None:
-        self._forget_shapes()
-        self._set_profile(choose_profile(self._ranges, dict(zip(self._inputs, shapes, strict=True))))
-        for name, shape in zip(self._inputs, shapes, strict=True):
-            if not self._context.set_input_shape(name, shape):
-                raise InputError(
-                    f"the engine does not take '{name}' in this shape", got=f"{list(shape)}: {self._logger.take()}"
-                )
-            self._views[name] = self._reserve(name, shape)
-        for name in self._outputs:
-            found = tuple(self._context.get_tensor_shape(name))
-            if any(size < 0 for size in found):
+    # ---- setting a context up ----
+
+    def _choose_profile(self, shapes: Shapes) -> int:
+        return choose_profile(self._ranges, dict(zip(self._inputs, shapes, strict=True)))
+
+    def _infer_shapes(self, call: Call, shapes: Shapes) -> Shapes:
+        """Set the inputs' shapes; those of the outputs."""
+        if call.shapes != shapes:
+            call.shapes = None
+            for name, shape in zip(self._inputs, shapes, strict=True):
+                if not call.context.set_input_shape(name, shape):
+                    raise InputError(
+                        f"the engine does not take '{name}' in this shape",
+                        got=f"{list(shape)}: {self._logger.take()}",
+                        allowed=self._spell_ranges(name),
+                        fix="keep to these sizes, or build the bundle with wider ranges: --dim at export",
+                    )
+            call.shapes = shapes
+        found = tuple(tuple(call.context.get_tensor_shape(name)) for name in self._outputs)
+        for name, shape in zip(self._outputs, found, strict=True):
+            if any(size < 0 for size in shape):
                 raise BundleError(f"the size of output '{name}' depends on values, which this runtime does not serve")
-            self._views[name] = self._reserve(name, found)
-        self._shapes = shapes
+        if len(self._output_shapes) >= _REMEMBERED_SHAPES:
+            self._output_shapes.clear()
+        self._output_shapes[shapes] = found
+        return found
 
-    def _set_profile(self, index: int) -> None:
-        if index == self._profile:
+    def _spell_ranges(self, name: str) -> str:
+        return " or ".join(f"{list(low)} to {list(high)}" for low, high in (ranges[name] for ranges in self._ranges))
+
+    def _set_up(
+        self,
+        call: Call,
+        values: Sequence[Array | DeviceView],
+        addresses: tuple[int, ...],
+        blocks: Sequence[Block] | None,
+    ) -> None:
+        """Give a context its shapes and addresses, and say what has to be copied before and after it."""
+        shapes = tuple([value.shape for value in values])
+        outputs = self._infer_shapes(call, shapes)
+        call.staged, call.copies_in, call.copies_out, call.results = [], [], [], {}
+        try:
+            for index, value in enumerate(values):
+                self._place_input(call, index, value, addresses[index])
+            for index, (name, shape) in enumerate(zip(self._outputs, outputs, strict=True)):
+                if blocks is None:
+                    self._place_result(call, name, shape)
+                else:
+                    call.context.set_tensor_address(name, blocks[index].address)
+        finally:
+            if self._staging.moved:  # whatever was set up with the old buffers is gone with them
+                self._staging.moved = False
+                self._contexts.forget_others(call)
+
+    def _place_input(self, call: Call, index: int, value: Array | DeviceView, address: int) -> None:
+        name, size_bytes = self._inputs[index], self._count_bytes(self._inputs[index], value.shape)
+        on_device = isinstance(value, DeviceView)
+        if on_device and address % _ALIGNMENT == 0:
+            call.context.set_tensor_address(name, address)
             return
-        if not self._context.set_optimization_profile_async(index, self._stream.handle):
-            raise InputError("TensorRT could not change to another optimisation profile", got=self._logger.take())
-        self._stream.synchronize()
-        self._profile = index
-        for name, (address, _) in self._device.items():
-            self._context.set_tensor_address(name, address)
+        here = self._staging.reserve_device(name, size_bytes)
+        call.context.set_tensor_address(name, here)
+        if not address:
+            view = self._staging.reserve_host(name, value.shape, self._dtypes[name])
+            call.staged.append((index, view))
+            address = view.ctypes.data
+        call.copies_in.append(("copy_across" if on_device else "copy_in", here, address, size_bytes))
 
-    def _forget_shapes(self) -> None:
-        self._shapes, self._has_run = None, False
-        self._views.clear()
-        if self._graph:
-            self._stream.forget(self._graph)
-            self._graph = 0
+    def _place_result(self, call: Call, name: str, shape: tuple[int, ...]) -> None:
+        size_bytes = self._count_bytes(name, shape)
+        here = self._staging.reserve_device(name, size_bytes)
+        call.context.set_tensor_address(name, here)
+        call.results[name] = self._staging.reserve_host(name, shape, self._dtypes[name])
+        call.copies_out.append(("copy_out", call.results[name].ctypes.data, here, size_bytes))
 
-    def _reserve(self, name: str, shape: tuple[int, ...]) -> Array:
-        """Room for `name` on both sides, known to the context; an array over the host's."""
-        dtype = self._dtypes[name]
-        count = int(np.prod(shape, dtype=np.int64))
-        size_bytes = max(count * dtype.itemsize, 1)
-        if self._device.get(name, (0, 0))[1] < size_bytes:
-            if name in self._device:
-                self._stream.free(self._device.pop(name)[0])
-            self._device[name] = (self._stream.allocate(size_bytes), size_bytes)
-            self._context.set_tensor_address(name, self._device[name][0])
-        if self._host.get(name, (0, 0))[1] < size_bytes:
-            if name in self._host:
-                self._stream.free_host(self._host.pop(name)[0])
-            self._host[name] = (self._stream.allocate_host(size_bytes), size_bytes)
-        memory = (ctypes.c_char * size_bytes).from_address(self._host[name][0])
-        return np.frombuffer(memoryview(memory), dtype, count).reshape(shape)
+    def _count_bytes(self, name: str, shape: tuple[int, ...]) -> int:
+        return math.prod(shape) * self._dtypes[name].itemsize
+
+    # ---- opening ----
 
     def _read_dtypes(self, path: Path, graph: Graph) -> dict[str, np.dtype[Any]]:
         """The engine's own dtypes; BundleError where its tensors are not the manifest's."""
