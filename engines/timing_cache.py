@@ -19,7 +19,7 @@ from pathlib import Path
 
 from engines.backends.base import InputProfile
 
-_KEY_VERSION = 1  # of this digest: raised when a build means something else
+_KEY_VERSION = 2  # of this digest: raised when a build means something else
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,6 +71,15 @@ def test_a_library_without_its_function_is_a_stand_in() -> None:
     assert not worker._find_function(("libnothing.so.1", "libc.so.6"), "cublasCreate_v2")
 
 
+def test_profiles_are_shared_where_a_version_has_to_be_told() -> None:
+    told: list[tuple[str, bool]] = []
+    config = SimpleNamespace(set_preview_feature=lambda feature, on: told.append((feature, on)))
+    worker._share_profiles(SimpleNamespace(PreviewFeature=SimpleNamespace(PROFILE_SHARING_0806="sharing")), config)
+    worker._share_profiles(SimpleNamespace(PreviewFeature=SimpleNamespace()), config)
+    worker._share_profiles(SimpleNamespace(), config)
+    assert told == [("sharing", True)]
+
+
 class Layer:
     def __init__(self, name: str, kind: str, *dtypes: str) -> None:
         self.name, self.type, self._dtypes = name, SimpleNamespace(name=kind), dtypes

@@ -239,6 +239,7 @@ def _configure(
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request["workspace_bytes"])
     if request["optimization_level"] is not None:
         config.builder_optimization_level = request["optimization_level"]
+    _share_profiles(trt, config)
     if decisions.ahead_of_time:
         _set_capabilities(trt, config, request["compute_capabilities"])
     else:
@@ -252,6 +253,16 @@ def _configure(
         if config.add_optimization_profile(profile) < 0:
             raise _Failure("setup", "the compiler refused the optimisation profile")
     return config
+
+
+def _share_profiles(trt: Any, config: Any) -> None:
+    """Let several execution contexts use one optimisation profile; every version but 8.6 does so by itself.
+
+    The runtime keeps a context for each shape that it has captured.
+    """
+    feature = getattr(getattr(trt, "PreviewFeature", None), "PROFILE_SHARING_0806", None)
+    if feature is not None:
+        config.set_preview_feature(feature, True)
 
 
 def _limit_tactics(trt: Any, config: Any) -> list[str]:
