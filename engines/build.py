@@ -245,6 +245,7 @@ def _add_engine(
         gpu=result.gpu,
         plugins=digests,
         sizes=job.sizes,
+        shares_profiles=job.backend.name == "tensorrt",  # every build asks for it
         file=file,
         key=key,
         build_seconds=result.seconds,

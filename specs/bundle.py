@@ -73,6 +73,7 @@ class EngineFile:
     gpu: str  # the device it was built on, "" when built ahead of time
     plugins: Mapping[str, str] = field(default_factory=dict)  # op -> sha256 of the library
     sizes: Mapping[str, int] = field(default_factory=dict)  # dim -> the one size it takes; {}: the manifest's ranges
+    shares_profiles: bool = False  # whether several execution contexts may be in one of its optimisation profiles
     file: str
     key: str
     build_seconds: float

@@ -18,7 +18,6 @@ import numpy as np
 from specs.errors import PreflightError
 
 PROFILE_REFUSAL = "3: Runtime dimension does not satisfy any optimization profile."
-PROFILE_TAKEN = "3: Profile 0 has been chosen by another IExecutionContext."
 TRUNCATED = "1: [runtime.cpp::parsePlan::315] Error Code 1: Serialization"
 LARGEST_BATCH = 8
 PROFILES = ((1, 2), (1, LARGEST_BATCH))  # of the batch: usual sizes, all sizes
@@ -130,23 +129,15 @@ class Stream:
 
 
 class Context:
-    switched: ClassVar[list[int]] = []
-
     def __init__(self, engine: Engine) -> None:
         self.engine, self.shapes, self.addresses = engine, dict[str, tuple[int, ...]](), dict[str, int]()
         self.device_memory: int | None = None
         self.changes = 0
-        taken = [context.active_optimization_profile for context in engine.contexts]
-        free = [index for index in range(len(PROFILES)) if Device.profile_sharing or index not in taken]
-        self.active_optimization_profile = free[0] if free else -1
+        assert Device.profile_sharing or not engine.contexts, "8.6.0 crashes when there are two in one profile"
+        self.active_optimization_profile = 0
         engine.contexts.add(self)
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
-        others = [context for context in self.engine.contexts if context is not self]
-        if not Device.profile_sharing and any(c.active_optimization_profile == index for c in others):
-            self.engine.logger.log(1, PROFILE_TAKEN)
-            return False
-        self.switched.append(index)
         self.active_optimization_profile, self.addresses = index, {}
         self.changes += 1
         return True

@@ -225,6 +225,10 @@ def test_what_cannot_be_read_where_it_lies_is_refused(
 
 def test_a_library_that_hands_nothing_over_is_quoted(session: GraphSession) -> None:
     class Graded(OnDevice):
+        @property
+        def __cuda_array_interface__(self) -> object:
+            raise RuntimeError("Can't get __cuda_array_interface__ on Variable that requires grad")
+
         def __dlpack__(self, *, stream: int | None = None) -> object:
             raise BufferError("Can't export tensors that require gradient")
 

@@ -155,12 +155,10 @@ def is_device_array(value: object) -> bool:
     """Whether `value` is an array on a GPU, told by either protocol."""
     if isinstance(value, np.ndarray):
         return False
-    if hasattr(value, "__cuda_array_interface__"):
-        return True
     try:
         return bool(value.__dlpack_device__()[0] == CUDA)  # type: ignore[attr-defined]
-    except Exception:  # noqa: BLE001 - whatever another library raises: then it is none
-        return False
+    except Exception:  # noqa: BLE001 - whatever another library raises, for want of the method or otherwise
+        return "__cuda_array_interface__" in dir(value)  # torch's raises for a tensor that needs a gradient
 
 
 def view_device_array(name: str, value: Any, stream: CudaStream) -> DeviceView:

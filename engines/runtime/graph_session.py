@@ -22,7 +22,7 @@ from specs.errors import InputError, MetagenError, ParityError
 if TYPE_CHECKING:
     from engines.runtime.arrays import Array
 
-    Execute = Callable[[Sequence[str], Mapping[str, Array]], Sequence[Array]]
+    Execute = Callable[[Sequence[str], Mapping[str, Any]], Sequence[Any]]  # numpy arrays, or arrays on the GPU
     View = Callable[[str, object], object]
     Allocate = Callable[[str, tuple[int, ...]], Array]
 

@@ -52,6 +52,7 @@ class Candidate:
     plugins: tuple[str, ...] = ()  # libraries of the bundle to load first
     sizes: Mapping[str, int] = field(default_factory=dict)  # dim -> the one size it takes; {}: all of them
     merit: str = ""  # why it can run here, for one that fits
+    shares_profiles: bool = False  # whether several execution contexts of the engine may be in one profile
 
     def explain_obstacle(self) -> str:
         """A line that says why not: of an engine, or of all files of a backend at once."""
@@ -116,6 +117,7 @@ def _list_engines(manifest: Manifest, graph: Graph, backend: str, machine: Machi
                 obstacle=_find_engine_obstacle(engine, machine) or obstacle,
                 plugins=plugins,
                 sizes=engine.sizes,
+                shares_profiles=_shares_profiles(engine),
                 merit=f"the engine is for {_spell_gpu(engine, machine)} and {engine.backend} "
                 f"{engine.backend_version}, both of which are here",
             )
@@ -163,6 +165,11 @@ def _find_engine_obstacle(engine: EngineFile, machine: Machine) -> str:
     if version.split(".")[:_VERSION_PARTS] != engine.backend_version.split(".")[:_VERSION_PARTS]:
         return f"built with {engine.backend} {engine.backend_version}, {version} is installed"
     return ""
+
+
+def _shares_profiles(engine: EngineFile) -> bool:
+    """TensorRT 8 crashes where it is asked for what an engine was not built for; later ones build all engines so."""
+    return engine.shares_profiles or engine.backend != "tensorrt" or not engine.backend_version.startswith("8.")
 
 
 def _spell_gpu(engine: EngineFile, machine: Machine) -> str:

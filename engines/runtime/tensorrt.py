@@ -74,7 +74,7 @@ class TensorRTEngine:
         self._lock = threading.Lock()
         self._logger = _make_logger(self._trt)
         self._beside = beside
-        self._stream = beside._stream if beside else CudaStream(stream)
+        self._stream: CudaStream = beside._stream if beside else CudaStream(stream)
         try:
             if plugins:
                 load_libraries(self._trt, plugins)
@@ -93,7 +93,9 @@ class TensorRTEngine:
             self._inputs = tuple(tensor.name for tensor in graph.inputs)
             self._outputs = tuple(tensor.name for tensor in graph.outputs)
             self._ranges = read_shape_ranges(self._engine, self._inputs)
-            self._contexts = Contexts(self._trt, self._engine, self._logger, self._stream)
+            self._contexts = Contexts(
+                self._trt, self._engine, self._logger, self._stream, several=candidate.shares_profiles
+            )
         except BaseException:
             self._engine = self._runtime = None
             self._close_stream()

@@ -5,7 +5,8 @@ its context has been changed. So every call that is repeated keeps a context to 
 of them compute in one piece of device memory, since they never run at the same time. When all are taken, the one that
 was idle for longest is set to the new call and loses its graph.
 
-An engine of 8.6 that was built without profile sharing has one context a profile; then there are as many graphs.
+An engine of TensorRT 8 that was built without profile sharing keeps to one context and so to one graph: asked for a
+second one in the same profile, 8.6.0 crashed its process.
 """
 
 from __future__ import annotations
@@ -58,12 +59,11 @@ class Contexts:
         PreflightError: the GPU has no room for the engine's working memory.
     """
 
-    def __init__(self, trt: Any, engine: Any, logger: Any, stream: CudaStream) -> None:
+    def __init__(self, trt: Any, engine: Any, logger: Any, stream: CudaStream, *, several: bool) -> None:
         self._trt, self._engine, self._logger, self._stream = trt, engine, logger, stream
         self._memory_bytes = _read_memory_bytes(engine)
         self._memory = stream.allocate(max(self._memory_bytes, 1))
-        self._most, self._clock = MOST_CONTEXTS, 0
-        self._unshared: set[int] = set()  # profiles that one context has, and no other gets
+        self._most, self._clock = MOST_CONTEXTS if several else 1, 0
         self._calls: list[Call] = []
         self._by_key: dict[Key, Call] = {}
         first = self._create()
@@ -90,15 +90,16 @@ class Contexts:
         Raises:
             InputError: TensorRT refuses the profile.
         """
-        call = next((call for call in self._calls if call.key is None and call.profile == profile), None)
-        if call is None and len(self._calls) < self._most and profile not in self._unshared:
-            call = self._add(profile)
+        idle = [call for call in self._calls if call.key is None]
+        call = min(idle, key=lambda call: call.profile != profile) if idle else self._add()
         if call is None:
-            alike = [call for call in self._calls if call.profile == profile] if profile in self._unshared else []
-            call = min(alike or self._calls, key=lambda call: (call.key is not None, call.used))
+            call = min(self._calls, key=lambda call: call.used)
             self.forget(call)
-            if not self._set_profile(call, profile):
+        if call.profile != profile:
+            if not call.context.set_optimization_profile_async(profile, self._stream.handle):
                 raise InputError("TensorRT could not change to another optimisation profile", got=self._logger.take())
+            self._stream.synchronize()
+            call.profile, call.shapes = profile, None
         return call
 
     def assign(self, call: Call, key: Key) -> None:
@@ -127,18 +128,17 @@ class Contexts:
         self._calls.clear()
         self._stream.free(self._memory)
 
-    def _add(self, profile: int) -> Call | None:
-        """One context more; None, for good, where TensorRT does not give one, or none in this profile."""
+    def _add(self) -> Call | None:
+        """One context more, if there may be one and TensorRT makes it."""
+        if len(self._calls) >= self._most:
+            return None
         call = self._create()
-        if call is None:
+        if call is None:  # the host or the GPU is full: those that are there go on
+            self._logger.take()
             self._most = len(self._calls)
-        elif self._set_profile(call, profile):
-            self._calls.append(call)
-            return call
-        else:
-            self._unshared.add(profile)
-        self._logger.take()
-        return None
+            return None
+        self._calls.append(call)
+        return call
 
     def _create(self) -> Call | None:
         strategies = getattr(self._trt, "ExecutionContextAllocationStrategy", None)
@@ -153,14 +153,6 @@ class Contexts:
         else:
             context.device_memory = self._memory
         return Call(context)
-
-    def _set_profile(self, call: Call, profile: int) -> bool:
-        if call.profile != profile:
-            if not call.context.set_optimization_profile_async(profile, self._stream.handle):
-                return False
-            self._stream.synchronize()
-            call.profile, call.shapes = profile, None
-        return True
 
 
 def _read_memory_bytes(engine: Any) -> int:
