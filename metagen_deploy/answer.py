@@ -86,7 +86,8 @@ def _sort_inputs(session: Session, inputs: Mapping[str, str]) -> tuple[list[str]
 
     `image=digit.png` is a picture where the pipeline looks at pictures; otherwise it is the tensor called `image`.
     """
-    takes_pictures = "image" in session.manifest.pipeline
+    media = [medium.get("kind") for medium in session.manifest.pipeline.get("media", ())]
+    takes_pictures = "image" in session.manifest.pipeline or "picture" in media or "film" in media
     pictures = {
         name: file
         for name, file in inputs.items()

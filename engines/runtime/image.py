@@ -153,12 +153,13 @@ def _read_with_pillow(path: Path, data: bytes, problem: str) -> Array:
             warnings.simplefilter("ignore", pillow.DecompressionBombWarning)  # the limit is ours
             warnings.simplefilter("ignore", UserWarning)  # damaged metadata: what of the picture is there, is decoded
             with pillow.open(io.BytesIO(data)) as picture:
-                return _convert_with_pillow(picture)
+                return convert_with_pillow(picture)
     except (OSError, SyntaxError, ValueError, MemoryError, pillow.DecompressionBombError) as error:
         raise _refuse(path, f"{problem}; Pillow: {_STREAM.sub('', str(error)) or type(error).__name__}") from None
 
 
-def _convert_with_pillow(picture: Any) -> Array:
+def convert_with_pillow(picture: Any) -> Array:
+    """Pixels of an open Pillow picture, uint8 [H, W] or [H, W, 3]; ValueError where nothing says what they mean."""
     width, height = picture.size
     if width * height > MAX_PIXELS:
         raise ValueError(f"{width} x {height} pixels, at most {MAX_PIXELS} are decoded")

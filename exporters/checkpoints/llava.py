@@ -78,7 +78,7 @@ class LlavaImporter(Importer):
         dims = spec["dims"]
         longest = dims["cache"]["max"]
         dims["tokens"] = {"min": 1, "opt": min(pieces + 64, longest), "max": longest}
-        dims["image_tokens"] = {"min": pieces, "opt": pieces, "max": max(pieces, longest // pieces * pieces)}
+        dims["media_tokens"] = {"min": pieces, "opt": pieces, "max": max(pieces, longest // pieces * pieces)}
         return {
             **spec,
             "modality": {"inputs": ["image", "text"], "outputs": ["text"]},

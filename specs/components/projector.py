@@ -27,7 +27,7 @@ class ProjectorComponent(Component):
     image_token: Annotated[int, Field(ge=0)] = Field(description="id that stands for one token of a picture in a text")
 
     def count_parameters(self) -> int:
-        raise NotImplementedError("a projector's parameters depend on its neighbours: see specs.families.image_text")
+        raise NotImplementedError("a projector's parameters depend on its neighbours: see specs.families.media_text")
 
     def count_activations(self, sizes: Mapping[str, int]) -> Activations:
         return Activations(layer=0, interface=0)

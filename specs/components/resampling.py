@@ -16,7 +16,10 @@ _CONTEXT = 196
 
 
 class PerceiverComponent(MeasuredComponent):
-    """A sequence of any length -> `num_latents` tokens: Flamingo's resampler (Alayrac et al. 2022)."""
+    """A sequence of any length -> `num_latents` tokens: Flamingo's resampler (Alayrac et al. 2022).
+
+    With `num_frames` it reads the features of so many frames of a film, each with a learned embedding of its time.
+    """
 
     kind: Literal["fusion.perceiver"]
     hidden_size: Size
@@ -25,6 +28,7 @@ class PerceiverComponent(MeasuredComponent):
     num_heads: Size = 8
     mlp_size: Size | None = Field(default=None, description="width of the MLP; 4 * hidden_size when absent")
     input_size: Size | None = Field(default=None, description="width of the sequence, where it is another")
+    num_frames: Size | None = Field(default=None, description="of a film; a picture or a sound when absent")
     layer_norm_eps: Epsilon = 1e-5
 
     @model_validator(mode="after")
@@ -38,8 +42,9 @@ class PerceiverComponent(MeasuredComponent):
 
     def measure(self, places: int = _CONTEXT) -> Cost:
         """The walk through the module's layers, over so many tokens."""
-        width, latents = self.hidden_size, self.num_latents
-        cost = Cost(latents * width) + cost_norm(width)
+        width, latents, frames = self.hidden_size, self.num_latents, self.num_frames or 0
+        cost = Cost(latents * width + frames * (self.input_size or width)) + cost_norm(width)
+        places *= frames or 1
         if self.input_size:
             cost += cost_linear(self.input_size, width, places)
         for _ in range(self.num_layers):

@@ -12,9 +12,8 @@ from specs.families.ctc import SpeechCtcFamily
 from specs.families.denoising import ImageDenoisingFamily
 from specs.families.generation import TextGenerationFamily
 from specs.families.image_embedding import ImageEmbeddingFamily
-from specs.families.image_text import ImageTextToTextFamily
+from specs.families.media_text import MediaToTextFamily
 from specs.families.mesh import TextToMeshFamily
-from specs.families.multimodal_llm import MultimodalLlmFamily
 from specs.families.music import TextToAudioFamily
 from specs.families.recognition import SpeechRecognitionFamily
 from specs.families.similarity import ImageTextSimilarityFamily
@@ -29,7 +28,7 @@ FAMILIES: tuple[Family, ...] = (
     ImageClassificationFamily(),
     ImageEmbeddingFamily(),
     TextGenerationFamily(),
-    ImageTextToTextFamily(),
+    MediaToTextFamily(),
     TextEmbeddingFamily(),
     ImageTextSimilarityFamily(),
     AudioCodecFamily(),
@@ -43,5 +42,4 @@ FAMILIES: tuple[Family, ...] = (
     TextToMeshFamily(),
     BlockGenerationFamily(),
     TextToVideoFamily(),
-    MultimodalLlmFamily(),
 )

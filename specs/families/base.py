@@ -66,6 +66,10 @@ class Family(ABC):
         """Whether a component can play a role: by its kind, and in a subclass by what it ends in."""
         return component.kind in self.roles[role]
 
+    def is_whole(self, roles: Roles) -> bool:
+        """Whether these roles make a model together, where optional ones need each other."""
+        return True
+
     def check(self, spec: Spec, roles: Roles) -> None:  # noqa: B027 - most families have nothing to refuse
         """Refuse sizes of different parts that contradict each other.
 
@@ -103,7 +107,9 @@ def assign_roles(family: Family, components: Components) -> Roles | None:
             del left[able[0]]
         elif able or role not in family.optional:
             return None
-    return None if left else {role: roles[role] for role in family.roles if role in roles}
+    if left or not family.is_whole(roles):
+        return None
+    return {role: roles[role] for role in family.roles if role in roles}
 
 
 def make_float(name: str, *shape: int | str, low: float = -1.0, high: float = 1.0) -> TensorSpec:

@@ -10,10 +10,9 @@ from specs.handlers.codec import CodecHandler
 from specs.handlers.ctc import SpeechCtcHandler
 from specs.handlers.diffusion import AutoencodingHandler, DenoisingHandler
 from specs.handlers.image import ImageHandler
-from specs.handlers.image_text import ImageTextHandler
+from specs.handlers.media_text import MediaTextHandler
 from specs.handlers.mesh import TextToMeshHandler
 from specs.handlers.multimodal import MultimodalHandler
-from specs.handlers.multimodal_llm import MultimodalLlmHandler
 from specs.handlers.music import MusicHandler
 from specs.handlers.recognition import SpeechRecognitionHandler
 from specs.handlers.text import TextHandler
@@ -29,7 +28,7 @@ HANDLERS: dict[str, Handler] = {
     "image-classification": ImageHandler(),
     "image-embedding": ImageHandler(),
     "text-generation": TextHandler(),
-    "image-text-to-text": ImageTextHandler(),
+    "media-to-text": MediaTextHandler(),
     "text-embedding": TextEncoderHandler(),
     "image-text-similarity": MultimodalHandler(),
     "audio-codec": CodecHandler(),
@@ -43,7 +42,6 @@ HANDLERS: dict[str, Handler] = {
     "text-to-mesh": TextToMeshHandler(),
     "block-generation": BlockGenerationHandler(),
     "text-to-video": TextToVideoHandler(),
-    "multimodal-llm": MultimodalLlmHandler(),
 }
 
 

@@ -22,7 +22,7 @@ Cache = tuple[Tensor, Tensor]  # keys and values of one layer, each [B, K, S, D]
 class CausalModel(nn.Module, ABC):
     """A decoder: the parameters that its graphs share."""
 
-    image_token: int | None = None  # id that stands for a token of a picture, in a model that reads pictures
+    media_token: int | None = None  # id that stands for an embedding of a picture, film or sound, where they are read
 
     @abstractmethod
     def embed(self, token_ids_BT: Tensor) -> Tensor:

@@ -6,7 +6,7 @@
 The perceiver is Flamingo's resampler (Alayrac et al. 2022), after Perceiver (Jaegle et al. 2021): whatever the length
 of its input, its output has `num_latents` tokens.
 
-Shape letters: B batch, T queries, S context, N latents, H heads, D head dim, C channels.
+Shape letters: B batch, T queries, S context (places), N latents, H heads, D head dim, C channels.
 """
 
 from __future__ import annotations
@@ -94,17 +94,26 @@ class PerceiverLayer(nn.Module):
 
 
 class Perceiver(nn.Module):
-    """Features [B, S, input size] of any length -> [B, num_latents, C]."""
+    """Features [B, S, input size] of any length, or [B, frames, S, input size] of a film -> [B, num_latents, C].
+
+    Frame t gets the t-th time embedding on every place; then all places of all frames are one sequence.
+    """
 
     def __init__(self, config: PerceiverComponent) -> None:
         super().__init__()
         width = config.hidden_size
+        self.frame_embedding = (
+            nn.Parameter(torch.empty(config.num_frames, config.input_size or width)) if config.num_frames else None
+        )
         self.input = nn.Linear(config.input_size, width) if config.input_size else None
         self.latent_embedding = nn.Parameter(torch.empty(config.num_latents, width))
         self.layers = nn.ModuleList(PerceiverLayer(config) for _ in range(config.num_layers))
         self.output_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
 
-    def forward(self, x_BSC: Tensor) -> Tensor:
+    def forward(self, features: Tensor) -> Tensor:
+        x_BSC = features
+        if self.frame_embedding is not None:
+            x_BSC = (features + self.frame_embedding[:, None, :]).flatten(1, 2)
         if self.input is not None:
             x_BSC = self.input(x_BSC)
         latents_BNC = self.latent_embedding.expand(x_BSC.shape[0], -1, -1)

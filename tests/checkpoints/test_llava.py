@@ -261,10 +261,10 @@ def test_pictures_and_a_prompt_become_text(bundle: tuple[Path, Any, Any]) -> Non
             )
             assert ours == theirs[0, ids.shape[1] :].tolist()
         assert session.pipeline._end_tokens == (2, 77)
-        with pytest.raises(InputError, match="the prompt speaks of another number of pictures"):
+        with pytest.raises(InputError, match="the prompt speaks of another number of media"):
             session.pipeline.stream_tokens("<image> and <image>", images[:1])
-        with pytest.raises(InputError, match="this bundle takes one prompt, and pictures that it is about"):
-            session.pipeline.answer(Request(files=("a.png",)))
+        with pytest.raises(InputError, match="this bundle takes pictures, and one prompt about them"):
+            session.pipeline.answer(Request())
         assert "".join(session.pipeline.stream("The quick", [], max_new_tokens=3))
 
 

@@ -16,9 +16,8 @@ from engines.runtime.pipelines.codec import AudioCodec
 from engines.runtime.pipelines.ctc import SpeechCtc
 from engines.runtime.pipelines.generation import TextGeneration
 from engines.runtime.pipelines.image_embedding import ImageEmbedding
-from engines.runtime.pipelines.image_text import ImageTextToText
+from engines.runtime.pipelines.media_text import MediaToText
 from engines.runtime.pipelines.mesh import TextToMesh
-from engines.runtime.pipelines.multimodal_llm import MultimodalLlm
 from engines.runtime.pipelines.music import TextToAudio
 from engines.runtime.pipelines.recognition import SpeechRecognition
 from engines.runtime.pipelines.similarity import ImageTextSimilarity
@@ -36,7 +35,7 @@ PIPELINES: dict[str, type[Pipeline]] = {
     "image-classification": ImageClassification,
     "image-embedding": ImageEmbedding,
     "text-generation": TextGeneration,
-    "image-text-to-text": ImageTextToText,
+    "media-to-text": MediaToText,
     "text-embedding": TextEmbedding,
     "image-text-similarity": ImageTextSimilarity,
     "image-autoencoding": ImageAutoencoding,
@@ -46,7 +45,6 @@ PIPELINES: dict[str, type[Pipeline]] = {
     "speech-recognition": SpeechRecognition,
     "speech-ctc": SpeechCtc,
     "avatar": Avatar,
-    "multimodal-llm": MultimodalLlm,
     "text-to-video": TextToVideo,
     "block-generation": BlockGeneration,
     "text-to-mesh": TextToMesh,
@@ -73,6 +71,7 @@ __all__ = [
     "ImageClassification",
     "ImageEmbedding",
     "ImageTextSimilarity",
+    "MediaToText",
     "Pipeline",
     "SpeechCtc",
     "SpeechRecognition",
