@@ -153,10 +153,8 @@ def test_the_order_of_frames_matters(modules: dict[str, dict[str, nn.Module]], m
     there, back = (describe_film(parts, media["film"][order]) for order in (slice(0, 5), slice(4, None, -1)))
     assert (there - back).abs().max() > 1e-3
     resampler = cast(Any, parts["video_resampler"])
-    kept, resampler.frame_embedding = (
-        resampler.frame_embedding,
-        nn.Parameter(resampler.frame_embedding[:1].expand(5, -1)),
-    )
+    kept = resampler.frame_embedding
+    resampler.frame_embedding = nn.Parameter(kept[:1].expand(5, -1))
     there, back = (describe_film(parts, media["film"][order]) for order in (slice(0, 5), slice(4, None, -1)))
     resampler.frame_embedding = kept
     torch.testing.assert_close(there, back, atol=2e-6, rtol=0)

@@ -14,6 +14,7 @@ from specs.components.decoder import CausalComponent, DecoderComponent, Gpt2Comp
 from specs.components.dit import DitComponent
 from specs.components.encodec import EncodecComponent
 from specs.components.fusion import FusionComponent
+from specs.components.hifigan import HifiganComponent
 from specs.components.mesh import FieldComponent, TriplaneComponent
 from specs.components.mobilevit import MobileVitComponent
 from specs.components.musicgen import MusicgenComponent
@@ -28,6 +29,7 @@ from specs.components.text_encoder import BertComponent, TextEncoderComponent
 from specs.components.unet import UNetComponent
 from specs.components.video import VideoDecoderComponent, VideoTransformerComponent
 from specs.components.vision import VisionTransformerComponent
+from specs.components.vits import VitsDurationComponent, VitsFlowComponent, VitsTextComponent
 from specs.components.wav2vec2 import Wav2Vec2Component
 from specs.components.whisper import WhisperDecoderComponent, WhisperEncoderComponent
 
@@ -47,6 +49,7 @@ __all__ = [
     "FieldComponent",
     "FusionComponent",
     "Gpt2Component",
+    "HifiganComponent",
     "LayerCount",
     "MobileVitComponent",
     "ModeComponent",
@@ -70,6 +73,9 @@ __all__ = [
     "VideoDecoderComponent",
     "VideoTransformerComponent",
     "VisionTransformerComponent",
+    "VitsDurationComponent",
+    "VitsFlowComponent",
+    "VitsTextComponent",
     "Wav2Vec2Component",
     "WhisperDecoderComponent",
     "WhisperEncoderComponent",
@@ -97,6 +103,10 @@ COMPONENTS: dict[str, type[Component]] = {
     "audio.encodec_decoder": EncodecComponent,
     "audio.musicgen": MusicgenComponent,
     "text.t5": T5Component,
+    "text.vits": VitsTextComponent,
+    "audio.vits_durations": VitsDurationComponent,
+    "audio.vits_flow": VitsFlowComponent,
+    "audio.hifigan": HifiganComponent,
     "diffusion.vae": VaeComponent,
     "diffusion.unet": UNetComponent,
     "diffusion.dit": DitComponent,

@@ -37,6 +37,12 @@ def cost_conv_norm(inputs: int, outputs: int, kernel: int, places: int, *, group
     return Cost(weights + 4 * outputs, weights * places, (inputs + outputs) * places)
 
 
+def cost_conv1d(inputs: int, outputs: int, kernel: int, places: int, *, groups: int = 1, bias: bool = True) -> Cost:
+    """A convolution over time that writes `places` positions; a transposed one that writes them has these costs too."""
+    weights = inputs * outputs * kernel // groups
+    return Cost(weights + bias * outputs, weights * places, (inputs + outputs) * places)
+
+
 def cost_linear(inputs: int, outputs: int, places: int = 1, *, bias: bool = True) -> Cost:
     """A Linear over `places` rows."""
     return Cost(inputs * outputs + bias * outputs, inputs * outputs * places, (inputs + outputs) * places)

@@ -17,6 +17,7 @@ from specs.families.mesh import TextToMeshFamily
 from specs.families.music import TextToAudioFamily
 from specs.families.recognition import SpeechRecognitionFamily
 from specs.families.similarity import ImageTextSimilarityFamily
+from specs.families.speech import TextToSpeechFamily
 from specs.families.text_embedding import TextEmbeddingFamily
 from specs.families.text_to_image import TextToImageFamily
 from specs.families.video import TextToVideoFamily
@@ -33,6 +34,7 @@ FAMILIES: tuple[Family, ...] = (
     ImageTextSimilarityFamily(),
     AudioCodecFamily(),
     TextToAudioFamily(),
+    TextToSpeechFamily(),
     ImageAutoencodingFamily(),
     ImageDenoisingFamily(),
     TextToImageFamily(),

@@ -15,6 +15,7 @@ from specs.handlers.mesh import TextToMeshHandler
 from specs.handlers.multimodal import MultimodalHandler
 from specs.handlers.music import MusicHandler
 from specs.handlers.recognition import SpeechRecognitionHandler
+from specs.handlers.speech import TextToSpeechHandler
 from specs.handlers.text import TextHandler
 from specs.handlers.text_encoder import TextEncoderHandler
 from specs.handlers.text_to_image import TextToImageHandler
@@ -33,6 +34,7 @@ HANDLERS: dict[str, Handler] = {
     "image-text-similarity": MultimodalHandler(),
     "audio-codec": CodecHandler(),
     "text-to-audio": MusicHandler(),
+    "text-to-speech": TextToSpeechHandler(),
     "image-autoencoding": AutoencodingHandler(),
     "image-denoising": DenoisingHandler(),
     "text-to-image": TextToImageHandler(),

@@ -21,6 +21,7 @@ from engines.runtime.pipelines.mesh import TextToMesh
 from engines.runtime.pipelines.music import TextToAudio
 from engines.runtime.pipelines.recognition import SpeechRecognition
 from engines.runtime.pipelines.similarity import ImageTextSimilarity
+from engines.runtime.pipelines.speech import TextToSpeech
 from engines.runtime.pipelines.tensors import Tensors
 from engines.runtime.pipelines.text_embedding import TextEmbedding
 from engines.runtime.pipelines.text_to_image import TextToImage
@@ -42,6 +43,7 @@ PIPELINES: dict[str, type[Pipeline]] = {
     "text-to-image": TextToImage,
     "audio-codec": AudioCodec,
     "text-to-audio": TextToAudio,
+    "text-to-speech": TextToSpeech,
     "speech-recognition": SpeechRecognition,
     "speech-ctc": SpeechCtc,
     "avatar": Avatar,
@@ -79,5 +81,6 @@ __all__ = [
     "TextEmbedding",
     "TextGeneration",
     "TextToAudio",
+    "TextToSpeech",
     "open_pipeline",
 ]
