@@ -30,6 +30,7 @@ from exporters.checkpoints.stable_diffusion import StableDiffusionImporter
 from exporters.checkpoints.t5_encoder import T5EncoderImporter
 from exporters.checkpoints.unet import UNetImporter
 from exporters.checkpoints.vit import VitImporter
+from exporters.checkpoints.vits import VitsImporter
 from exporters.checkpoints.wav2vec2 import Wav2Vec2Importer
 from exporters.checkpoints.whisper import WhisperImporter
 
@@ -67,4 +68,5 @@ IMPORTERS: tuple[Importer, ...] = (
     StableDiffusionImporter(),
     WhisperImporter(),
     Wav2Vec2Importer(),
+    VitsImporter(),
 )

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from exporters.checkpoints.base import Folder, Importer
 from exporters.checkpoints.config import USE_ONNX, Config
-from exporters.checkpoints.recipes import Recipe, compute, stack, take, take_module
+from exporters.checkpoints.recipes import Recipe, compute, stack, take_module
 from exporters.checkpoints.tensors import Tensors
+from exporters.checkpoints.weight_norm import take_normed
 from specs.components.encodec import EncodecComponent
 from specs.errors import CheckpointError
 from specs.schema import Spec
@@ -27,10 +28,6 @@ CODEC_UNUSED = {
     "quantizer.layers.*.codebook.cluster_size": "a statistic of training",
     "quantizer.layers.*.codebook.embed_avg": "a statistic of training",
 }
-_WEIGHT_NORMS = (
-    ("weight_g", "weight_v"),
-    ("parametrizations.weight.original0", "parametrizations.weight.original1"),
-)
 
 
 @final
@@ -166,17 +163,9 @@ class _Mapper:
             self.map_convolution(f"{ours}.shortcut", f"{theirs}.shortcut")
 
     def map_convolution(self, ours: str, theirs: str) -> None:
-        self.recipes[f"{ours}.conv.bias"] = take(f"{theirs}.conv.bias")
+        self.recipes |= take_normed(f"{ours}.conv", f"{theirs}.conv", self.tensors)
         if self.config.norm_type == "time_group_norm":
-            self.recipes[f"{ours}.conv.weight"] = take(f"{theirs}.conv.weight")
             self.recipes |= take_module(f"{ours}.norm", f"{theirs}.norm", "weight", "bias")
-        else:
-            names = self._find_weight_norm(f"{theirs}.conv")
-            self.recipes[f"{ours}.conv.weight"] = compute(fold_weight_norm, *names)
-
-    def _find_weight_norm(self, theirs: str) -> tuple[str, ...]:
-        spelled = [tuple(f"{theirs}.{part}" for part in parts) for parts in _WEIGHT_NORMS]
-        return next((names for names in spelled if names[0] in self.tensors), spelled[-1])
 
     def map_lstm(self, ours: str, theirs: str) -> None:
         for layer in range(self.config.num_lstm_layers):
@@ -185,17 +174,6 @@ class _Mapper:
             self.recipes[f"{place}.state_weight"] = compute(reorder_gates, f"{theirs}.weight_hh_l{layer}")
             biases = [f"{theirs}.bias_{part}_l{layer}" for part in ("ih", "hh")]
             self.recipes[f"{place}.bias"] = compute(reorder_gates, *biases)
-
-
-def fold_weight_norm(length: Tensor, direction: Tensor) -> Tensor:
-    """g v / |v|, a norm for each first index (Salimans and Kingma 2016); in float64, kept as float32.
-
-    A half-precision checkpoint keeps the two factors exactly, and their product would lose what it has.
-    """
-    wide = direction.double()
-    norm = wide.norm(dim=tuple(range(1, wide.dim())), keepdim=True)
-    folded: Tensor = (length.double() * wide / norm).float()
-    return folded
 
 
 def reorder_gates(*parts: Tensor) -> Tensor:

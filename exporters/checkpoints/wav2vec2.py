@@ -12,23 +12,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast, final
 
-import torch
 from pydantic import ValidationError
-from torch import Tensor
 
 from exporters.checkpoints.activations import read_activation
 from exporters.checkpoints.base import Folder, Importer
 from exporters.checkpoints.config import Config
-from exporters.checkpoints.recipes import Recipe, compute, stack_linear, take_linear
+from exporters.checkpoints.recipes import Recipe, stack_linear, take_linear
 from exporters.checkpoints.sound import describe_speech, find_feature_extractor
 from exporters.checkpoints.vocabulary import read_vocabulary
+from exporters.checkpoints.weight_norm import take_normed
 from specs.components import Wav2Vec2Component
 from specs.schema import Spec
 
 #: The longest sound of one run, 30 seconds in published models: the scores of attention grow with its square.
 _MOST_FRAMES, _USUAL_FRAMES = 1499, 499
-#: Length and direction, as torch wrote them until 2.0 and since.
-_WEIGHT_NORMS = (("weight_g", "weight_v"), ("parametrizations.weight.original0", "parametrizations.weight.original1"))
 
 
 @final
@@ -84,7 +81,8 @@ class Wav2Vec2Importer(Importer):
         if config.projection_norm:
             recipes |= take_linear("encoder.projection_norm", f"{prefix}feature_projection.layer_norm")
         recipes |= take_linear("encoder.projection", f"{prefix}feature_projection.projection")
-        recipes |= _map_positions(folder, f"{prefix}encoder.pos_conv_embed.conv")
+        positions = f"{prefix}encoder.pos_conv_embed.conv"
+        recipes |= take_normed("encoder.positions.conv", positions, folder.tensors)
         recipes |= take_linear("encoder.norm", f"{prefix}encoder.layer_norm")
         for index in range(config.num_layers):
             recipes |= _map_layer(f"encoder.layers.{index}", f"{prefix}encoder.layers.{index}", config)
@@ -125,22 +123,6 @@ def _make_dims(encoder: Mapping[str, Any]) -> dict[str, dict[str, int]]:
     shortest = config.smallest_input + config.total_stride
     usual, longest = ((frames + 1) * config.total_stride for frames in (_USUAL_FRAMES, _MOST_FRAMES))
     return {"samples": {"min": shortest, "opt": max(shortest, usual), "max": max(shortest, longest)}}
-
-
-def _map_positions(folder: Folder, theirs: str) -> dict[str, Recipe]:
-    ours = "encoder.positions.conv"
-    for length, direction in _WEIGHT_NORMS:
-        if f"{theirs}.{length}" in folder.tensors:
-            weight = compute(_apply_weight_norm, f"{theirs}.{length}", f"{theirs}.{direction}")
-            return {f"{ours}.weight": weight, f"{ours}.bias": take_linear(ours, theirs)[f"{ours}.bias"]}
-    return take_linear(ours, theirs)
-
-
-def _apply_weight_norm(length_11K: Tensor, direction_OIK: Tensor) -> Tensor:
-    """g v / |v|, the norm over all but the kernel's axis; in float32, whatever it is stored in."""
-    direction = direction_OIK.to(torch.float64)
-    norm = direction.square().sum(dim=(0, 1), keepdim=True).sqrt()
-    return (length_11K.to(torch.float64) * direction / norm).to(torch.float32)
 
 
 def _map_layer(ours: str, theirs: str, config: Wav2Vec2Component) -> dict[str, Recipe]:

@@ -98,7 +98,9 @@ class TextToSpeechFamily(Family):
 
 def _make_graph(role: str, name: str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> GraphSpec:
     graph = make_model_graph(name, inputs, outputs)
-    return graph.keep("flows*", _SPLINE_REASON).leave("*", reason=_SPLINE_REASON) if role == "durations" else graph
+    if role != "durations":
+        return graph
+    return graph.keep("flows*", _SPLINE_REASON).leave("flows*", reason=_SPLINE_REASON)
 
 
 def get_parts(components: Components, roles: Roles) -> SpeechParts:

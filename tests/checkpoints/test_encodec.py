@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from engines.runtime import Request, Sound
 from engines.runtime.pipelines import AudioCodec
-from exporters.checkpoints import encodec, open_checkpoint, read_spec
+from exporters.checkpoints import encodec, open_checkpoint, read_spec, weight_norm
 from specs.errors import InputError, MetagenError
 from specs.graphs import count_parameters
 from specs.handlers import get_handler
@@ -238,7 +238,7 @@ def _forget_lengths(length: Tensor, direction: Tensor) -> Tensor:
 
 MUTANTS: dict[str, tuple[Any, str, Any]] = {
     "gate-order": (encodec, "reorder_gates", _swap_gates),
-    "weight-norm": (encodec, "fold_weight_norm", _forget_lengths),
+    "weight-norm": (weight_norm, "fold_weight_norm", _forget_lengths),
     "leaky-relu": (seanet.functional, "elu", nn.functional.leaky_relu),
     "zeros-not-reflected": (
         seanet,

@@ -1,0 +1,407 @@
+"""VITS against transformers: every graph on padded rows, whole texts through the host loop, the tokenizer, `run`."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from engines.runtime import load
+from engines.runtime.pipelines import TextToSpeech
+from engines.runtime.sound import read_wav
+from exporters.checkpoints import open_checkpoint
+from specs.errors import CheckpointError, InputError, MetagenError, WeightsError
+from specs.graphs import count_parameters
+from specs.handlers import GraphModule
+from specs.models import vits as ours
+from tests.checkpoints.compare import Array, compare, enliven, export, open_portable
+from tests.checkpoints.speech import Run, build, open_loop, run_torch
+from tests.checkpoints.support import edit_config
+
+FAMILY = "VITS"
+CHARACTERS = [*" abcdefghijklmnopqrstuvwxyz'-", "\u0103", "\u0163", "<unk>", "<pad>"]
+SIZES: dict[str, Any] = {
+    "vocab_size": len(CHARACTERS),
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "ffn_dim": 20,
+    "flow_size": 10,
+    "spectrogram_bins": 9,
+    "upsample_initial_channel": 20,
+    "upsample_rates": [3, 2],
+    "upsample_kernel_sizes": [7, 4],
+    "resblock_kernel_sizes": [3, 5],
+    "resblock_dilation_sizes": [[1, 3], [1, 2, 4]],
+    "duration_predictor_filter_channels": 14,
+    "duration_predictor_flow_bins": 5,
+    "prior_encoder_num_flows": 2,
+    "prior_encoder_num_wavenet_layers": 2,
+    "posterior_encoder_num_wavenet_layers": 1,
+}
+SPEAKERS: dict[str, Any] = {"num_speakers": 3, "speaker_embedding_size": 6}
+CASES: dict[str, dict[str, Any]] = {
+    "stochastic": {},
+    "stochastic, speakers": {**SPEAKERS, "noise_scale_duration": 1.2, "wavenet_dilation_rate": 2},
+    "plain": {"use_stochastic_duration_prediction": False, "layer_norm_eps": 1e-2},
+    "plain, speakers": {**SPEAKERS, "use_stochastic_duration_prediction": False, "hidden_act": "gelu_new"},
+    "odd sizes": {
+        "num_attention_heads": 3,
+        "use_bias": False,
+        "window_size": 11,
+        "ffn_kernel_size": 4,
+        "hidden_act": "silu",
+        "wavenet_kernel_size": 3,
+        "duration_predictor_kernel_size": 5,
+        "duration_predictor_tail_bound": 1.5,
+        "depth_separable_num_layers": 2,
+        "leaky_relu_slope": 0.3,
+        "upsample_rates": [5],
+        "upsample_kernel_sizes": [5],
+        "speaking_rate": 1.7,
+        "noise_scale": 0.3,
+    },
+    "one flow": {"duration_predictor_num_flows": 1, "prior_encoder_num_flows": 1, "speaker_embedding_size": 4},
+}
+TEXT = [0, 5, 0, 9, 0, 9, 0, 2, 0, 11, 0]
+
+
+def make_model(name: str, **options: Any) -> Any:
+    torch.manual_seed(0)
+    model = enliven(hf.VitsModel(hf.VitsConfig(**{**SIZES, **CASES[name], **options})))
+    with torch.no_grad():  # durations are exponentials of these
+        for part, parameter in model.named_parameters():
+            if part.endswith(("flows.0.translate", "flows.0.log_scale")):
+                parameter *= 0.2
+    return model
+
+
+def save(model: Any, folder: Path, *, tokenizer: Mapping[str, Any] | None = None, **options: Any) -> Path:
+    model.save_pretrained(folder, **options)
+    if tokenizer is not None:
+        (folder / "vocab.json").write_text(json.dumps({one: token for token, one in enumerate(CHARACTERS)}))
+        hf.VitsTokenizer(str(folder / "vocab.json"), **tokenizer).save_pretrained(folder)
+    return folder
+
+
+@contextlib.contextmanager
+def draw_alike(seed: int) -> Iterator[None]:
+    """torch's normal numbers are numpy's, in the order in which the host loop draws them."""
+    random = np.random.default_rng(seed)
+    kept = torch.randn, torch.randn_like
+    torch.randn = lambda *shape, **_: torch.from_numpy(random.standard_normal(shape, np.float32))
+    torch.randn_like = lambda like: torch.from_numpy(random.standard_normal(like.shape, np.float32)).to(like.dtype)
+    try:
+        yield
+    finally:
+        torch.randn, torch.randn_like = kept
+
+
+def speak(model: Any, ids: list[int], speaker: int, seed: int) -> Tensor:
+    """The library's samples, in the model's precision; a model of one speaker is told none."""
+    who = {"speaker_id": speaker} if model.config.num_speakers > 1 else {}
+    with torch.no_grad(), draw_alike(seed):
+        waveform: Tensor = model(input_ids=torch.tensor([ids]), **who).waveform[0]
+    return waveform
+
+
+def make_rows(config: Any) -> dict[str, dict[str, Array]]:
+    """Inputs of each graph: three padded rows, with rubbish where no row reaches."""
+    random = np.random.default_rng(3)
+    lengths, frames = np.array([13, 1, 8], np.int64), np.array([4, 17, 9], np.int64)
+
+    def draw(*shape: int) -> Array:
+        return random.standard_normal(shape, np.float32)
+
+    ids = random.integers(0, config.vocab_size, (3, 13))
+    who = {"speaker": draw(3, config.speaker_embedding_size)} if config.num_speakers > 1 else {}
+    asked = {"speaker_ids": np.array([2, 0, 1])} if who else {}
+    return {
+        "text_encoder": {"token_ids": ids, "lengths": lengths, **asked},
+        "durations": {"states": draw(3, 13, config.hidden_size), "lengths": lengths, "noise": draw(3, 2, 13), **who},
+        "flow": {"prior_latents": draw(3, config.flow_size, 17), "lengths": frames, **who},
+        "vocoder": {"latents": draw(3, config.flow_size, 17), **who},
+    }
+
+
+def run_library(model: Any, rows: Mapping[str, Mapping[str, Array]]) -> dict[str, Tensor]:
+    """The library's parts on the same rows, in the model's precision."""
+    dtype = next(model.parameters()).dtype
+    given = {
+        part: {
+            name: torch.from_numpy(value).to(dtype) if value.dtype == np.float32 else torch.from_numpy(value)
+            for name, value in feed.items()
+        }
+        for part, feed in rows.items()
+    }
+    text, durations, flow, vocoder = given.values()
+
+    def mask(lengths: Tensor, size: int) -> Tensor:
+        return (torch.arange(size) < lengths[:, None]).to(dtype)[:, None]
+
+    seen, heard = mask(text["lengths"], 13), mask(flow["lengths"], 17)
+    stochastic = model.config.use_stochastic_duration_prediction
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        found = model.text_encoder(text["token_ids"], seen.transpose(1, 2), (seen[:, 0] > 0).long())
+        who = durations["speaker"][:, :, None] if "speaker" in durations else None
+        patch.setattr(torch, "randn", lambda *_: durations["noise"])
+        reverse = {"reverse": True, "noise_scale": 1.0} if stochastic else {}
+        logarithms = model.duration_predictor(durations["states"].transpose(1, 2) * seen, seen, who, **reverse)
+        who = flow["speaker"][:, :, None] if who is not None else None
+        latents = model.flow(flow["prior_latents"], heard, who, reverse=True) * heard
+        who = vocoder["speaker"][:, :, None] if who is not None else None
+        outputs = {
+            "states": found.last_hidden_state,
+            "prior_means": found.prior_means,
+            "prior_log_variances": found.prior_log_variances,
+            "log_durations": logarithms[:, 0] * seen[:, 0],
+            "latents": latents,
+            "samples": model.decoder(vocoder["latents"], who)[:, 0],
+        }
+        if "speaker_ids" in text:
+            outputs["speaker"] = model.embed_speaker(text["speaker_ids"])
+    return outputs
+
+
+def check(case: str, stage: str, model: Any, graphs: Mapping[str, GraphModule], runs: Mapping[str, Run]) -> None:
+    """Every output of every graph."""
+    rows = make_rows(model.config)
+    if not model.config.use_stochastic_duration_prediction:
+        del rows["durations"]["noise"]
+    fp32, fp64 = run_library(model, rows), run_library(copy.deepcopy(model).double(), rows)
+    for name, graph in graphs.items():
+        for tensor, found in zip(graph.outputs, runs[name](rows[name]), strict=True):
+            compare(FAMILY, case, stage, tensor.name, found, fp32[tensor.name], fp64[tensor.name])
+
+
+def check_loop(case: str, stage: str, model: Any, loop: Any, *, speaker: int = 0) -> None:
+    """A text to samples, with the noise that the library is given."""
+    random = np.random.default_rng(7)
+    found = loop.synthesise_tokens(TEXT, speaker=speaker, random=random)
+    fp32, fp64 = (speak(one, TEXT, speaker, 7) for one in (model, copy.deepcopy(model).double()))
+    compare(FAMILY, case, stage, "whole text", found, fp32, fp64)
+    assert len(found) > 20
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_torch_equals_transformers(name: str, tmp_path: Path) -> None:
+    model = make_model(name)
+    spec, graphs = build(save(model, tmp_path / "model"))
+    counted = {graph.component: sum(p.numel() for p in graph.module.parameters()) for graph in graphs.values()}
+    assert counted == count_parameters(spec)
+    runs = {part: run_torch(graph) for part, graph in graphs.items()}
+    check(name, "torch", model, graphs, runs)
+    loop = open_loop(spec, graphs, runs, tmp_path)
+    check_loop(name, "torch", model, loop, speaker=2 if "speakers" in name else 0)
+
+
+@pytest.fixture(scope="module")
+def voice(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Any]:
+    """A bundle, its checkpoint in bfloat16 and shards with a weight-normed decoder, and the library's model of it."""
+    model = make_model("stochastic, speakers", sampling_rate=8000, prior_encoder_num_flows=1)
+    model.decoder.apply_weight_norm()
+    enliven(model.decoder, seed=1)
+    model = model.to(torch.bfloat16)
+    folder = tmp_path_factory.mktemp("vits") / "voice"
+    save(model, folder, tokenizer={"phonemize": False}, max_shard_size="20KB")
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    bundle = export(folder, folder.with_suffix(".bundle"), targets=("cpu",), precisions=("fp32",))
+    return bundle, folder, model.float()
+
+
+def test_onnx_equals_transformers(voice: tuple[Path, Path, Any], tmp_path: Path) -> None:
+    bundle, folder, model = voice
+    spec, graphs = build(folder)
+    portable = open_portable(bundle)
+
+    def run_onnx(name: str) -> Run:
+        outputs = [tensor.name for tensor in graphs[name].outputs]
+        return lambda feed: [portable[name](feed)[output] for output in outputs]
+
+    runs = {name: run_onnx(name) for name in graphs}
+    check("bf16, shards", "onnx", model, graphs, runs)
+    check_loop("bf16, shards", "onnx", model, open_loop(spec, graphs, runs, tmp_path), speaker=1)
+
+
+def test_weight_norm_as_it_was_spelled_before(tmp_path: Path) -> None:
+    model = make_model("plain, speakers")
+    folder = save(model, tmp_path / "model")
+    old = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+
+    def spell(tensors: dict[str, Tensor]) -> None:
+        for name in [name for name in tensors if "parametrizations" in name]:
+            leaf = name[name.index("parametrizations") :]
+            tensors[name.replace(leaf, old[leaf])] = tensors.pop(name)
+
+    change_tensors(folder, spell)
+    _, graphs = build(folder)
+    check("older spelling", "torch", model, graphs, {part: run_torch(graph) for part, graph in graphs.items()})
+
+
+def test_what_is_not_read_is_explained(tmp_path: Path) -> None:
+    unused = open_checkpoint(save(make_model("one flow"), tmp_path / "model")).unused
+    assert set(unused.values()) == {"used in training only", "a condition on the speaker, in a model of one"}
+    assert "duration_predictor.flows.1.conv_pre.weight" in unused
+
+
+@pytest.mark.parametrize(
+    ("options", "texts"),
+    [
+        ({"phonemize": False}, ["Hello, World 12!", "  it's  a-b ", "<UNK> x"]),
+        ({"phonemize": False, "add_blank": False, "language": "ron"}, ["\u021bar\u0103", "a\u0163"]),
+        ({"phonemize": False, "normalize": False}, ["abc", "xyz ?"]),
+        ({"phonemize": False, "is_uroman": True}, ["Hallo", "it's"]),
+    ],
+)
+def test_ids_equal_the_librarys(options: dict[str, Any], texts: list[str], tmp_path: Path) -> None:
+    folder = save(make_model("plain"), tmp_path / "model", tokenizer=options)
+    tokenizer = hf.VitsTokenizer.from_pretrained(folder)
+    spec, graphs = build(folder)
+    loop = open_loop(spec, graphs, {part: run_torch(graph) for part, graph in graphs.items()}, tmp_path)
+    for text in texts:
+        assert loop.tokenizer.encode(text) == tokenizer(text)["input_ids"], text
+    for text in ["", "?!"] if options.get("normalize", True) else [""]:
+        with pytest.raises(InputError, match="nothing in this text can be spoken"):
+            loop.tokenizer.encode(text)
+    if options.get("is_uroman"):
+        with pytest.raises(InputError, match="trained on text in Latin letters"):
+            loop.tokenizer.encode("\u0434\u0430")
+
+
+def test_a_voice_of_phonemes_takes_ids(tmp_path: Path) -> None:
+    spec, graphs = build(save(make_model("plain"), tmp_path / "model", tokenizer={"phonemize": True}))
+    loop = open_loop(spec, graphs, {part: run_torch(graph) for part, graph in graphs.items()}, tmp_path)
+    assert isinstance(loop, TextToSpeech)
+    assert loop.tokenizer.encode("3 0 7") == [3, 0, 7]
+    with pytest.raises(InputError, match="this bundle has no tokenizer"):
+        loop.synthesise(["hello"])
+
+
+def test_run_writes_speech(voice: tuple[Path, Path, Any], tmp_path: Path, metagen: Callable[..., Any]) -> None:
+    bundle, folder, model = voice
+    done = metagen("run", bundle, "--prompt", "Hello there", "-o", tmp_path / "hello.wav")
+    assert done.returncode == 0, done.stderr
+    samples, rate = read_wav(tmp_path / "hello.wav")
+    assert rate == 8000 and np.abs(samples).max() > 0.01
+    ids = hf.VitsTokenizer.from_pretrained(folder)("Hello there")["input_ids"]
+    with load(bundle, precision="fp32") as session:
+        pipeline = session.pipeline
+        assert isinstance(pipeline, TextToSpeech)
+        (spoken,) = pipeline.synthesise(["Hello there"], speaker=1, seed=5)
+        np.testing.assert_allclose(spoken, speak(model, ids, 1, 5).numpy(), atol=2e-5)
+        slow = pipeline.synthesise(["Hello there"], speaking_rate=0.5)[0]
+        assert len(slow) > 1.5 * len(pipeline.synthesise(["Hello there"])[0])
+        with pytest.raises(InputError, match="there is no such speaker"):
+            pipeline.synthesise(["a"], speaker=3)
+        with pytest.raises(InputError, match="spoken for longer than the graphs take"):
+            pipeline.synthesise(["a"], speaking_rate=1e-6)
+        with pytest.raises(InputError, match="a text is empty or too long"):
+            pipeline.synthesise(["a" * 999])
+
+
+def change_tensors(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+BAD: dict[str, tuple[Callable[[Path], object], type[MetagenError], str]] = {
+    "missing": (
+        lambda f: change_tensors(f, lambda t: t.pop("flow.flows.1.conv_post.bias")),
+        WeightsError,
+        "the checkpoint lacks the tensor 'flow.flows.1.conv_post.bias'",
+    ),
+    "half-a-norm": (
+        lambda f: change_tensors(
+            f, lambda t: t.pop("flow.flows.0.wavenet.in_layers.0.parametrizations.weight.original0")
+        ),
+        WeightsError,
+        "the checkpoint lacks the tensor 'flow.flows.0.wavenet.in_layers.0.parametrizations.weight.original0'",
+    ),
+    "shape": (lambda f: edit_config(f, window_size=3), WeightsError, "cannot be made of tensors of these shapes"),
+    "extra": (
+        lambda f: edit_config(f, prior_encoder_num_flows=1),
+        WeightsError,
+        "has no place in the model that its config describes",
+    ),
+    "activation": (lambda f: edit_config(f, hidden_act="mish"), CheckpointError, "'hidden_act' is 'mish'"),
+    "halves": (
+        lambda f: edit_config(f, depth_separable_channels=4),
+        CheckpointError,
+        "'depth_separable_channels' is 4",
+    ),
+    "even": (lambda f: edit_config(f, wavenet_kernel_size=4), CheckpointError, "an odd one keeps the length"),
+    "upsampling": (
+        lambda f: edit_config(f, upsample_kernel_sizes=[8, 4]),
+        CheckpointError,
+        "does not make exactly 3 samples of one",
+    ),
+    "speakers": (lambda f: edit_config(f, num_speakers=4), CheckpointError, "nothing that tells them apart"),
+    "vocabulary": (
+        lambda f: [
+            (f / "vocab.json").write_text('{"a": 0, "b": 900}'),
+            (f / "tokenizer_config.json").write_text('{"phonemize": false}'),
+        ],
+        CheckpointError,
+        "vocab.json does not map characters to ids of this model",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_checkpoint_is_refused_in_words(case: str, tmp_path: Path) -> None:
+    spoil, kind, words = BAD[case]
+    folder = save(make_model("stochastic"), tmp_path / "model")
+    spoil(folder)
+    with pytest.raises(kind) as caught:
+        build(folder)
+    assert words in str(caught.value), str(caught.value)
+
+
+def drop_the_mask(lengths: Tensor, like: Tensor) -> Tensor:
+    return torch.ones(like.shape[0], 1, like.shape[-1], dtype=like.dtype)
+
+
+def turn_distances(modules: Mapping[str, Any], _: pytest.MonkeyPatch) -> None:
+    attention = modules["text_encoder"].layers[0].attention
+    attention.distance_keys = nn.Parameter(attention.distance_keys.detach().flip(0))
+
+
+def approximate(x: Tensor) -> Tensor:
+    return functional.gelu(x, approximate="tanh")
+
+
+APPROXIMATE = SimpleNamespace(gelu=approximate, pad=functional.pad)
+MUTANTS: dict[str, Callable[[Mapping[str, nn.Module], pytest.MonkeyPatch], object]] = {
+    "eps": lambda m, _: setattr(m["text_encoder"].layers[0].mlp_norm, "eps", 1e-3),
+    "distances the other way round": turn_distances,
+    "bound": lambda m, _: setattr(m["durations"].flows[0], "bound", 4.9),
+    "flows in order": lambda m, _: setattr(m["durations"], "flows", nn.ModuleList(reversed(m["durations"].flows))),
+    "couplings in order": lambda m, _: setattr(m["flow"], "couplings", nn.ModuleList(reversed(m["flow"].couplings))),
+    "slope": lambda m, _: setattr(m["vocoder"].stages[1], "slope", 0.11),
+    "mask": lambda _, patch: patch.setattr(ours, "mask_beyond", drop_the_mask),
+    "tanh GELU": lambda _, patch: patch.setattr(
+        ours, "functional", SimpleNamespace(gelu=approximate, pad=functional.pad)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_comparison_notices(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model("stochastic")
+    _, graphs = build(save(model, tmp_path / "model"))
+    MUTANTS[name]({part: graph.module for part, graph in graphs.items()}, monkeypatch)
+    with pytest.raises(AssertionError, match="more than"):
+        check("mutant", "torch", model, graphs, {part: run_torch(graph) for part, graph in graphs.items()})
