@@ -8,11 +8,13 @@ Precision is counted three ways, each as fractions of 1:
                   so a weight-only quantised product counts as what it computes in
 
 Shapes come from the file; with `onnx` installed they are inferred where the file does not say, and functions are
-inlined first. A dimension that is only known at run time counts as its size in `sizes`, or as 1.
+inlined first. A dimension that is only known at run time counts as its size in `sizes`, or as 1; but the rows of a
+matrix of tokens, [B T, C], which no file spells, are followed from the Reshape that made it.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -47,6 +49,11 @@ LEAST_COMPUTE: Mapping[str, tuple[float, str]] = {
     "int8": (0.5, "the attention core and named sensitive layers stay in the graph's high precision"),
 }
 _VISIBLE_SHARE = 0.01
+#: Of these a row of the result is a row of the first input that has rows.
+_ROW_BY_ROW = (
+    "Add", "Cast", "DequantizeLinear", "Div", "Erf", "Gelu", "Gemm", "LayerNormalization", "MatMul", "Mul", "Pow",
+    "QuantizeLinear", "Relu", "Sigmoid", "Softmax", "Split", "Sqrt", "Sub", "Tanh",
+)  # fmt: skip
 #: Opsets in which onnx does not follow the result of a Shape; from 15 on it does, and no shape rule changed between.
 _WITHOUT_VALUES_OF_SHAPES = (13, 14)
 #: Precisions that are lower than the asked one and so satisfy it; no target has fp64 to ask for.
@@ -183,6 +190,20 @@ class _Types:
             return self.dtypes.get(node.inputs[1], "")
         return next((self.dtypes[name] for name in node.inputs if self.dtypes.get(name) in _FLOATS), "")
 
+    def follow_rows(self, sizes: Mapping[str, int]) -> None:
+        """Give matrices whose number of rows is unknown the rows of what they were made from."""
+        rows: dict[str, int] = {}
+        for name, node in self.producers.items():
+            shape = self.shapes.get(name)
+            if shape is None or len(shape) != 2 or shape[0] is not None or not isinstance(shape[1], int):
+                continue
+            if node.op_type == "Reshape":
+                whole = self.shapes.get(node.inputs[0])
+                rows[name] = math.prod(_resolve(whole, sizes)) // shape[1] if whole else 1
+            elif node.op_type in _ROW_BY_ROW:
+                rows[name] = next((rows[given] for given in node.inputs if given in rows), 1)
+            self.shapes[name] = (rows.get(name, 1), shape[1])
+
     def find_stored(self, name: str) -> str:
         """The quantised precision that a tensor was dequantised from, "" when it was not."""
         for _ in range(8):
@@ -207,6 +228,7 @@ def measure_graph(model: OnnxFile, sizes: Mapping[str, int]) -> tuple[PrecisionS
     """Shares, and all multiply-accumulates, of a graph whose file is still there."""
     model = _flatten(model, sizes)
     types = _Types(model)
+    types.follow_rows(sizes)
     nodes: dict[str, float] = defaultdict(float)
     weights: dict[str, float] = defaultdict(float)
     compute: dict[str, float] = defaultdict(float)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as ir
 import pytest
 from passes_support import count_ops, differ, parse, random, run
 
+from engines import precision as shares
+from engines.onnx_file import read_onnx
+from engines.precision import measure_graph
 from exporters.passes import run_pipeline
 from exporters.passes.flatten_tokens import FlattenTokens
 from exporters.passes.infer_types import InferTypes
@@ -138,3 +143,19 @@ def test_only_tensorrt_8_flattens(lowering: str, flat: int) -> None:
         lowered = run_pipeline(model, lowering=lowering, precision=precision).model
         assert ranks(lowered, "LayerNormalization") == [flat, flat]
         assert differ(run(model, feed), run(lowered, feed)) < allowed
+
+
+def test_the_rows_of_a_matrix_count_where_there_is_no_onnx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that builds has no onnx package: an INT8 graph was refused there, its products counted as of one row."""
+    model, _ = make()
+    lowered = run_pipeline(model, lowering="tensorrt-8", precision="fp32").model
+    ir.save(lowered, tmp_path / "m.onnx")
+    _, inferred = measure_graph(read_onnx(tmp_path / "m.onnx"), {"B": 6})
+    monkeypatch.setattr(shares, "_flatten", lambda model, sizes: model)
+    _, followed = measure_graph(read_onnx(tmp_path / "m.onnx"), {"B": 6})
+    monkeypatch.setattr(shares._Types, "follow_rows", lambda types, sizes: None)
+    _, of_one_row = measure_graph(read_onnx(tmp_path / "m.onnx"), {"B": 6})
+    heads = (
+        6 * 2 * 2 * 5 * 5 * 4 + 6 * 5 * 8 * 8
+    )  # their batch is a -1 here, which nothing follows, and so is what merges them
+    assert inferred - heads * 5 // 6 == followed > 5 * of_one_row
