@@ -123,7 +123,6 @@ class RawEngine:
         assert profile == 0 or self.context.set_optimization_profile_async(profile, self.stream.handle)
         self.stream.synchronize()
         self._held = []
-        self.places: dict[str, tuple[int, int, bool]] = {}  # name -> address, bytes, whether it is an input
         for name in (*feed, *(n for n in names if n not in feed)):
             dtype = np.dtype(trt.nptype(self._engine.get_tensor_dtype(name)))
             if name in feed:
@@ -131,7 +130,6 @@ class RawEngine:
             shape = tuple(self.context.get_tensor_shape(name))
             address = self.stream.allocate(int(np.prod(shape)) * dtype.itemsize)
             self.context.set_tensor_address(name, address)
-            self.places[name] = (address, int(np.prod(shape)) * dtype.itemsize, name in feed)
             if name in feed:
                 host = np.ascontiguousarray(feed[name], dtype)
                 self._held.append(host)

@@ -1,18 +1,17 @@
-"""What Session.run costs over TensorRT's own calls: a graph launch, with the copies that the same work needs.
+"""What Session.run costs over the launch of the very CUDA graph that it launches, and the wait for it.
 
     python bench_tensorrt_session.py BUNDLE --batch 1 32 [--precision fp16]
 
-    raw             launch of a CUDA graph of execute_async_v3, and the wait for it; all data on the GPU
-    raw + copies    the same between copies from and to pinned memory: the least that data on the host can cost
-    numpy           Session.run of arrays anywhere on the host, which it first copies into pinned memory
-    pinned          Session.run of GraphSession.allocate_inputs: no such copy
-    interface       Session.run of arrays on the GPU by __cuda_array_interface__; outputs stay there
+    numpy           arrays anywhere on the host: copied into pinned memory first; the graph copies from and to there
+    pinned          GraphSession.allocate_inputs: no copy on the host before the graph
+    interface       arrays on the GPU by __cuda_array_interface__; outputs stay there, the graph copies nothing
     dlpack          the same by DLPack, from a producer that orders no streams; where torch is installed, as the rest
     torch           the same with torch's tensors, outputs taken back by torch.from_dlpack
-    torch, stream   the same on torch's stream
+    torch, stream   the same on torch's stream, waited for by torch
 
-Calls of all contenders alternate in one process; a figure is a median, an overhead the median of differences in a round
-to `raw` (arrays on the GPU) or to `raw + copies` (arrays on the host). The aim is 20 microseconds at the most.
+A session's own graph is the base because two instances of one engine differ by more than is looked for. Every call and
+its graph's launch alternate in one process; figures are medians, the overhead the median of differences of neighbours.
+The aim is 20 microseconds at the most.
 """
 
 from __future__ import annotations
@@ -28,87 +27,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench_tensorrt import Feed, RawEngine, choose_graph, make_feed
+from bench_tensorrt import Feed, choose_graph, make_feed
 
 from engines.runtime import load
+from engines.runtime.fixed_sizes import SizedEngines
+from engines.runtime.graph_session import GraphSession
+from engines.runtime.tensorrt import TensorRTEngine
 from specs.bundle import read_manifest
 
-ROUNDS = 400
-Contenders = dict[str, Callable[[], object]]
+ROUNDS, WARM_UP = 400, 40
 
 
 class OnDevice:
     """An array on the GPU that speaks __cuda_array_interface__ alone."""
 
-    def __init__(self, raw: RawEngine, value: np.ndarray[Any, Any]) -> None:
+    def __init__(self, engine: TensorRTEngine, value: np.ndarray[Any, Any]) -> None:
+        stream = engine._stream
         value = np.ascontiguousarray(value)
-        address = raw.stream.allocate(value.nbytes)
-        raw.stream.copy_in(address, value.ctypes.data, value.nbytes)
-        raw.stream.synchronize()
+        address = stream.allocate(value.nbytes)
+        stream.copy_in(address, value.ctypes.data, value.nbytes)
+        stream.synchronize()
         self.__cuda_array_interface__ = {
             "version": 3, "shape": value.shape, "typestr": value.dtype.str, "data": (address, False), "stream": None,
         }  # fmt: skip
-
-
-def make_raw(raw: RawEngine) -> Contenders:
-    """The two calls without a session."""
-    stream = raw.stream
-    pinned = {name: stream.allocate_host(size) for name, (_, size, _) in raw.places.items()}
-
-    def launch() -> None:
-        raw.launch()
-        stream.synchronize()
-
-    def launch_with_copies() -> None:
-        for name, (address, size, is_input) in raw.places.items():
-            if is_input:
-                stream.copy_in(address, pinned[name], size)
-        raw.launch()
-        for name, (address, size, is_input) in raw.places.items():
-            if not is_input:
-                stream.copy_out(pinned[name], address, size)
-        stream.synchronize()
-
-    return {"raw": launch, "raw + copies": launch_with_copies}
-
-
-def narrow(feed: Feed, session: Any, name: str) -> Feed:
-    """In the engine's own types: TensorRT 8 has int32 for int64."""
-    dtypes = session.graphs[name]._view.__self__._dtypes
-    return {key: value.astype(dtypes[key]) for key, value in feed.items()}
-
-
-def make_sessions(folder: Path, name: str, precision: str, feed: Feed, raw: RawEngine) -> Contenders:
-    """Session.run over every kind of array that is there."""
-    session = load(folder, backend="tensorrt", precision=precision)
-    run, graph = session.graphs[name].run, session.graphs[name]
-    pinned = graph.allocate_inputs({"batch": len(next(iter(feed.values())))})
-    for key, value in feed.items():
-        pinned[key][...] = value
-    small = narrow(feed, session, name)
-    plain = {key: OnDevice(raw, value) for key, value in small.items()}
-    made: Contenders = {
-        "numpy": lambda: run(feed),
-        "pinned": lambda: run(pinned),
-        "interface": lambda: run(plain),
-    }
-    if not importlib.util.find_spec("torch"):
-        return made
-    torch: Any = importlib.import_module("torch")
-    tensors = {key: torch.from_numpy(value).cuda() for key, value in small.items()}
-    handed = {key: Handed(torch, tensor) for key, tensor in tensors.items()}
-    made["dlpack"] = lambda: run(handed)
-    made["torch"] = lambda: {key: torch.from_dlpack(value) for key, value in run(tensors).items()}
-    stream = torch.cuda.current_stream()
-    shared = load(folder, backend="tensorrt", precision=precision, stream=stream.cuda_stream).graphs[name].run
-
-    def run_on_stream() -> object:
-        result = {key: torch.from_dlpack(value) for key, value in shared(tensors).items()}
-        stream.synchronize()
-        return result
-
-    made["torch, stream"] = run_on_stream
-    return made
 
 
 class Handed:
@@ -121,16 +62,69 @@ class Handed:
         return self._make(self._tensor)
 
 
-def time_in_turn(contenders: Contenders, rounds: int) -> dict[str, list[float]]:
-    """Microseconds of every call; the first tenth warms up."""
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for index in range(rounds + rounds // 10):
-        for name, call in contenders.items():
+def find_engine(session: GraphSession, feed: Feed) -> TensorRTEngine:
+    """The engine that runs these shapes."""
+    owner = session._execute.__self__  # type: ignore[attr-defined]
+    if isinstance(owner, SizedEngines):
+        chosen = owner._by_shapes.get(tuple(feed[name].shape for name in owner._inputs), owner._general)
+        owner = chosen.engine
+    assert isinstance(owner, TensorRTEngine)
+    return owner
+
+
+def make_calls(session: GraphSession, feed: Feed) -> dict[str, Callable[[], object]]:
+    """Session.run over every kind of array that is there."""
+    run, engine = session.run, find_engine(session, feed)
+    pinned = session.allocate_inputs({"batch": len(next(iter(feed.values())))})
+    for key, value in feed.items():
+        pinned[key][...] = value
+    small = {key: value.astype(engine._dtypes[key]) for key, value in feed.items()}  # TensorRT 8: int32 for int64
+    plain = {key: OnDevice(engine, value) for key, value in small.items()}
+    made: dict[str, Callable[[], object]] = {
+        "numpy": lambda: run(feed),
+        "pinned": lambda: run(pinned),
+        "interface": lambda: run(plain),
+    }
+    if importlib.util.find_spec("torch"):
+        torch: Any = importlib.import_module("torch")
+        tensors = {key: torch.from_numpy(value).cuda() for key, value in small.items()}
+        handed = {key: Handed(torch, tensor) for key, tensor in tensors.items()}
+        made["dlpack"] = lambda: run(handed)
+        made["torch"] = lambda: {key: torch.from_dlpack(value) for key, value in run(tensors).items()}
+    return made
+
+
+def make_shared(session: GraphSession, feed: Feed, torch: Any) -> Callable[[], object]:
+    """A call on torch's own stream, waited for as torch waits."""
+    dtypes = find_engine(session, feed)._dtypes
+    tensors = {key: torch.from_numpy(value.astype(dtypes[key])).cuda() for key, value in feed.items()}
+
+    def run() -> object:
+        results = {key: torch.from_dlpack(value) for key, value in session.run(tensors).items()}
+        torch.cuda.current_stream().synchronize()
+        return results
+
+    return run
+
+
+def measure(call: Callable[[], object], engine: TensorRTEngine) -> str:
+    """One kind of array: the call, the launch of its graph, and the median of the differences."""
+    for _ in range(WARM_UP):
+        call()
+    last = max(engine._contexts._calls, key=lambda one: one.used)
+    assert last.graph, engine.capture_refusal
+    spent: tuple[list[float], list[float]] = ([], [])
+    for index in range(ROUNDS):
+        for which in (index % 2, 1 - index % 2):
             start = time.perf_counter_ns()
-            call()
-            if index >= rounds // 10:
-                times[name].append((time.perf_counter_ns() - start) / 1e3)
-    return times
+            if which:
+                engine._stream.launch(last.graph)
+                engine._stream.synchronize()
+            else:
+                call()
+            spent[which].append((time.perf_counter_ns() - start) / 1e3)
+    over = statistics.median(a - b for a, b in zip(*spent, strict=True))
+    return f"{statistics.median(spent[0]):.1f} us, {over:+.1f} over {statistics.median(spent[1]):.1f}"
 
 
 def main() -> None:
@@ -143,18 +137,19 @@ def main() -> None:
     arguments = parser.parse_args()
     manifest = read_manifest(arguments.bundle)
     graph = choose_graph(manifest, arguments.graph)
-    engine = next(e for e in graph.engines if e.backend == "tensorrt" and e.precision == arguments.precision)
+    open_bundle = {"backend": "tensorrt", "precision": arguments.precision}
     for batch in arguments.batch:
         feed = make_feed(graph, manifest.dims, batch)
-        raw = RawEngine((arguments.bundle / engine.file).read_bytes(), feed)
-        contenders = make_raw(raw)
-        contenders.update(make_sessions(arguments.bundle, graph.name, engine.precision, feed, raw))
-        times = time_in_turn(contenders, ROUNDS)
-        row: dict[str, object] = {"graph": graph.name, "batch": batch, "engine": engine.file}
-        for name, spent in times.items():
-            base = "raw + copies" if name in ("numpy", "pinned") else "raw"
-            over = statistics.median(a - b for a, b in zip(spent, times[base], strict=True))
-            row[name] = f"{statistics.median(spent):.1f} us, {over:+.1f} over {base}"
+        row: dict[str, object] = {"graph": graph.name, "batch": batch}
+        with load(arguments.bundle, **open_bundle) as session:
+            one = session.graphs[graph.name]
+            engine = find_engine(one, feed)
+            row.update({kind: measure(call, engine) for kind, call in make_calls(one, feed).items()})
+        if importlib.util.find_spec("torch"):
+            torch: Any = importlib.import_module("torch")
+            with load(arguments.bundle, **open_bundle, stream=torch.cuda.current_stream().cuda_stream) as session:
+                one = session.graphs[graph.name]
+                row["torch, stream"] = measure(make_shared(one, feed, torch), find_engine(one, feed))
         print(json.dumps(row), flush=True)
 
 

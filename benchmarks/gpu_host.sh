@@ -25,12 +25,15 @@ deploy "$trt" build "$out/digits.bundle" --target "$target"
 say "check"
 for name in llm vit digits; do deploy "$trt" check "$out/$name.bundle" --backend tensorrt || failed=1; done
 "$trt" benchmarks/greedy_tokens.py engines "$out/llm.bundle" "$out/tokens.npz" || failed=1
+"$trt" benchmarks/check_tensorrt_session.py "$out/digits.bundle" "$out/vit.bundle" || failed=1
 
 say "times"
 bench=benchmarks/bench_tensorrt.py
 "$trt" $bench engines "$out/llm.bundle" --graph decoder.decode --batch 1 8
 "$trt" $bench engines "$out/vit.bundle" --batch 1 32
 "$trt" $bench engines "$out/digits.bundle" --batch 8
+"$trt" benchmarks/bench_tensorrt_session.py "$out/digits.bundle" --batch 8
+"$trt" benchmarks/bench_tensorrt_session.py "$out/vit.bundle" --batch 1 32
 "$python" $bench torch "$out/llm.bundle" --graph decoder.decode --batch 1 --modes reduce-overhead
 "$python" $bench torch "$out/vit.bundle" --batch 1 32 --modes reduce-overhead
 exit $failed
