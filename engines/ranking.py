@@ -7,6 +7,8 @@
 INT8 is not always faster: TensorRT 8.6 computes the attention of an INT8 network in TF32 (`benchmarks/RESULTS.md`), and
 small graphs are bound by the number of kernels. Nothing is deleted; who asks for a precision gets it.
 
+Engines of one size are not compared: the golden inputs do not fit them, and a session takes them by size.
+
 Not run on a GPU by now: the order and the words are tested with given times.
 """
 
