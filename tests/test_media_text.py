@@ -47,7 +47,9 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     def export(name: str) -> Path:
         path = folder / f"{name}.bundle"
         if not path.exists():
-            pipeline.export(f"{name}:tiny", output=path, precisions=("fp32",), progress=ignore_progress)
+            pipeline.export(
+                f"{name}:tiny", output=path, targets=("cpu",), precisions=("fp32",), progress=ignore_progress
+            )
         return path
 
     return export
@@ -180,6 +182,12 @@ def test_a_gif_is_read(tmp_path: Path) -> None:
     pixels = load_film(tmp_path / "film.gif", num_frames=4, height=6, width=8, channels=3)
     assert pixels.shape == (4, 3, 6, 8)
     assert pixels.mean(axis=(2, 3)).round().tolist() == [[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]
+
+
+def test_grey_frames_are_a_film() -> None:
+    frames = np.linspace(0, 1, 6, dtype=np.float32)[:, None, None].repeat(7, 1).repeat(9, 2)
+    pixels = load_film(frames, num_frames=3, height=7, width=9, channels=3)
+    np.testing.assert_allclose(pixels.mean(axis=(1, 2, 3)), [0, 0.4, 1], atol=1e-6)
 
 
 def spoil_nothing(path: Path) -> Path:

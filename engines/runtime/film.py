@@ -9,11 +9,13 @@ the like) are not decoded here.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import re
 import struct
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -30,6 +32,7 @@ _PICTURES = (".png", ".jpg", ".jpeg", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", "
 _ALLOWED = "an animated PNG, GIF or WebP, a folder of pictures, a .npy of frames [T, H, W, C], or a picture"
 _NPY_MAGIC = b"\x93NUMPY"
 _VIDEOS = {b"\x1aE\xdf\xa3": "a Matroska or WebM file", b"\x00\x00\x01\xba": "an MPEG file"}
+_MOST_CHANNELS = 4
 _HEAD_BYTES = 4096  # an animated PNG says so before its first picture
 _DAMAGED = (OSError, EOFError, SyntaxError, ValueError, MemoryError, struct.error, IndexError)
 
@@ -46,7 +49,7 @@ class _Frames(ABC):
 
 @final
 class _ArrayFrames(_Frames):
-    """[T, H, W, C], in memory or mapped."""
+    """[T, H, W, C] or [T, H, W], in memory or mapped."""
 
     def __init__(self, frames: Array) -> None:
         self.count, self._frames = len(frames), frames
@@ -81,25 +84,27 @@ class _AnimatedFrames(_Frames):
                 allowed="a folder of pictures, or a .npy of frames [T, H, W, C]",
                 fix="pip install pillow, or convert it",
             ) from None
-        with self._open() as film:
+        with self._guard(), self._pillow.open(path) as film:
             self.count = int(getattr(film, "n_frames", 1))
 
     def read(self, indices: Sequence[int]) -> list[str | Path | Array]:
         found: dict[int, Array] = {}
-        try:
-            with self._open() as film:
-                for index in sorted(set(indices)):
-                    film.seek(index)
-                    found[index] = convert_with_pillow(film)
-        except _DAMAGED as error:
-            raise _refuse(self._path, f"frame {len(found) + 1}: {str(error) or type(error).__name__}") from None
+        with self._guard(), self._pillow.open(self._path) as film:
+            for index in sorted(set(indices)):
+                film.seek(index)
+                found[index] = convert_with_pillow(film)
         return [found[index] for index in indices]
 
-    def _open(self) -> Any:
+    @contextlib.contextmanager
+    def _guard(self) -> Iterator[None]:
+        """Pillow's errors as ours. What it warns of (sizes, which have our limit; metadata) changes no pixel."""
         try:
-            return self._pillow.open(self._path)
-        except _DAMAGED as error:
-            raise _refuse(self._path, str(error).replace(f" {str(self._path)!r}", "")) from None
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
+        except (*_DAMAGED, self._pillow.DecompressionBombError) as error:
+            said = str(error).replace(f" {str(self._path)!r}", "")
+            raise _refuse(self._path, said or type(error).__name__) from None
 
 
 def load_film(source: str | Path | Array, *, num_frames: int, **size: Any) -> Array:
@@ -108,7 +113,7 @@ def load_film(source: str | Path | Array, *, num_frames: int, **size: Any) -> Ar
     A film that has fewer shows some of them more than once.
 
     Args:
-        source: a file, a folder, or an array [T, H, W, C] (a picture's: [H, W] or [H, W, C]).
+        source: a file, a folder, or an array [T, H, W, C] or [T, H, W] (a picture's: [H, W] or [H, W, C]).
         size: what `load_image` takes beside a picture.
 
     Raises:
@@ -123,26 +128,28 @@ def load_film(source: str | Path | Array, *, num_frames: int, **size: Any) -> Ar
 
 
 def is_film(source: str | Path | Array) -> bool:
-    """Whether there is more to a source than one picture: a folder, an animation, or an array of rank 4."""
+    """Whether there is more to a source than one picture: a folder, an animation, or an array of frames."""
     if isinstance(source, np.ndarray):
-        return source.ndim == 4
+        return _has_frames(source)
     path = Path(source)
-    if path.is_dir():
-        return True
+    if path.exists() and not path.is_file():
+        return path.is_dir()
     head = _read_head(path)
-    return _is_animated(head) or (head.startswith(_NPY_MAGIC) and _map_array(path).ndim == 4)
+    return _is_animated(head) or (head.startswith(_NPY_MAGIC) and _has_frames(_map_array(path)))
 
 
 def _open_frames(source: str | Path | Array) -> _Frames:
     if isinstance(source, np.ndarray):
-        return _ArrayFrames(source if source.ndim == 4 else source[None])
+        return _ArrayFrames(source if _has_frames(source) else source[None])
     path = Path(source)
     if path.is_dir():
         return _PictureFrames(_list_pictures(path))
+    if path.exists() and not path.is_file():
+        return _PictureFrames([path])  # a pipe can be read once, and holds a picture
     head = _read_head(path)
     if head.startswith(_NPY_MAGIC):
         stored = _map_array(path)
-        return _ArrayFrames(stored if stored.ndim == 4 else stored[None])
+        return _ArrayFrames(stored if _has_frames(stored) else stored[None])
     if _is_animated(head):
         return _AnimatedFrames(path)
     kind = next((kind for magic, kind in _VIDEOS.items() if head.startswith(magic)), None)
@@ -155,6 +162,11 @@ def _open_frames(source: str | Path | Array) -> _Frames:
             fix="take frames out of it: ffmpeg -i FILE FOLDER/%04d.png",
         )
     return _PictureFrames([path])
+
+
+def _has_frames(stored: Array) -> bool:
+    """[T, H, W, C], or [T, H, W] of grey frames: a picture's last axis are its channels, and those are few."""
+    return stored.ndim == 4 or (stored.ndim == 3 and stored.shape[-1] > _MOST_CHANNELS)
 
 
 def _is_animated(head: bytes) -> bool:
