@@ -6,6 +6,7 @@ import ctypes
 import gc
 import sys
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -163,7 +164,10 @@ def test_outputs_outlive_the_session(session: GraphSession) -> None:
     result = session.run(given)["y"]
     session.close()
     assert np.array_equal(result.to_numpy(), expect(feed))
-    del result, given
+    for inputs in (feed, given):
+        with pytest.raises(InputError, match="this session is closed"):
+            session.run(inputs)
+    del result, given, inputs
     gc.collect()
     assert len(Device.held) == 2  # the two inputs of this test, which are never freed
 
@@ -190,6 +194,35 @@ def test_the_pinned_buffer_is_not_written_while_a_call_may_still_read_it(tmp_pat
     session.run(given)
     assert Device.done[0] == "wait"
     assert session.run({"a": narrow(feed)["a"], "n": given["n"]})["y"].__cuda_array_interface__["stream"] == 1
+
+
+def test_an_output_of_another_session_is_waited_for(tmp_path: Path, session: GraphSession) -> None:
+    other = open_session(tmp_path, stream=55)
+    Stream(55)
+    feed = make_feed(2)
+    given = narrow(feed)
+    y = other.run(given)["y"]
+    result = session.run(MappingProxyType({"a": y, "n": given["n"]}))["y"]
+    assert Device.ordered == [(100, 55)]
+    assert np.array_equal(result.to_numpy(), expect({"a": expect(feed), "n": feed["n"]}))
+    session.run({"a": result, "n": given["n"]})
+    assert len(Device.ordered) == 1  # its own are ready
+
+
+def test_engines_of_one_graph_share_stream_and_pinned_inputs(tmp_path: Path) -> None:
+    (tmp_path / "model.plan").write_bytes(b"whole")
+    first = TensorRTEngine(tmp_path / "model.plan", GRAPH, CANDIDATE, plugins=())
+    second = TensorRTEngine(tmp_path / "model.plan", GRAPH, CANDIDATE, plugins=(), beside=first)
+    assert len(Device.streams) == 1
+    feed, pinned = make_feed(2), first.allocate("a", (2, 4))
+    pinned[:] = feed["a"]
+    feed["a"] = pinned
+    held = set(Device.held)
+    assert np.array_equal(second.execute(["y"], feed)[0], expect(feed))
+    assert len(set(Device.held) - held) == 5  # a, n, y on the device, n and y on the host
+    second.close()
+    assert np.array_equal(first.execute(["y"], feed)[0], expect(feed))
+    first.close()
 
 
 def test_int64_on_the_gpu_is_refused_where_the_engine_has_int32(session: GraphSession) -> None:

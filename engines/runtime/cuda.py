@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import threading
 from collections.abc import Callable
 from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint, c_uint64, c_void_p
 from dataclasses import dataclass
@@ -107,6 +108,7 @@ class CudaStream:
         self.is_own = handle is None
         self.handle = self._create("cuStreamCreate", 0) if handle is None else handle
         self._event = self._create("cuEventCreate", _EVENT_WITHOUT_TIMING)
+        self._linking = threading.Lock()  # of the event, between its record and the wait for it
 
     def make_current(self) -> None:
         """Bind the context to the calling thread, before anything else there."""
@@ -161,14 +163,17 @@ class CudaStream:
     def wait_for(self, handle: int) -> None:
         """What is put on this stream from now on runs after what is on the stream `handle` by now."""
         if handle != self.handle:
-            self._call("cuEventRecord", self._event, handle)
-            self._call("cuStreamWaitEvent", self.handle, self._event, 0)
+            self._link(handle, self.handle)
 
     def hold_up(self, handle: int) -> None:
         """The reverse: what is put on the stream `handle` from now on runs after what is on this stream by now."""
-        if handle != self.handle and self._event:
-            self._call("cuEventRecord", self._event, self.handle)
-            self._call("cuStreamWaitEvent", handle, self._event, 0)
+        if handle != self.handle and self._event:  # a closed stream has nothing left on it
+            self._link(self.handle, handle)
+
+    def _link(self, first: int, then: int) -> None:
+        with self._linking:
+            self._call("cuEventRecord", self._event, first)
+            self._call("cuStreamWaitEvent", then, self._event, 0)
 
     def synchronize(self) -> None:
         """Wait until everything on this stream is done."""

@@ -72,6 +72,7 @@ class DeviceArray:
         if copy or dl_device not in (None, (CUDA, 0)):
             raise BufferError("this output is handed over where it is, on GPU 0: copy=False or None")
         if not self._stream.is_own and stream != -1:
+            self._stream.make_current()
             self._stream.hold_up(LEGACY_STREAM if stream is None else stream)
         return make_capsule(self._block.address, self.shape, self.dtype, self._block)
 
@@ -168,8 +169,8 @@ def view_device_array(name: str, value: Any, stream: CudaStream) -> DeviceView:
         InputError: on another device, not row after row, of a dtype that numpy lacks, or not exported by its library.
     """
     if isinstance(value, DeviceArray):
-        if value._stream is not stream and not value._stream.is_own:
-            stream.wait_for(value._stream.handle)
+        if not value._stream.is_own:
+            value._stream.hold_up(stream.handle)
         return DeviceView(value._block.address, value.dtype, value.shape, value)
     if hasattr(value, "__dlpack__"):
         return _view_dlpack(name, value, stream)

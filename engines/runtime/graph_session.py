@@ -93,7 +93,7 @@ class GraphSession:
             InputError: names, dtypes, shapes or sizes that the graph does not take, or an array that it cannot read.
             PreflightError: the GPU has no room for these sizes. The session can be used on after any of these.
         """
-        for value in inputs.values() if isinstance(inputs, dict) else ():
+        for value in inputs.values() if hasattr(inputs, "values") else ():  # what is no dict is refused below
             if value.__class__ is not np.ndarray:
                 inputs = self._view_inputs(inputs)
                 break
@@ -187,8 +187,7 @@ class GraphSession:
 
     def close(self) -> None:
         """Release the backend; later runs raise InputError."""
-        self._execute = _refuse_closed
-        self._view = self._allocate = None
+        self._execute = self._view = self._allocate = _refuse_closed
         self._close()
         self._close = do_nothing
 
@@ -197,5 +196,5 @@ def do_nothing() -> None:
     """ONNX Runtime frees a session with its last reference."""
 
 
-def _refuse_closed(names: Sequence[str], feed: Mapping[str, Array]) -> NoReturn:
+def _refuse_closed(*_: object) -> NoReturn:
     raise InputError("this session is closed", fix="open the bundle again with load(...)")
