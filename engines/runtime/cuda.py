@@ -171,6 +171,7 @@ class CudaStream:
             self._link(self.handle, handle)
 
     def _link(self, first: int, then: int) -> None:
+        self.make_current()
         with self._linking:
             self._call("cuEventRecord", self._event, first)
             self._call("cuStreamWaitEvent", then, self._event, 0)

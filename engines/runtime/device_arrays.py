@@ -72,7 +72,6 @@ class DeviceArray:
         if copy or dl_device not in (None, (CUDA, 0)):
             raise BufferError("this output is handed over where it is, on GPU 0: copy=False or None")
         if not self._stream.is_own and stream != -1:
-            self._stream.make_current()
             self._stream.hold_up(LEGACY_STREAM if stream is None else stream)
         return make_capsule(self._block.address, self.shape, self.dtype, self._block)
 

@@ -156,7 +156,6 @@ class TensorRTEngine:
 
         Where the engine holds int32 for the manifest's int64, it is int32 that can be taken without a copy.
         """
-        self._stream.make_current()
         view = view_device_array(name, value, self._stream)
         if name in self._dtypes and self._dtypes[name] != self._listed[name]:
             if view.dtype == self._listed[name]:
