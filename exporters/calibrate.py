@@ -4,7 +4,8 @@
 
 "max" keeps the extremes. "percentile" and "entropy" use ONNX Runtime's own histogram collectors: they give up
 outliers (99.99 % kept; the cut with the least Kullback-Leibler divergence). Only the tensors asked for are read, and a
-model with external data is run where it lies, so its size does not matter.
+model with external data is run where it lies, so its size does not matter. Beside the range, a few rows of each tensor
+are kept: on them the passes try what loses least (`passes._scaling`).
 
 Not here: which tensors (`passes.list_quantizable_tensors`), nor scales (`passes.insert_quantize_dequantize`).
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -33,6 +35,8 @@ Method = Literal["max", "percentile", "entropy"]
 #: Histogram bins; entropy merges them into 128 steps, so it needs many more to have a choice.
 _BINS = 2048
 _PERCENTILE = 99.99
+#: Rows kept of each tensor: 5 MB where a row has 16384 channels.
+_DRAWN_ROWS, _LOUDEST_ROWS = 64, 16
 
 
 def measure_ranges(
@@ -60,9 +64,12 @@ def measure_ranges(
     computed = [name for name in tensors if name not in inputs]
     session = _open_session(model_path, computed)
     collector = _Extremes() if method == "max" else _Histograms(method)
+    rows = _Rows()
     count = 0
     for sample in samples:
-        collector.add(_run(session, sample, computed, inputs, count))
+        arrays = _run(session, sample, computed, inputs, count)
+        collector.add(arrays)
+        rows.add(arrays)
         count += 1
         if progress is not None:
             progress(f"calibrating: {count} samples", None)
@@ -70,7 +77,7 @@ def measure_ranges(
         raise CalibrationError(
             "there are no calibration samples", where=str(model_path), fix="give at least one; 64 to 512 are usual"
         )
-    return collector.finish()
+    return {name: rows.complete(name, span) for name, span in collector.finish().items()}
 
 
 def _list_inputs(model_path: Path) -> set[str]:
@@ -171,3 +178,44 @@ class _Histograms:
         with contextlib.redirect_stdout(io.StringIO()):
             result = self.collector.compute_collection_result()
         return {name: Range(float(edges[0]), float(edges[1])) for name, edges in result.items()}
+
+
+class _Rows:
+    """A few rows of every tensor: some drawn evenly from all that were seen, and the loudest, which are rare."""
+
+    def __init__(self) -> None:
+        self.random = np.random.default_rng(0)
+        self.seen: dict[str, int] = {}
+        self.drawn: dict[str, _Best] = {}
+        self.loudest: dict[str, _Best] = {}
+
+    def add(self, arrays: Mapping[str, np.ndarray]) -> None:
+        for name, array in arrays.items():
+            if array.ndim < 2:
+                continue
+            rows = array.reshape(-1, array.shape[-1])
+            self.seen[name] = self.seen.get(name, 0) + len(rows)
+            self.drawn.setdefault(name, _Best(_DRAWN_ROWS)).add(self.random.random(len(rows)), rows)
+            self.loudest.setdefault(name, _Best(_LOUDEST_ROWS)).add(np.abs(rows).max(axis=1), rows)
+
+    def complete(self, name: str, span: Range) -> Range:
+        if name not in self.seen:
+            return span
+        rows = np.concatenate([self.drawn[name].rows, self.loudest[name].rows])
+        return replace(span, rows=rows, seen=self.seen[name])
+
+
+class _Best:
+    """The `count` rows of the largest scores; of rows of several lengths, those of the last one."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.scores, self.rows = np.empty(0), np.empty((0, 0), np.float32)
+
+    def add(self, scores: np.ndarray, rows: np.ndarray) -> None:
+        best = np.argsort(-scores)[: self.count]  # before they are copied: there may be very many
+        scores, rows = scores[best], rows[best].astype(np.float32)
+        if rows.shape[1] == self.rows.shape[1]:
+            scores, rows = np.concatenate([self.scores, scores]), np.concatenate([self.rows, rows])
+        best = np.argsort(-scores)[: self.count]
+        self.scores, self.rows = scores[best], rows[best]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +26,13 @@ from exporters.golden import compute_outputs, measure_noise_floor, write_evaluat
 from exporters.lower import PORTABLE_OPSET, lower
 from exporters.memory import page_out, release
 from exporters.passes import (
+    Decided,
     PipelineResult,
     Range,
     list_quantizable_tensors,
-    needs_ranges,
     run_pipeline,
     takes_plugins,
+    uses_ranges,
 )
 from exporters.stored_parameters import streaming_parameters
 from exporters.trace import choose_sizes, trace
@@ -71,6 +73,7 @@ class _Component:
     folder: Path
     pool: WeightPool
     graphs: list[Graph] = field(default_factory=list)
+    decided: Decided = field(default_factory=dict)
 
 
 def export_spec(
@@ -166,12 +169,14 @@ def write_typed_graphs(
     *,
     samples: Samples,
     calibration_method: CalibrationMethod,
+    decided: Decided,
     progress: Progress,
 ) -> tuple[TypedGraph, ...]:
     """Lower and type the portable graph for every variant; targets that lower alike share the work.
 
     Args:
         samples: called once, and only when something is INT8.
+        decided: about the component's weights, by its earlier graphs; see `run_pipeline`.
     """
     stem, component = portable.stem, portable.parent.name
     typed: list[TypedGraph] = []
@@ -183,12 +188,15 @@ def write_typed_graphs(
         key = (target.lowering, typing)
         if key not in done:
             progress(f"{component}/{stem}: lowering to {precision} for {target.name}", None)
-            if ranges is None and needs_ranges(target.lowering, typing):
+            if ranges is None and uses_ranges(target.lowering, typing):
                 tensors = list_quantizable_tensors(ir.load(portable))
                 ranges = measure_ranges(portable, tensors, samples(), method=calibration_method, progress=progress)
-            result = run_pipeline(ir.load(portable), lowering=target.lowering, precision=typing, ranges=ranges)
+            lower_graph = partial(
+                run_pipeline, lowering=target.lowering, precision=typing, ranges=ranges, decided=decided
+            )
+            result = lower_graph(ir.load(portable))
             pool.store(result.model)
-            with_plugins = _lower_with_plugins(portable, target.lowering, typing, ranges, pool)
+            with_plugins = _lower_with_plugins(portable, target.lowering, lower_graph, pool)
             done[key] = (ir.to_proto(result.model).SerializeToString(), with_plugins, result)
         data, with_plugins, result = done[key]
         path = portable.parent / f"{stem}.{target.name}-{precision}.onnx"
@@ -212,8 +220,7 @@ def write_typed_graphs(
 def _lower_with_plugins(
     portable: Path,
     lowering: str,
-    precision: Precision,
-    ranges: Mapping[str, Range] | None,
+    lower_graph: Callable[..., PipelineResult],
     pool: WeightPool,
 ) -> bytes | None:
     """The same graph with nodes left to TensorRT plugins, for builds that have their library; None without such nodes.
@@ -223,7 +230,7 @@ def _lower_with_plugins(
     model = ir.load(portable)
     if not takes_plugins(model, lowering):
         return None
-    result = run_pipeline(model, lowering=lowering, precision=precision, ranges=ranges, plugins=True)
+    result = lower_graph(model, plugins=True)
     pool.store(result.model)
     data: bytes = ir.to_proto(result.model).SerializeToString()
     return data
@@ -258,7 +265,7 @@ def _export_graph(
     portable = component.folder / f"{graph.file_stem}.onnx"
     ir.save(model, portable)
     del model
-    if not keep_weights and not any(needs_ranges(v.target.lowering, v.precision) for v in wanted):
+    if not keep_weights and not any(uses_ranges(v.target.lowering, v.precision) for v in wanted):
         release(module.module)
 
     typed = write_typed_graphs(
@@ -267,6 +274,7 @@ def _export_graph(
         component.pool,
         samples=lambda: _stream_samples(spec, handler, module),
         calibration_method=spec.calibration.method,
+        decided=component.decided,
         progress=progress,
     )
     if not keep_weights:

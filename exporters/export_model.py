@@ -104,6 +104,7 @@ def export_model(
         pool,
         samples=lambda: samples or list(_make_samples(inputs, reference)),
         calibration_method="max",
+        decided={},
         progress=progress,
     )
     graph = Graph(

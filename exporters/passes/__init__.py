@@ -6,7 +6,7 @@
                                  --check--> valid ONNX, strongly typed
 
     lowering       opset   attention                int8
-    onnxruntime    7-26    ONNX Attention, 3-D      dynamic, contrib op; the rest float32
+    onnxruntime    7-26    ONNX Attention, 3-D      by rows, contrib op; the rest float32
     tensorrt-8     7-17    pattern; masks of one query by Where; one token over a cache by selects
                                                     Q/DQ, float32 scales; the rest float32 (build with FP16)
     tensorrt-10    9-20    pattern                  Q/DQ, int8 weights; the rest float16
@@ -31,6 +31,7 @@ from onnx_ir.passes import common
 
 from exporters.passes._graph import notes_of
 from exporters.passes._ranges import Range, set_ranges
+from exporters.passes._scaling import Decided, set_decided
 from exporters.passes._weighted import find_weighted, list_activations
 from exporters.passes.check_graph import CheckGraph
 from exporters.passes.convert_to_float16 import ConvertToFloat16
@@ -59,12 +60,13 @@ from specs.errors import MetagenError, TargetError, name_nearest
 
 __all__ = [
     "PIPELINES",
+    "Decided",
     "PipelineResult",
     "Range",
     "list_quantizable_tensors",
-    "needs_ranges",
     "run_pipeline",
     "takes_plugins",
+    "uses_ranges",
 ]
 
 Pipeline = tuple[ir.passes.PassBase, ...]
@@ -92,6 +94,8 @@ _ATTENTION_4D: Pipeline = (
 )
 
 _ORT: Pipeline = (*_ATTENTION_3D, LowerGridSample(), *_BODY, FuseGelu(), SetOpset(minimum=7, maximum=26), InferTypes())
+# QuantizeLinear exists from opset 10
+_ORT_INT8: Pipeline = (*_ORT, SetOpset(minimum=10, maximum=26), InferTypes())
 _TRT8: Pipeline = (
     InferTypes(),
     LowerCachedStep(),
@@ -121,7 +125,7 @@ _TRT11_INT8: Pipeline = (
 PIPELINES: dict[tuple[str, str], Pipeline] = {
     ("onnxruntime", "fp32"): (*_ORT, *_ORT_END),
     ("onnxruntime", "fp16"): (*_ORT, ConvertToFloat16(), *_ORT_END),
-    ("onnxruntime", "int8"): (*_ORT, FoldTransposedWeights(), InsertDynamicQuantization(), *_ORT_END),
+    ("onnxruntime", "int8"): (*_ORT_INT8, FoldTransposedWeights(), InsertDynamicQuantization(), *_ORT_END),
     ("tensorrt-8", "fp32"): (*_TRT8, *_END),
     ("tensorrt-8", "fp16"): (*_TRT8, ConvertToFloat16(), *_END),
     ("tensorrt-8", "int8"): (*_TRT8, FoldTransposedWeights(), InsertQuantizeDequantize(fold_weights=False), *_END),
@@ -163,12 +167,15 @@ def run_pipeline(
     lowering: str,
     precision: str,
     ranges: Mapping[str, Range] | None = None,
+    decided: Decided | None = None,
     plugins: bool = False,
 ) -> PipelineResult:
     """Lower a copy of `model`; weights are shared with it, and those that change are computed when they are written.
 
     Args:
-        ranges: needed by int8 for TensorRT; of the tensors that `list_quantizable_tensors` names.
+        ranges: needed by int8 for TensorRT, of use to int8 for ONNX Runtime; of the tensors that
+            `list_quantizable_tensors` names.
+        decided: what earlier graphs decided about weights that this one may share; added to.
         plugins: keep the nodes that a plugin can run (`takes_plugins`), in place of their bodies.
 
     Raises:
@@ -181,6 +188,7 @@ def run_pipeline(
     model.meta.clear()
     if ranges is not None:
         set_ranges(model, ranges)
+    set_decided(model, {} if decided is None else decided)
     for step in (KeepPlugins(), *passes) if plugins else passes:
         try:
             step(model)
@@ -198,9 +206,10 @@ def takes_plugins(model: ir.Model, lowering: str) -> bool:
     return lowering.startswith("tensorrt-") and has_plugin_ops(model)
 
 
-def needs_ranges(lowering: str, precision: str) -> bool:
-    """Whether this pipeline quantises by calibrated ranges: int8 for ONNX Runtime does not."""
-    return any(isinstance(step, InsertQuantizeDequantize) for step in _find_pipeline(lowering, precision))
+def uses_ranges(lowering: str, precision: str) -> bool:
+    """Whether this pipeline quantises: by calibrated ranges, or as is best for the rows of the calibration data."""
+    quantises = (InsertQuantizeDequantize, InsertDynamicQuantization)
+    return any(isinstance(step, quantises) for step in _find_pipeline(lowering, precision))
 
 
 def list_quantizable_tensors(model: ir.Model) -> tuple[str, ...]:

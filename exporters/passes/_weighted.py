@@ -152,6 +152,18 @@ def quantize_weight(tensor: ir.TensorProtocol, axis: int | None) -> tuple[ir.Laz
     return int8, scale.reshape(-1) if axis is not None else scale.reshape(())
 
 
+def scale_rows(tensor: ir.TensorProtocol, factor: np.ndarray | None, axis: int | None) -> ir.TensorProtocol:
+    """The weight with each of its rows times `factor` [K], computed when it is read; `axis` is that of its columns."""
+    if factor is None:
+        return tensor
+    assert axis is not None
+    shaped = factor[:, None] if axis == 1 else factor
+    return derive(
+        tensor, ("scaled", axis, factor.tobytes()), lambda array: (array * shaped).astype(np.float32),
+        dtype=ir.DataType.FLOAT, shape=ir.Shape(tensor.shape.numpy()),
+    )  # fmt: skip
+
+
 def _measure_scale(array: np.ndarray, axis: int | None) -> np.ndarray:
     """[1, ..., N, ..., 1], or one value without an axis; a few rows of the weight in float32 at a time."""
     others = tuple(i for i in range(array.ndim) if i != axis) if axis is not None else None
