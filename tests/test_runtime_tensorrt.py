@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from tensorrt_stand_in import MODULE, PROFILE_REFUSAL, TRUNCATED, Device, Stream
+from tensorrt_stand_in import MODULE, PROFILE_REFUSAL, TRUNCATED, Context, Device, Engine, Stream
 
 from engines.runtime import tensorrt as runtime
 from engines.runtime.preflight import Candidate
@@ -104,6 +105,27 @@ def test_an_engine_of_8_6_that_shares_no_profile_has_one_context(
         feed = make_feed(batch, batch)
         assert np.array_equal(run(engine, feed), expect(feed))
     assert engine.num_graphs == 1 and count("capture") == 5
+
+
+def test_later_versions_lend_the_working_memory_by_other_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """10.1 and later, as their bindings name it; not run with them."""
+    lent: list[int] = []
+
+    def lend(context: Context, memory: int, size: int) -> None:
+        context.device_memory = memory
+        lent.append(size)
+
+    monkeypatch.setattr(MODULE, "ExecutionContextAllocationStrategy", SimpleNamespace(USER_MANAGED=2), raising=False)
+    monkeypatch.setattr(Engine, "create_execution_context", lambda engine, strategy: Context(engine), raising=False)
+    monkeypatch.setattr(Engine, "device_memory_size_v2", 2000, raising=False)
+    monkeypatch.delattr(Engine, "create_execution_context_without_device_memory")
+    monkeypatch.delattr(Engine, "device_memory_size")
+    monkeypatch.setattr(Context, "set_device_memory", lend, raising=False)
+    engine = open_engine(tmp_path, b"whole")
+    for batch in (3, 3, 2, 2):
+        feed = make_feed(batch, batch)
+        assert np.array_equal(run(engine, feed), expect(feed))
+    assert lent == [2000, 2000] and engine.num_graphs == 2
 
 
 def test_calls_in_a_row_allocate_nothing(engine: TensorRTEngine) -> None:
