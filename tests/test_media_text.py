@@ -22,6 +22,7 @@ from engines.runtime.media import encode_medium
 from engines.runtime.request import Film
 from metagen_deploy import pipeline
 from specs.errors import InputError, SpecError
+from specs.graphs import list_graphs
 from specs.handlers import GraphModule, get_handler
 from specs.load import ZOO, load_spec, parse_spec
 from specs.models.causal import CausalModel, read_prompt
@@ -278,6 +279,45 @@ def test_dynamics_are_part_of_the_logits(modules: dict[str, dict[str, nn.Module]
         torch.testing.assert_close(decoder.compute_logits(state), expected)
         without = nn.functional.linear(decoder.output_norm(state), decoder.token_embedding.weight)
     assert (expected - without).abs().max() > 1e-2
+
+
+ALL_MEDIA = """
+name: all
+modality: {inputs: [text, image, audio, video], outputs: [text]}
+objective: autoregressive
+components:
+  eyes: {kind: vision.clip, image_size: 32, patch_size: 16, hidden_size: 48, num_layers: 2, num_heads: 3, pooling: none}
+  ears: {kind: audio.whisper, source_positions: 20, num_mels: 16, hidden_size: 32, num_layers: 1, num_heads: 2}
+  projector: {kind: fusion.projector, image_token: 500, feature_layers: [1, 2]}
+  frames: {kind: fusion.perceiver, num_frames: 3, input_size: 96, hidden_size: 64, num_latents: 6, num_heads: 4}
+  audio_resampler: {kind: fusion.perceiver, input_size: 32, hidden_size: 64, num_latents: 4, num_heads: 4}
+  llm: {kind: text.gpt2, max_positions: 1024, vocab_size: 512, hidden_size: 64, num_layers: 2, num_heads: 4}
+dims: {cache: {min: 16, opt: 64, max: 1024}}
+"""
+
+
+def test_one_decoder_may_read_all_media() -> None:
+    """Pictures and films share a tower; the projector's choice of layers is what the films' resampler reads too."""
+    spec = parse_spec(ALL_MEDIA, source="all.yaml")
+    shapes = {graph.name: (graph.inputs[0].shape, graph.outputs[0].shape) for graph in list_graphs(spec)[:5]}
+    assert shapes == {
+        "ears": (("batch", 20 * 2 * 160), ("batch", 20, 32)),
+        "eyes": (("batch", 3, 32, 32), ("batch", 4, 96)),
+        "audio_resampler": (("batch", 20, 32), ("batch", 4, 64)),
+        "projector": (("batch", 4, 96), ("batch", 4, 64)),
+        "frames": (("batch", 3, 4, 96), ("batch", 6, 64)),
+    }
+    described = get_handler(spec).describe_pipeline(spec)
+    assert [medium["kind"] for medium in described["media"]] == ["sound", "picture", "film"]
+    assert described["media_token"] == 500
+
+
+@pytest.mark.parametrize("missing", ["eyes", "ears", "frames|projector"])
+def test_what_looks_and_what_resamples_need_each_other(missing: str) -> None:
+    kept = [line for line in ALL_MEDIA.splitlines() if line.split(":")[0].strip() not in missing.split("|")]
+    text = "\n".join(kept)
+    with pytest.raises(SpecError, match="no model is made of these components"):
+        parse_spec(text, source="all.yaml")
 
 
 @pytest.mark.parametrize(

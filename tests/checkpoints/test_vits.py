@@ -22,9 +22,10 @@ from engines.runtime import load
 from engines.runtime.pipelines import TextToSpeech
 from engines.runtime.sound import read_wav
 from exporters.checkpoints import open_checkpoint
-from specs.errors import CheckpointError, InputError, MetagenError, WeightsError
+from specs.errors import CheckpointError, InputError, MetagenError, SpecError, WeightsError
 from specs.graphs import count_parameters
 from specs.handlers import GraphModule
+from specs.load import ZOO, parse_spec
 from specs.models import vits as ours
 from tests.checkpoints.compare import Array, compare, enliven, export, open_portable
 from tests.checkpoints.speech import Run, build, open_loop, run_torch
@@ -367,6 +368,29 @@ def test_bad_checkpoint_is_refused_in_words(case: str, tmp_path: Path) -> None:
     spoil(folder)
     with pytest.raises(kind) as caught:
         build(folder)
+    assert words in str(caught.value), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("flow: {kind: audio.vits_flow}", "flow: {kind: audio.vits_flow, latent_size: 64}", "flow.latent_size 64 does"),
+        ("kind: audio.hifigan}", "kind: audio.hifigan, speaker_size: 8}", "vocoder.speaker_size 8 does not go with"),
+        (
+            "vocab_size: 258}",
+            "vocab_size: 258, num_speakers: 2}",
+            "num_speakers above 1 and speaker_size",
+        ),
+        ("vocab_size: 258}", "vocab_size: 258, num_heads: 5}", "num_heads 5 does not divide hidden_size 192"),
+        ("kind: audio.vits_durations}", "kind: audio.vits_durations, kernel_size: 4}", "an odd one keeps the length"),
+        ("kind: audio.hifigan}", "kind: audio.hifigan, upsample_rates: [8, 8]}", "need the same number of entries"),
+    ],
+)
+def test_parts_must_agree(old: str, new: str, words: str) -> None:
+    text = (ZOO / "audio_speech.yaml").read_text().split("variants:")[0]
+    assert text.count(old) == 1
+    with pytest.raises(SpecError) as caught:
+        parse_spec(text.replace(old, new), source="my.yaml")
     assert words in str(caught.value), str(caught.value)
 
 
