@@ -73,8 +73,7 @@ class _Flattener:
             read_constant(value) is None
             and value.shape is not None
             and len(value.shape) == 3
-            and isinstance(value.shape[1], int)
-            and isinstance(value.shape[2], int)
+            and all(isinstance(size, int) and size > 0 for size in value.shape[1:])
         )
 
     def _read_shape(self, value: ir.Value) -> ir.Shape:
@@ -85,6 +84,8 @@ class _Flattener:
     def _works_on_tokens(self, node: ir.Node) -> bool:
         if any(output.shape is None or len(output.shape) != 3 for output in node.outputs):
             return False
+        if any(use.node.graph is not self.graph for output in node.outputs for use in output.uses()):
+            return False  # the body of an If or a Loop reads it as it is
         if is_onnx(node, *_UNARY):
             return True
         if is_onnx(node, "LayerNormalization", "Split"):
@@ -97,7 +98,7 @@ class _Flattener:
             return False
         first, second = node.inputs
         if self._is_tokens(first) and self._is_tokens(second):  # type: ignore[arg-type]
-            return tuple(self._read_shape(first)[1:]) == tuple(self._read_shape(second)[1:])  # type: ignore[arg-type]
+            return _are_equal(self._read_shape(first), self._read_shape(second))  # type: ignore[arg-type]
         other = second if self._is_tokens(first) else first  # type: ignore[arg-type]
         return _is_same_for_all_tokens(other)
 
@@ -163,6 +164,12 @@ class _Flattener:
     def _constant(self, sizes: list[object], origin: ir.Value) -> ir.Value:
         tensor = ir.tensor(np.array(sizes, np.int64))
         return add_initializer(self.graph, tensor, self.namer(f"{origin.name}/sizes"))
+
+
+def _are_equal(first: ir.Shape, second: ir.Shape) -> bool:
+    """The same sizes, and no single row that serves all rows of a batch: that is no stack of as many matrices."""
+    batches = [size if isinstance(size, int) else None for size in (first[0], second[0])]
+    return batches[0] == batches[1] and tuple(first[1:]) == tuple(second[1:])
 
 
 def _find_merge(value: ir.Value) -> ir.Node | None:

@@ -34,6 +34,8 @@ class FuseGelu(ir.passes.InPlacePass):
             for node in list(graph):
                 if node.op_type in _APPROXIMATE and is_onnx(node, node.op_type) and (match := match_gelu(node)):
                     x, last = match
+                    if not _keeps_rank(x, last):
+                        continue
                     build = Builder(graph, last, namer)
                     attributes = {"approximate": _APPROXIMATE[node.op_type]}
                     out = build("Gelu", x, dtype=x.dtype, shape=x.shape, attributes=attributes)
@@ -134,6 +136,19 @@ def _only_user(value: ir.Value) -> ir.Node | None:
 def _pair(node: ir.Node, value: ir.Value) -> ir.Value | None:
     """The other input of a node with two."""
     return node.inputs[1] if node.inputs[0] is value else node.inputs[0]
+
+
+def _keeps_rank(x: ir.Value, last: ir.Node) -> bool:
+    """Whether every factor has at most the axes of x: one element of four axes makes four axes of x."""
+    rank, todo = len(x.shape) if x.shape is not None else 0, [last]
+    while todo:
+        for value in todo.pop().inputs:
+            tensor = read_constant(value)
+            if tensor is not None and len(tensor.shape) > rank:
+                return False
+            if tensor is None and value is not None and value is not x:
+                todo.append(_require_producer(value))
+    return True
 
 
 def _is_scalar(value: ir.Value | None, wanted: float) -> bool:

@@ -13,7 +13,9 @@ Measured on an H200 with TensorRT 8.6.0, fp16, three rows of different lengths, 
 
 Only one static query was wrong: with T = 4, and with a dynamic T, every form was right and equally fast. The pass fires
 for one query and for a dynamic number of them; several keep the Add, in which form the whole decoder is proven
-(`lower_cached_step`). Both say the same: a row that sees nothing is uniform either way.
+(`lower_cached_step`). Both say the same: a row that sees nothing is uniform either way. Where it is not (two masks that
+hide different parts; -10000, which leaves the scores' differences) the masked branch is scores + low, the Add's own
+numbers; this form was not run on 8.6.
 
 Not here: masks that all rows share (causal, window), which keep their Add; a bias that is no mask (ALiBi, or a float
 input), which keeps it too: the log says so where it is in danger.
@@ -37,6 +39,8 @@ from exporters.passes._graph import (
 
 #: What stands for "must not be seen" is at or below this; anything above may be a real bias.
 _LOWEST_BIAS = -1e4
+#: At or below this a score vanishes in the sum: a row of nothing else is uniform, whatever its scores.
+_ABSORBING = -1e9
 #: A mask may pass through these on its way to the scores.
 _SHAPES_ONLY = ("Unsqueeze", "Expand", "Identity")
 
@@ -49,10 +53,11 @@ class SelectMaskedScores(ir.passes.InPlacePass):
         fired = 0
         for graph in list_graphs(model):
             for softmax in [node for node in graph if is_onnx(node, "Softmax") and _is_over_last_axis(node)]:
-                for add in _list_adds(softmax):
-                    reason = _check(add)
+                reasons = {add: _check(add) for add in _list_adds(softmax)}
+                alone = list(reasons.values()).count(None) == 1
+                for add, reason in reasons.items():
                     if reason is None:
-                        _rewrite(Builder(graph, add, namer), add)
+                        _rewrite(Builder(graph, add, namer), add, alone=alone)
                         fired += 1
                     elif reason:
                         notes.log.append(f"SelectMaskedScores: {describe_node(add)} stays: {reason}")
@@ -97,7 +102,9 @@ def _check(add: ir.Node) -> str | None:
     scores, bias = _split(add)
     if bias is None or bias.shape is None or len(bias.shape) < 4 or bias.shape[0] == 1 or not _has_one_head(bias):
         return ""
-    queries = scores.shape[-2] if scores is not None and scores.shape is not None else None
+    if scores is None or scores.shape is None or len(scores.shape) < len(bias.shape):
+        return ""
+    queries = scores.shape[-2]
     if isinstance(queries, int) and queries > 1:
         return ""
     if _find_mask(bias) is not None:
@@ -131,16 +138,25 @@ def _read_number(value: ir.Value | None) -> float | None:
     return float(tensor.numpy().reshape(()))
 
 
-def _rewrite(build: Builder, add: ir.Node) -> None:
+def _rewrite(build: Builder, add: ir.Node, *, alone: bool) -> None:
+    """Where(visible, scores, low), or Where(visible, scores, scores + low) where a row that sees nothing tells them
+    apart: under two masks, or under a `low` that leaves something of the scores.
+    """
     scores, bias = _split(add)
     assert scores is not None and bias is not None
     where = _find_mask(bias)
     assert where is not None
     condition = _follow_shapes(build, bias, where)
-    low = build.constant(np.array(_order_branches(where)[1], np.float32))
+    lowest = _order_branches(where)[1]
+    assert lowest is not None
+    dtype = add.outputs[0].dtype
+    assert dtype is not None
+    low = build.constant(np.array(lowest, dtype.numpy()))
+    if not alone or lowest > _ABSORBING:
+        low = build("Add", scores, low, dtype=dtype, shape=scores.shape)
     visible_first = _read_number(where.inputs[1]) == 0.0
     branches = (scores, low) if visible_first else (low, scores)
-    out = build("Where", condition, *branches, dtype=add.outputs[0].dtype, shape=add.outputs[0].shape)
+    out = build("Where", condition, *branches, dtype=dtype, shape=add.outputs[0].shape)
     build.insert_before(add)
     take_over(build.graph, [add], add, out)
 
