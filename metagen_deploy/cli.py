@@ -300,6 +300,9 @@ def run_command(arguments: list[str]) -> int:
     except MetagenError as error:
         _print_error(error)
         return 1
+    except MemoryError as error:
+        _print_error(MetagenError("this does not fit into the memory of this machine", got=str(error) or None))
+        return 1
     except BrokenPipeError:
         _discard_output()  # the reader (`| head`) has seen enough
         return 0

@@ -26,6 +26,8 @@ SPECTRUM_REASON = "spectrum"
 RANGE_REASON = "declared range"
 _CHUNK_BYTES = 1 << 20
 _MANIFEST_MAX_BYTES = 64 << 20  # a manifest of a thousand graphs is below 1 MB
+_LARGEST_SIZE = 1 << 40  # of one axis
+_LARGEST_DIM = 1 << 20  # of a dynamic one, as in a spec
 _LARGEST_NUMBER = 1e300
 
 
@@ -362,7 +364,11 @@ def _parse(source: Path, raw: object) -> Manifest:
         raise top.error("must be at least 1", "schema_version")
     dims = {}
     for name, bounds in top.mapping("dims", list).items():
-        if len(bounds) != 3 or any(type(b) is not int or b < 1 for b in bounds) or sorted(bounds) != bounds:
+        if (
+            len(bounds) != 3
+            or any(type(b) is not int or not 1 <= b <= _LARGEST_DIM for b in bounds)
+            or sorted(bounds) != bounds
+        ):
             raise top.error("must be [min, opt, max] in rising order", f"dims.{name}")
         dims[name] = (bounds[0], bounds[1], bounds[2])
     files = {}
@@ -427,7 +433,7 @@ def _parse_graph(item: _Reader) -> Graph:
 
 def _parse_io(item: _Reader) -> IoTensor:
     shape = item.take("shape", list)
-    if not all(isinstance(d, str) or (type(d) is int and d >= 0) for d in shape):
+    if not all(isinstance(d, str) or (type(d) is int and 0 <= d <= _LARGEST_SIZE) for d in shape):
         raise item.error("must hold ints and dim names", "shape")
     return IoTensor(name=item.take("name", str), dtype=item.take("dtype", str), shape=tuple(shape))
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from engines.runtime import load
 from engines.runtime.cuda import Gpu
 from engines.runtime.preflight import Machine
-from specs.errors import PreflightError
+from specs.errors import MetagenError, PreflightError
 from tests.refusals import HAS_COMPILER, check_message, refuse, spell
+from tests.small_bundles import make_decoder_weights, write_classifier, write_clip, write_decoder
 
 VERBS = ("check", "run", "build", "bench", "inspect")
 
@@ -142,6 +145,55 @@ def test_what_is_no_bundle(verb: str, place: str, here: Path, capsys: Capture) -
         f"{place} is not a bundle: it has no manifest.json\n  fix:     make one: metagen-deploy export SPEC -o BUNDLE"
     )
     refuse(spell(verb, place), message, capsys)
+
+
+ODD_VALUES = (None, "x", "", -1, 0, 1, 3, 10**12, 10**40, 1.5, True, [], [1], [1, "a"], [[1]], {}, {"a": 1}, "../x")
+
+
+def list_places(data: object, at: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """The path of every key and item."""
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    for key, value in items:
+        yield (*at, key)
+        yield from list_places(value, (*at, key))
+
+
+def change_place(data: Any, place: tuple[str | int, ...], value: object) -> Any:
+    changed = deepcopy(data)
+    inner = changed
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("write", "ask"),
+    [
+        (write_classifier, lambda pipeline: pipeline.classify(np.zeros((8, 8), np.float32))),
+        (lambda folder: write_decoder(folder, make_decoder_weights()), lambda p: p.generate(["ab"], max_new_tokens=2)),
+        (write_clip, lambda pipeline: pipeline.classify(np.zeros((9, 7), np.float32), ["a", "b"])),
+    ],
+    ids=["classifier", "decoder", "clip"],
+)
+def test_a_manifest_with_any_value_for_any_field(
+    write: Callable[[Path], object], ask: Callable[[Any], object], tmp_path: Path
+) -> None:
+    """Each field with each odd value: it still answers, or is refused; nothing else, whatever a host makes of it."""
+    folder = tmp_path / "b.bundle"
+    write(folder)
+    path = folder / "manifest.json"
+    data = json.loads(path.read_text())
+    refused = 0
+    for place in list_places({key: data[key] for key in ("pipeline", "graphs", "dims")}):
+        for value in ODD_VALUES:
+            path.write_text(json.dumps(change_place(data, place, value)))
+            try:
+                with load(folder, verify=False, threads=1) as session:
+                    ask(session.pipeline)
+            except MetagenError:
+                refused += 1
+    assert refused > 300
 
 
 ENGINE = "model/model.rtx-4090-fp32.tensorrt-rtx.plan"

@@ -16,6 +16,8 @@ from specs.errors import InputError
 if TYPE_CHECKING:
     from engines.runtime.arrays import Array
 
+_LONGEST = 1 << 20  # tokens; a manifest may say any number
+
 
 @final
 class ContextTokenizer:
@@ -30,7 +32,7 @@ class ContextTokenizer:
 
     def __init__(self, folder: Path, manifest: Manifest, config: Mapping[str, Any]) -> None:
         self.tokenizer = make_tokenizer(folder, manifest, config)
-        self.context_length = take_field(config, "context_length", int, at="pipeline.tokenizer")
+        self.context_length = take_field(config, "context_length", int, at="pipeline.tokenizer", most=_LONGEST)
         has_end = "end_of_text" in config
         self.end_of_text = take_field(config, "end_of_text", int, at="pipeline.tokenizer", least=0) if has_end else None
         self.pad_token = take_field(config, "pad_token", int, 0, at="pipeline.tokenizer", least=0)

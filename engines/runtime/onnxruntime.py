@@ -55,6 +55,7 @@ def open_onnx(
 
 
 def _check_interface(path: Path, session: Any, graph: Graph) -> None:
+    """Names, types, and of inputs the sizes: a host makes arrays by what the manifest says."""
     for kind, found, listed in (
         ("inputs", session.get_inputs(), graph.inputs),
         ("outputs", session.get_outputs(), graph.outputs),
@@ -69,6 +70,22 @@ def _check_interface(path: Path, session: Any, graph: Graph) -> None:
                 allowed=", ".join(f"{name} {dtype}" for name, dtype in allowed.items()),
                 fix="export the bundle again",
             )
+    sizes = {t.name: list(t.shape) for t in session.get_inputs()}
+    for tensor in graph.inputs:
+        there, wanted = sizes[tensor.name], list(tensor.shape)
+        if len(there) != len(wanted) or any(map(_differ, there, wanted)):
+            raise BundleError(
+                f"input '{tensor.name}' of the graph has another shape than the manifest says",
+                where=str(path),
+                got=str(there),
+                allowed=str(wanted),
+                fix="export the bundle again",
+            )
+
+
+def _differ(there: object, wanted: object) -> bool:
+    """Whether a size that the manifest fixes is another one, or free, in the graph; names are free."""
+    return isinstance(wanted, int) and there != wanted
 
 
 def _first_line(error: Exception) -> str:

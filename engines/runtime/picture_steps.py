@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _AT = "pipeline.image.steps"
 _WAYS = ("stretch", "shortest_edge", "none")
 _FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
-_LONGEST_SIDE = 1 << 15  # pixels
+LONGEST_SIDE = 1 << 15  # pixels
 _MOST_RESIZED = 1 << 24  # pixels, where a picture's shortest edge decides its size
 
 
@@ -36,7 +36,7 @@ def check_steps(steps: Mapping[str, Any]) -> None:
     for key, value in sizes:
         one_number = key == "size" and way == "shortest_edge"
         sides = value if isinstance(value, (list, tuple)) and not one_number else [value, value]
-        if len(sides) != 2 or not all(type(side) is int and 1 <= side <= _LONGEST_SIDE for side in sides):
+        if len(sides) != 2 or not all(type(side) is int and 1 <= side <= LONGEST_SIDE for side in sides):
             raise BundleError(
                 f"manifest: {_AT}.{key} is no size",
                 got=repr(value)[:80],

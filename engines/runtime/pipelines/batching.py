@@ -29,7 +29,7 @@ def run_rows(graph: GraphSession, feed: Mapping[str, Array]) -> dict[str, Array]
     """
     low, high = get_batch_range(graph)
     rows = len(next(iter(feed.values())))
-    step = rows if high is None else min(rows, high)
+    step = max(1, rows if high is None else min(rows, high))
     blocks = []
     for start in range(0, rows, step):
         block = {name: pad_rows(value[start : start + step], low) for name, value in feed.items()}

@@ -79,6 +79,10 @@ class BlockGeneration(Pipeline):
         if not entries or not all(isinstance(entry, dict) for entry in entries):
             raise BundleError("manifest: pipeline.modes must be a list of mappings", fix="export the bundle again")
         self._modes = [_Mode(entry, graphs) for entry in entries]
+        kinds = [mode.kind for mode in self._modes]
+        flat = all(len(mode.max_shape) == 2 for mode in self._modes if mode.kind == "image")
+        if kinds.count("text") != 1 or not flat:
+            raise BundleError("manifest: pipeline.modes needs one text, and images of two axes", got=", ".join(kinds))
         self._max_cache = take_field(config, "max_cache", int)
         self.tokenizer = make_tokenizer(folder, manifest, take_field(config, "tokenizer", dict))
 

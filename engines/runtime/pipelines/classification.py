@@ -10,7 +10,7 @@ import numpy as np
 
 from engines.runtime.fields import take_field, take_graph, take_strings
 from engines.runtime.image import load_image
-from engines.runtime.picture_steps import check_steps
+from engines.runtime.picture_steps import LONGEST_SIDE, check_steps
 from engines.runtime.pipelines.base import Pipeline
 from engines.runtime.pipelines.batching import run_rows, softmax
 from engines.runtime.request import Answer, Request, require
@@ -66,7 +66,8 @@ def take_image_size(config: Mapping[str, object]) -> dict[str, Any]:
     """`pipeline.image` as the keywords of `load_image`."""
     image: dict[str, object] = take_field(config, "image", dict)
     size: dict[str, Any] = {
-        key: take_field(image, key, int, at="pipeline.image") for key in ("height", "width", "channels")
+        key: take_field(image, key, int, at="pipeline.image", most=LONGEST_SIDE)
+        for key in ("height", "width", "channels")
     }
     if "steps" in image:
         size["steps"] = take_field(image, "steps", dict, at="pipeline.image")

@@ -17,6 +17,7 @@ import numpy as np
 
 from engines.runtime.fields import take_choice, take_field
 from engines.runtime.schedulers import SCHEDULERS, Scheduler
+from specs.errors import BundleError
 
 if TYPE_CHECKING:
     from engines.runtime.arrays import Array
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     Denoiser = Callable[[Array, Array, int], Array]
 
 _AT = "pipeline.scheduler"
+_SMALLEST = 1e-9  # factor
 _SPACINGS = ("leading", "trailing", "linspace")
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
 _BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2")
@@ -44,7 +46,8 @@ class Schedule:
         ):
             take_choice(config, key, choices, at=_AT)
         for key in ("beta_start", "beta_end"):
-            take_field(config, key, float, at=_AT)
+            if not 0 < take_field(config, key, float, at=_AT) < 1:
+                raise BundleError(f"manifest: {_AT}.{key} must lie between 0 and 1", fix="export the bundle again")
         take_field(config, "num_train_timesteps", int, at=_AT, least=2)
         take_field(config, "steps_offset", int, at=_AT, least=0)
         take_field(config, "set_alpha_to_one", bool, at=_AT)
@@ -52,7 +55,7 @@ class Schedule:
             take_field(config, "clip_sample", float, at=_AT)
         self.config = config
         self.steps = take_field(config, "steps", int, at=_AT)
-        self.guidance_scale = take_field(config, "guidance_scale", float, at=_AT)
+        self.guidance_scale = take_scale(config, "guidance_scale", at=_AT)
         self.clears_empty_prompt = config.get("empty_prompt") == "zeros"
         self.refiner_start = take_field(config, "refiner_start", float, 1.0, at=_AT)
 
@@ -67,6 +70,14 @@ class Schedule:
     def choose_guidance(self, guidance_scale: float | None) -> float:
         """The weight of the text: as asked for, or the bundle's own."""
         return self.guidance_scale if guidance_scale is None else float(guidance_scale)
+
+
+def take_scale(config: Mapping[str, Any], key: str, default: float | None = None, *, at: str = "pipeline") -> float:
+    """`config[key]`, a factor that float32 can multiply and divide by; BundleError for any other."""
+    value = take_field(config, key, float, default, at=at)
+    if not _SMALLEST <= abs(value) <= 1 / _SMALLEST:
+        raise BundleError(f"manifest: {at}.{key} is no factor", got=f"{value:g}", fix="export the bundle again")
+    return value
 
 
 def remove_noise(noise: Array, scheduler: Scheduler, guidance: float, denoiser: Denoiser) -> Array:

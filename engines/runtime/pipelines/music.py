@@ -25,6 +25,7 @@ from engines.runtime.pipelines.base import Pipeline
 from engines.runtime.pipelines.batching import get_batch_range, pad_rows
 from engines.runtime.pipelines.codec import CodecDecoder
 from engines.runtime.pipelines.decoding import Sampler, fit_cache, get_axis_range, take_cache_names
+from engines.runtime.pipelines.latent_diffusion import take_scale
 from engines.runtime.request import Answer, Request, Sound, require
 from engines.runtime.text import make_tokenizer
 from specs.bundle import Manifest
@@ -58,7 +59,7 @@ class TextToAudio(Pipeline):
         self._codebooks = take_field(config, "num_codebooks", int)
         self._start_token = take_field(config, "codebook_size", int)  # the one behind the codes
         self._text_vocab_size = take_field(config, "text_vocab_size", int)
-        self._guidance_scale = take_field(config, "guidance_scale", float, 1.0)
+        self._guidance_scale = take_scale(config, "guidance_scale", 1.0)
         tokenizer: dict[str, object] = take_field(config, "tokenizer", dict)
         self.tokenizer = make_tokenizer(folder, manifest, tokenizer)
 

@@ -20,10 +20,11 @@ import numpy as np
 
 from engines.runtime.context import ContextTokenizer
 from engines.runtime.fields import take_field, take_graph
+from engines.runtime.picture_steps import LONGEST_SIDE
 from engines.runtime.pipelines.autoencoding import finish_pictures
 from engines.runtime.pipelines.base import Pipeline
 from engines.runtime.pipelines.batching import run_rows
-from engines.runtime.pipelines.latent_diffusion import Schedule, remove_noise
+from engines.runtime.pipelines.latent_diffusion import Schedule, remove_noise, take_scale
 from engines.runtime.request import Answer, Picture, Request, require
 from engines.runtime.schedulers import Scheduler
 from specs.bundle import Manifest
@@ -79,12 +80,14 @@ class TextToImage(Pipeline):
         self._refiner = take_graph(config, "refiner", graphs, outputs=("out_sample",)) if "refiner" in config else None
         self._decoder = take_graph(config, "decoder", graphs, inputs=("latents",), outputs=("image",))
         latents: dict[str, Any] = take_field(config, "latents", dict)
-        self._channels = take_field(latents, "channels", int, at="pipeline.latents")
-        self._downscale = take_field(latents, "downscale", int, at="pipeline.latents")
-        self._scaling_factor = take_field(latents, "scaling_factor", float, at="pipeline.latents")
+        self._channels = take_field(latents, "channels", int, at="pipeline.latents", most=LONGEST_SIDE)
+        self._downscale = take_field(latents, "downscale", int, at="pipeline.latents", most=LONGEST_SIDE)
+        self._scaling_factor = take_scale(latents, "scaling_factor", at="pipeline.latents")
         self._shift_factor = take_field(latents, "shift_factor", float, at="pipeline.latents")
         size: dict[str, Any] = take_field(config, "size", dict)
-        self._size = {side: take_field(size, side, int, at="pipeline.size") for side in ("height", "width")}
+        self._size = {
+            side: take_field(size, side, int, at="pipeline.size", most=LONGEST_SIDE) for side in ("height", "width")
+        }
         self.schedule = Schedule(config)
 
     def generate(

@@ -19,7 +19,7 @@ from engines.runtime.context import ContextTokenizer
 from engines.runtime.fields import take_field, take_graph
 from engines.runtime.pipelines.base import Pipeline
 from engines.runtime.pipelines.batching import run_rows
-from engines.runtime.pipelines.latent_diffusion import Schedule, remove_noise
+from engines.runtime.pipelines.latent_diffusion import Schedule, remove_noise, take_scale
 from engines.runtime.request import Answer, Film, Request, require
 from specs.bundle import Manifest
 from specs.errors import BundleError, InputError
@@ -42,10 +42,16 @@ class TextToVideo(Pipeline):
         self._decoder = take_graph(config, "decoder", graphs, inputs=("latents",), outputs=("frames",))
         self._context = ContextTokenizer(folder, manifest, take_field(config, "tokenizer", dict))
         shape: list[Any] = take_field(config, "latent_shape", list)
-        if len(shape) != 4 or not all(type(size) is int and size > 0 for size in shape):
-            raise BundleError("manifest: pipeline.latent_shape must be four sizes", fix="export the bundle again")
+        made_for = next(tensor.shape[1:] for tensor in self._denoiser.graph.inputs if tensor.name == "sample")
+        if list(made_for) != shape or not all(type(size) is int and size > 0 for size in shape):
+            raise BundleError(
+                "manifest: pipeline.latent_shape is not the denoiser's",
+                got=str(shape)[:80],
+                allowed=str(list(made_for)),
+                fix="export the bundle again",
+            )
         self.latent_shape = tuple(shape)
-        self._scaling_factor = take_field(config, "scaling_factor", float)
+        self._scaling_factor = take_scale(config, "scaling_factor")
         self._frames_per_second = take_field(config, "frames_per_second", int)
         self.schedule = Schedule(config)
 
