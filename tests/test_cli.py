@@ -89,6 +89,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["export", "image_vit_digits"], "Missing option '-o' / '--output'."),
         (["export", "image_vit_digits", "-o", "x", "--precision", "fp12"], "'fp12' is not one of"),
         (["export", "image_vit_digits", "-o", "x", "--max-host-ram", "much"], "'much' is not a size; write 8G"),
+        (["export", "image_vit_digits", "-o", "x", "--max-host-ram", "9" * 400], "is not a size; write 8G"),
         (["export", "m.onnx", "-o", "x", "--dim", "batch=4:2:1"], "'batch=4:2:1' is not NAME=MIN:OPT:MAX"),
         (["build", "x", "--fixed", "batch=1,batch=2"], "is not NAME=SIZE,..., each name once"),
         (["build", "x", "--fixed", "batch=0"], "is not NAME=SIZE,..., each name once"),
