@@ -33,7 +33,7 @@ _ALLOWED = "an animated PNG, GIF or WebP, a folder of pictures, a .npy of frames
 _NPY_MAGIC = b"\x93NUMPY"
 _VIDEOS = {b"\x1aE\xdf\xa3": "a Matroska or WebM file", b"\x00\x00\x01\xba": "an MPEG file"}
 _MOST_CHANNELS = 4
-_HEAD_BYTES = 4096  # an animated PNG says so before its first picture
+_HEAD_BYTES = 1 << 20  # an animated PNG says so before its first picture, and behind its colour profile
 _DAMAGED = (OSError, EOFError, SyntaxError, ValueError, MemoryError, struct.error, IndexError)
 
 
@@ -171,7 +171,7 @@ def _has_frames(stored: Array) -> bool:
 
 def _is_animated(head: bytes) -> bool:
     webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
-    return head.startswith(b"GIF8") or webp or (head.startswith(SIGNATURE) and b"acTL" in head)
+    return head.startswith(b"GIF8") or webp or (head.startswith(SIGNATURE) and b"acTL" in head.partition(b"IDAT")[0])
 
 
 def _list_pictures(folder: Path) -> list[Path]:
