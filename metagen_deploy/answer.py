@@ -20,7 +20,7 @@ from engines.runtime.media import SUFFIXES, encode_medium
 from metagen_deploy.tables import print_table
 from specs.bundle import read_manifest, verify_files
 from specs.disk import translate_os_errors
-from specs.errors import InputError, OutputError
+from specs.errors import InputError, OutputError, name_nearest
 
 _TENSOR_SUFFIXES = (".npy", ".npz")
 _ANSWER_SUFFIXES = (".npz", ".json", ".txt", *dict.fromkeys(SUFFIXES.values()))
@@ -45,8 +45,8 @@ def answer_request(
     verify_files(bundle, read_manifest(bundle))
     with load(bundle, verify=False) as session:
         _announce_choices(session)
-        pictures, tensors = _sort_inputs(session, inputs)
-        request = Request(files=(*files, *pictures), prompts=prompts, inputs=tensors, graph=graph)
+        pictures, named, tensors = _sort_inputs(session, inputs)
+        request = Request(files=(*files, *pictures), named=named, prompts=prompts, inputs=tensors, graph=graph)
         pieces = None if request.inputs else session.pipeline.stream_answer(request)
         if pieces is not None:
             found = _print_pieces(request, pieces)
@@ -81,19 +81,32 @@ def _announce_choices(session: Session) -> None:
         sys.stderr.write(f"passed over {reason}\n")
 
 
-def _sort_inputs(session: Session, inputs: Mapping[str, str]) -> tuple[list[str], tuple[str, ...]]:
-    """Pictures for the pipeline, and `name=file` tensors for a graph.
+def _sort_inputs(
+    session: Session, inputs: Mapping[str, str]
+) -> tuple[list[str], tuple[tuple[str, str], ...], tuple[str, ...]]:
+    """Pictures and files by modality for the pipeline, and `name=file` tensors for a graph.
 
     `image=digit.png` is a picture where the pipeline looks at pictures; otherwise it is the tensor called `image`.
     """
+    modalities = session.pipeline.modality_names
+    tensors_known = {tensor.name for graph in session.graphs.values() for tensor in graph.graph.inputs}
+    for name in inputs:
+        if modalities and name not in (*modalities, *tensors_known):
+            raise InputError(
+                f"this bundle has neither a modality nor a tensor '{name}'",
+                allowed=name_nearest(name, modalities),
+                fix="use one of these: --input MODALITY=FILE",
+            )
     media = [medium.get("kind") for medium in session.manifest.pipeline.get("media", ())]
     takes_pictures = "image" in session.manifest.pipeline or "picture" in media or "film" in media
+    named = {name: file for name, file in inputs.items() if name in modalities}
     pictures = {
         name: file
         for name, file in inputs.items()
         if takes_pictures and name == "image" and not file.endswith(_TENSOR_SUFFIXES)
     }
-    return list(pictures.values()), tuple(f"{name}={file}" for name, file in inputs.items() if name not in pictures)
+    tensors = (f"{name}={file}" for name, file in inputs.items() if name not in {**pictures, **named})
+    return list(pictures.values()), tuple(named.items()), tuple(tensors)
 
 
 def _print_pieces(request: Request, pieces: Iterator[str]) -> Answer:

@@ -1,10 +1,13 @@
 """Encoders, fusions and dynamics from Python: `from metagen_deploy.api import Vision, Audio, Fusion, INLDynamics`.
 
-The same modules that a spec's components name, as torch modules with seeded weights. Needs the `export` extra.
+The same modules that a spec's components name, as torch modules with seeded weights. And how a modality or a fusion
+strategy of one's own is registered, so that a spec can name it. Needs the `export` extra.
 """
 
 from __future__ import annotations
 
+from specs.components import EncoderComponent, EncoderInput
+from specs.components.multimodal import MultimodalFusionComponent, Stream, WeightsTensor
 from specs.errors import translate_import_error
 
 try:
@@ -19,6 +22,8 @@ try:
         VisionConfig,
         VisionTransformer,
     )
+    from specs.handlers.extensions import load_extension, register_encoder, register_strategy
+    from specs.models.multimodal import Fused, Seen, pool_tokens
 except ImportError as error:
     raise translate_import_error(error, extra="export", needed_for="torch modules") from error
 
@@ -26,10 +31,21 @@ __all__ = [
     "Audio",
     "AudioConfig",
     "AudioConvStack",
+    "EncoderComponent",
+    "EncoderInput",
+    "Fused",
     "Fusion",
     "INLDynamics",
+    "MultimodalFusionComponent",
     "PatchEmbedding",
+    "Seen",
+    "Stream",
     "Vision",
     "VisionConfig",
     "VisionTransformer",
+    "WeightsTensor",
+    "load_extension",
+    "pool_tokens",
+    "register_encoder",
+    "register_strategy",
 ]

@@ -36,6 +36,16 @@ PATH = click.Path(path_type=Path, readable=False)  # what cannot be read is told
 _ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+EXTENSION = click.option(
+    "--extension",
+    "extensions",
+    type=PATH,
+    multiple=True,
+    metavar="FILE.py",
+    help="Run this file of yours first: it registers kinds or strategies (repeatable).",
+)
+
+
 class _InOrder(click.Group):
     """Lists the verbs in the order of the path, as they stand in this file."""
 
@@ -66,8 +76,13 @@ def specs() -> None:
 @click.option(
     "--target", "targets", multiple=True, metavar="T", help="Judge the fit on T instead of the spec's targets."
 )
-def show(spec: str | None, schema: bool, targets: tuple[str, ...]) -> None:
+@EXTENSION
+def show(spec: str | None, schema: bool, targets: tuple[str, ...], extensions: tuple[Path, ...]) -> None:
     """Show a spec: parts, parameters, memory, fit on targets."""
+    if extensions:
+        from metagen_deploy.pipeline import load_extensions
+
+        load_extensions(extensions)
     if schema:
         import json
 
@@ -136,6 +151,7 @@ def doctor() -> None:
 @click.option(
     "--max-host-ram", type=ByteSize(), metavar="SIZE", help="Refuse before starting when more would be needed."
 )
+@EXTENSION
 def export(
     source: str,
     output: Path,
@@ -145,11 +161,13 @@ def export(
     weights: Path | None,
     calibration: Path | None,
     max_host_ram: int | None,
+    extensions: tuple[Path, ...],
 ) -> None:
     """Make a verified bundle of a spec, checkpoint or ONNX file."""
     from metagen_deploy import pipeline, render
     from metagen_deploy.progress import show_progress
 
+    pipeline.load_extensions(extensions)
     with show_progress() as progress:
         manifest, report = pipeline.export(
             source,

@@ -153,6 +153,18 @@ def bench(folder: Path, *, against: str | None = None, progress: Progress) -> tu
     return bench_bundle(folder, against=against, progress=progress)
 
 
+def load_extensions(files: Sequence[Path]) -> None:
+    """Run files of the user's that register kinds of components or fusion strategies."""
+    if not files:
+        return
+    try:
+        from specs.handlers.extensions import load_extension
+    except ImportError as error:
+        raise translate_import_error(error, extra="export", needed_for="an extension") from error
+    for file in files:
+        load_extension(file.absolute())
+
+
 def load_overridden(
     source: str,
     *,

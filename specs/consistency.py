@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from specs.components import PictureComponent, Wav2Vec2Component
+from specs.components import MultimodalFusionComponent, PictureComponent, Wav2Vec2Component
 from specs.document import Document
 from specs.errors import CalibrationError, MetagenError, SpecError, WeightsError, name_nearest
 from specs.families import FAMILIES
@@ -16,6 +16,8 @@ _MODALITY_READERS = {
     "image": ("vision.", "diffusion.", "avatar.", "blocks.image"),
     "text": ("text.", "blocks.text"),
     "audio": ("audio.", "avatar."),
+    "video": ("video.",),
+    "sensor": ("sensor.",),
 }
 #: Objectives that say how a model was trained and leave its graphs as they are: taken with advice, for any family.
 _OF_TRAINING = ("masked", "diffusion")
@@ -28,7 +30,7 @@ def check_consistency(document: Document, spec: Spec) -> Spec:
         family = find_family(spec.components)
     except SpecError as error:
         raise _relocate(error, document.locate(("components",))) from None
-    for check in (_check_objective, _check_precision, _check_targets, _check_labels, _check_sources):
+    for check in (_check_objective, _check_pixels, _check_precision, _check_targets, _check_labels, _check_sources):
         check(document, spec)
     if spec.architecture not in family.architectures:
         raise SpecError(
@@ -37,15 +39,16 @@ def check_consistency(document: Document, spec: Spec) -> Spec:
             allowed=", ".join(family.architectures),
             fix="set it to one of these, or remove the key",
         )
+    known = family.list_dims(spec.components)
     for name in spec.dims:
-        if name not in family.dims:
+        if name not in known:
             raise SpecError(
                 f"{family.title} has no dimension '{name}'",
                 where=document.locate(("dims", name)),
-                allowed=name_nearest(name, family.dims),
+                allowed=name_nearest(name, known),
                 fix="rename it to one of these, or remove it",
             )
-    dims = {**family.dims, **spec.dims}
+    dims = {**known, **spec.dims}
     if {"cache", "tokens"} <= set(dims) and dims["cache"].max < dims["tokens"].max:
         raise SpecError(
             f"dims.cache.max {dims['cache'].max} is smaller than dims.tokens.max {dims['tokens'].max}",
@@ -89,6 +92,21 @@ def _check_objective(document: Document, spec: Spec) -> None:
             )
 
 
+def _check_pixels(document: Document, spec: Spec) -> None:
+    family = find_family(spec.components)
+    for name, component in spec.components.items():
+        if isinstance(component, PictureComponent) and component.preprocess == "graph":
+            if family.takes_raw_pixels:
+                continue
+            raise SpecError(
+                f"{family.title} does not take raw pixels",
+                where=document.locate(("components", name, "preprocess")),
+                got="preprocess graph",
+                allowed=f"host; graph in {' and in '.join(one.title for one in FAMILIES if one.takes_raw_pixels)}",
+                fix="remove the key",
+            )
+
+
 def _check_precision(document: Document, spec: Spec) -> None:
     for name, precision in spec.precision.items():
         if precision not in IMPLEMENTED_PRECISIONS:
@@ -120,7 +138,8 @@ def _check_targets(document: Document, spec: Spec) -> None:
 
 
 def _check_labels(document: Document, spec: Spec) -> None:
-    classes = [c.num_classes for c in spec.components.values() if isinstance(c, PictureComponent)]
+    able = (PictureComponent, MultimodalFusionComponent)
+    classes = [c.num_classes for c in spec.components.values() if isinstance(c, able)]
     count = next((n for n in classes if n), None)
     spelled = next((c.vocab_size for c in spec.components.values() if isinstance(c, Wav2Vec2Component)), None)
     for key, given in (("labels", bool(spec.labels) and not spelled), ("evaluation", spec.evaluation is not None)):

@@ -7,13 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from specs.components import Component
+from specs.components import Activations, Component
 from specs.errors import SpecError
 from specs.families import FAMILIES, Family, GraphSpec
-from specs.families.base import Roles, assign_roles
+from specs.families.base import Roles
 from specs.schema import Spec
 
-__all__ = ["GraphSpec", "count_macs", "count_parameters", "find_family", "list_graphs", "name_roles"]
+__all__ = [
+    "GraphSpec",
+    "count_activations",
+    "count_macs",
+    "count_parameters",
+    "find_family",
+    "list_graphs",
+    "name_roles",
+]
 
 
 def find_family(components: Mapping[str, Component]) -> Family:
@@ -48,9 +56,15 @@ def count_macs(spec: Spec, *, tokens: int = 128) -> dict[str, int]:
     return family.count_macs(spec.components, roles, tokens)
 
 
+def count_activations(spec: Spec, sizes: Mapping[str, int]) -> dict[str, Activations]:
+    """What a forward of each component holds when the dims have these sizes."""
+    family, roles = _match(spec.components)
+    return family.count_activations(spec.components, roles, sizes)
+
+
 def _match(components: Mapping[str, Component]) -> tuple[Family, Roles]:
     for family in FAMILIES:
-        roles = assign_roles(family, components)
+        roles = family.assign_roles(components)
         if roles is not None:
             return family, roles
     raise SpecError(

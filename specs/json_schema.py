@@ -12,15 +12,14 @@ from pydantic import Field, TypeAdapter
 from specs.components import COMPONENTS
 from specs.schema import IMPLEMENTED_PRECISIONS, Spec
 
-#: Made from the table, which no type checker can follow.
-_COMPONENT: Any = Annotated[Union[tuple(dict.fromkeys(COMPONENTS.values()))], Field(discriminator="kind")]  # noqa: UP007
-
 
 def make_json_schema() -> dict[str, Any]:
     """JSON Schema (2020-12) of the whole file, with components as a union told apart by `kind`, and `variants`."""
     schema = Spec.model_json_schema()
     definitions = schema["$defs"]
-    component = TypeAdapter(_COMPONENT).json_schema(ref_template="#/$defs/{model}")
+    # made from the table, which no type checker can follow
+    union: Any = Annotated[Union[tuple(dict.fromkeys(COMPONENTS.values()))], Field(discriminator="kind")]  # noqa: UP007
+    component = TypeAdapter(union).json_schema(ref_template="#/$defs/{model}")
     definitions.update(component.pop("$defs"))
     definitions.pop("Component", None)
     definitions["AnyComponent"] = component

@@ -191,3 +191,4 @@ class TensorSpec(Frozen):
     shape: tuple[int | str, ...]
     low: float = -1.0
     high: float = 1.0
+    counts: str | None = None  # the dim of which it says how many places of each row are valid

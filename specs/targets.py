@@ -14,7 +14,7 @@ from typing import Any
 
 from specs.document import parse_document, read_text
 from specs.errors import TargetError, name_nearest
-from specs.graphs import count_parameters, find_family
+from specs.graphs import count_activations, count_parameters, find_family
 from specs.schema import IMPLEMENTED_PRECISIONS, Spec
 
 FOLDER = Path(__file__).with_name("targets")
@@ -132,13 +132,14 @@ def estimate_fit(spec: Spec, target: Target) -> Fit:
     """
     counts = count_parameters(spec)
     family = find_family(spec.components)
-    sizes = {name: dim.max for name, dim in {**family.dims, **spec.dims}.items()}
+    sizes = {name: dim.max for name, dim in {**family.list_dims(spec.components), **spec.dims}.items()}
+    activations = count_activations(spec, sizes)
     weight_bytes = activation_bytes = cache_bytes = 0
     for name, component in spec.components.items():
         precision = spec.precision_of(name)
         table = component.count_table() if precision == "int8" else 0
         weight_bytes += (counts[name] - table) * _WEIGHT_BYTES.get(precision, 2) + table * 4
-        held = component.count_activations(sizes)
+        held = activations[name]
         activation_bytes = max(
             activation_bytes, 3 * held.layer * _ACTIVATION_BYTES.get(precision, 2) + 4 * held.interface
         )
@@ -198,6 +199,6 @@ def require_fit(spec: Spec, target: Target) -> Fit:
         got=fit.verdict.removeprefix("does not fit: "),
         allowed=f"{fit.available_bytes / GIB:.2f} GiB: {target.memory_bytes / GIB:.2f} GiB less"
         f" {target.reserved_bytes / GIB:.2f} GiB for the system",
-        fix=f"lower {' or '.join(f'dims.{name}.max' for name in find_family(spec.components).dims)}, choose a lower"
+        fix=f"lower {' or '.join(f'dims.{name}.max' for name in spec.dims)}, choose a lower"
         " precision, or another target",
     )

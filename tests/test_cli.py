@@ -22,7 +22,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 # verb -> its arguments and options, as a user types them. A change here changes the interface: say so in CHANGELOG.md.
 FROZEN = {
     "specs": (),
-    "show": ("[SPEC|CHECKPOINT]", "--schema", "--target..."),
+    "show": ("[SPEC|CHECKPOINT]", "--schema", "--target...", "--extension..."),
     "targets": (),
     "doctor": (),
     "export": (
@@ -34,6 +34,7 @@ FROZEN = {
         "--weights",
         "--calibration",
         "--max-host-ram",
+        "--extension...",
     ),
     "build": (
         "BUNDLE|MODEL.onnx",

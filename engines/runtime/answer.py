@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from engines.runtime.array_files import load_archive, load_array
 from engines.runtime.graph_session import GraphSession
 from engines.runtime.image import load_image
 from engines.runtime.request import Answer, Request
 from engines.runtime.session import Session
-from specs.arrays import UnreadableArrayError, read_npy, read_npz
 from specs.bundle import IoTensor
 from specs.errors import InputError, name_nearest
 
@@ -41,6 +40,13 @@ def _answer_tensors(session: Session, request: Request) -> Answer:
             allowed="FILE.npz, --input NAME=FILE",
             fix="leave --prompt away",
         )
+    if request.named:
+        raise InputError(
+            "tensors of a graph do not go with files by modality",
+            got=f"--input {'='.join(request.named[0])}",
+            allowed="--input NAME=FILE of one kind",
+            fix=f"give modalities alone ({', '.join(session.pipeline.modality_names)}), or tensors of one --graph",
+        )
     graph = _choose_graph(session, request.graph)
     results = graph.run(_load_tensors(graph, request))
     return Answer(
@@ -66,7 +72,7 @@ def _load_tensors(graph: GraphSession, request: Request) -> dict[str, Array]:
     known = {tensor.name: tensor for tensor in graph.graph.inputs}
     loaded: dict[str, Array] = {}
     for file in request.files:
-        loaded.update(_load_archive(file, known))
+        loaded.update(load_archive(file, known))
     for pair in request.inputs:
         name, equals, file = pair.partition("=")
         if not equals or name not in known:
@@ -81,32 +87,7 @@ def _load_tensor(tensor: IoTensor, file: str) -> Array:
             raise InputError(f"input '{tensor.name}' is no picture", where=file, allowed=".npy")
         channels, height, width = (int(d) for d in tensor.shape[1:])
         return load_image(file, channels=channels, height=height, width=width)
-    return _load_array(file)
-
-
-def _load_array(file: str) -> Array:
-    try:
-        return read_npy(file)
-    except UnreadableArrayError as error:
-        raise InputError(
-            "this file holds no array", where=file, got=str(error), allowed=".npy", fix="write it with numpy.save"
-        ) from None
-
-
-def _load_archive(file: str, known: Iterable[str]) -> dict[str, Array]:
-    """Arrays of an .npz whose key is a known name, alone or after `input:` as in golden data."""
-    keys = {f"input:{name}": name for name in known} | {name: name for name in known}
-    try:
-        found = read_npz(file, keys)
-    except UnreadableArrayError as error:
-        raise InputError(
-            "this file holds no arrays",
-            where=file,
-            got=str(error),
-            allowed=".npz",
-            fix="write it with numpy.savez(FILE, NAME_OF_THE_INPUT=array)",
-        ) from None
-    return {name: found[key] for key, name in keys.items() if key in found}
+    return load_array(file)
 
 
 def _summarise(value: Array) -> tuple[float | None, ...]:

@@ -67,6 +67,21 @@ def load_image(
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
 
 
+def load_pixels(source: str | Path | Array, *, channels: int) -> Array:
+    """A picture as raw pixels, uint8 [1, height, width, channels], of its own size: for graphs that resize themselves.
+
+    Args:
+        source: as for `load_image`.
+
+    Raises:
+        InputError: no such file, not a picture, or values outside [0, 1].
+    """
+    where = "array" if isinstance(source, np.ndarray) else str(source)
+    pixels = _to_unit_range(source if isinstance(source, np.ndarray) else _read_file(Path(source)), where)
+    bytes_HWC: Array = np.rint(_to_channels(pixels, channels, where) * 255).astype(np.uint8)
+    return np.ascontiguousarray(bytes_HWC[None])
+
+
 def _put_on_white(pixels: Array) -> Array:
     """uint8 with alpha -> without, over white and rounded as Pillow's alpha_composite does."""
     if pixels.ndim == 2 or pixels.shape[2] not in (2, 4):

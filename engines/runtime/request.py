@@ -22,6 +22,7 @@ class Request:
 
     files: tuple[str, ...] = ()  # pictures or sounds, or one .npz of tensors
     prompts: tuple[str, ...] = ()  # prompts to go on from, texts to compare, or what to make
+    named: tuple[tuple[str, str], ...] = ()  # (modality, file) where a bundle has several
     inputs: tuple[str, ...] = ()  # "name=file": tensors for one graph, whatever the pipeline
     graph: str | None = None  # which graph `inputs` or an .npz are for, when there are several
     top_k: int = 5

@@ -69,6 +69,24 @@ def load_sound(sound: str | Path | Array, *, sample_rate: int, source_rate: int 
     return resample(mono, source_rate or sample_rate, sample_rate).astype(np.float32)
 
 
+def load_chunk(sound: str | Path | Array, *, sample_rate: int, num_samples: int) -> Array:
+    """What `load_sound` gives, with silence behind it: float32 [num_samples], all that a model hears at once.
+
+    Raises:
+        InputError: as `load_sound`, or the sound is longer.
+    """
+    samples = load_sound(sound, sample_rate=sample_rate)
+    if len(samples) > num_samples:
+        raise InputError(
+            "the sound is longer than the model hears at once",
+            where=str(sound) if isinstance(sound, (str, Path)) else None,
+            got=f"{len(samples) / sample_rate:.1f} s",
+            allowed=f"{num_samples / sample_rate:.1f} s",
+            fix="cut it",
+        )
+    return np.pad(samples, (0, num_samples - len(samples)))
+
+
 def read_wav(path: str | Path) -> tuple[Array, int]:
     """Samples [channels, samples], float64 in [-1, 1], and how many there are a second."""
     data = read_bytes(path, what="sound")

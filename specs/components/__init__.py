@@ -13,16 +13,20 @@ from specs.components.blocks import BlockDecoderComponent, ModeComponent, Struct
 from specs.components.decoder import CausalComponent, DecoderComponent, Gpt2Component, NeoxComponent
 from specs.components.dit import DitComponent
 from specs.components.encodec import EncodecComponent
+from specs.components.encoder import EncoderComponent, EncoderInput
+from specs.components.frames import FramesComponent
 from specs.components.fusion import FusionComponent
 from specs.components.hifigan import HifiganComponent
 from specs.components.mesh import FieldComponent, TriplaneComponent
 from specs.components.mobilevit import MobileVitComponent
+from specs.components.multimodal import MultimodalFusionComponent
 from specs.components.musicgen import MusicgenComponent
 from specs.components.picture import PictureComponent
 from specs.components.projector import ProjectorComponent
 from specs.components.resampling import PerceiverComponent
 from specs.components.resnet import ResNetComponent
 from specs.components.scheduler import SchedulerComponent
+from specs.components.sensor import PointsComponent, SeriesComponent
 from specs.components.t5 import T5Component
 from specs.components.text import ClipTextComponent
 from specs.components.text_encoder import BertComponent, TextEncoderComponent
@@ -46,7 +50,10 @@ __all__ = [
     "DecoderComponent",
     "DitComponent",
     "EncodecComponent",
+    "EncoderComponent",
+    "EncoderInput",
     "FieldComponent",
+    "FramesComponent",
     "FusionComponent",
     "Gpt2Component",
     "HifiganComponent",
@@ -54,14 +61,17 @@ __all__ = [
     "MobileVitComponent",
     "ModeComponent",
     "MotionComponent",
+    "MultimodalFusionComponent",
     "MusicgenComponent",
     "NeoxComponent",
     "PerceiverComponent",
     "PictureComponent",
+    "PointsComponent",
     "ProjectorComponent",
     "RendererComponent",
     "ResNetComponent",
     "SchedulerComponent",
+    "SeriesComponent",
     "Size",
     "StructureComponent",
     "T5Component",
@@ -81,7 +91,7 @@ __all__ = [
     "WhisperEncoderComponent",
 ]
 
-#: kind -> configuration; the one place where kinds are listed.
+#: kind -> configuration; the one place where kinds are listed. `register_encoder` adds a user's own.
 COMPONENTS: dict[str, type[Component]] = {
     "vision.vit": VisionTransformerComponent,
     "vision.clip": VisionTransformerComponent,
@@ -126,4 +136,8 @@ COMPONENTS: dict[str, type[Component]] = {
     "audio.whisper": WhisperEncoderComponent,
     "audio.wav2vec2": Wav2Vec2Component,
     "text.whisper": WhisperDecoderComponent,
+    "fusion.multimodal": MultimodalFusionComponent,
+    "sensor.points": PointsComponent,
+    "sensor.series": SeriesComponent,
+    "video.frames": FramesComponent,
 }

@@ -26,7 +26,7 @@ class MobileVitComponent(PictureComponent, MeasuredComponent):
 
     ARCHITECTURES: ClassVar[tuple[str, ...]] = ("hybrid",)
     STRUCTURE: ClassVar[frozenset[str]] = frozenset(
-        {"kind", "num_channels", "channel_order", "activation", "output_stride", "qkv_bias"}
+        {"kind", "num_channels", "preprocess", "channel_order", "activation", "output_stride", "qkv_bias"}
     )
 
     kind: Literal["vision.mobilevit"]

@@ -27,6 +27,9 @@ class PictureComponent(Component):
     channel_order: Literal["rgb", "bgr"] = Field(
         default="rgb", description="what the first layer reads; a host hands over RGB, and mean and std are RGB's"
     )
+    preprocess: Literal["host", "graph"] = Field(
+        default="host", description="graph: it takes raw pixels of any size, uint8 [height, width, channels]"
+    )
     preprocessing: PictureSteps | None = Field(
         default=None, description="how a host makes a picture fit; absent: stretched, bilinear, without rounding"
     )
@@ -38,6 +41,8 @@ class PictureComponent(Component):
                 raise ValueError(f"{key} needs 1 or num_channels={self.num_channels} numbers")
         if any(std <= 0 for std in self.image_std):
             raise ValueError("image_std must be positive")
+        if self.preprocess == "graph" and self.preprocessing is not None:
+            raise ValueError("preprocessing is for a host, and preprocess 'graph' stretches pictures in the graph")
         if self.channel_order == "bgr" and self.num_channels != 3:
             raise ValueError(f"channel_order bgr needs 3 channels, num_channels is {self.num_channels}")
         return self

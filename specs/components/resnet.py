@@ -27,6 +27,7 @@ class ResNetComponent(PictureComponent, MeasuredComponent):
         {
             "kind",
             "num_channels",
+            "preprocess",
             "layer_type",
             "downsample_in_first_stage",
             "downsample_in_bottleneck",

@@ -37,6 +37,7 @@ class VisionTransformerComponent(PictureComponent, TransformerSizes):
             "num_registers",
             "pooling",
             "pooler_activation",
+            "preprocess",
         }
     )
 
@@ -160,8 +161,9 @@ class VisionTransformerComponent(PictureComponent, TransformerSizes):
         return patch + pool + head + self.num_layers * self.count_layer_macs(t)
 
     def count_activations(self, sizes: Mapping[str, int]) -> Activations:
-        batch = sizes["batch"]
-        return Activations(
-            layer=self.count_layer_activations(batch, self.num_tokens),
-            interface=batch * self.num_channels * self.image[0] * self.image[1],
-        )
+        batch, (height, width) = sizes["batch"], self.image
+        layer = self.count_layer_activations(batch, self.num_tokens)
+        if self.preprocess == "graph":  # as float32, before and between the two products
+            raw = batch * self.num_channels * sizes["height"] * sizes["width"]
+            return Activations(layer=max(layer, 2 * raw + raw * height // sizes["height"]), interface=-(-raw // 4))
+        return Activations(layer=layer, interface=batch * self.num_channels * height * width)

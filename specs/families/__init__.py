@@ -14,6 +14,7 @@ from specs.families.generation import TextGenerationFamily
 from specs.families.image_embedding import ImageEmbeddingFamily
 from specs.families.media_text import MediaToTextFamily
 from specs.families.mesh import TextToMeshFamily
+from specs.families.multimodal import MultimodalFusionFamily
 from specs.families.music import TextToAudioFamily
 from specs.families.recognition import SpeechRecognitionFamily
 from specs.families.similarity import ImageTextSimilarityFamily
@@ -44,4 +45,5 @@ FAMILIES: tuple[Family, ...] = (
     TextToMeshFamily(),
     BlockGenerationFamily(),
     TextToVideoFamily(),
+    MultimodalFusionFamily(),
 )

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from specs.components import Component
+from specs.components import Activations, Component
 from specs.schema import Dim, Spec, TensorSpec
 
 Components = Mapping[str, Component]
@@ -57,6 +57,36 @@ class Family(ABC):
     dims: ClassVar[Mapping[str, Dim]]
     architectures: ClassVar[tuple[str, ...]] = ("transformer", "hybrid")
     objectives: ClassVar[tuple[str, ...]]
+    takes_raw_pixels: ClassVar[bool] = False  # whether `preprocess: graph` is known to its handler and its pipeline
+
+    def list_dims(self, components: Components) -> Mapping[str, Dim]:
+        """The dims that these components have; fewer than `dims` where some belong to parts that may be absent."""
+        return self.dims
+
+    def assign_roles(self, components: Components) -> Roles | None:
+        """role -> component's name, when these components and no others fill the family's roles.
+
+        A component called like a role plays it, if it can; the others follow by what they can play, which must leave
+        one choice. So a component's name matters only where two roles take the same kind.
+        """
+        roles: dict[str, str] = {}
+        left = dict(components)
+        for role in self.roles:
+            if role in left and self.can_play(role, left[role]):
+                del left[role]
+                roles[role] = role
+        for role in self.roles:
+            if role in roles:
+                continue
+            able = [name for name, component in left.items() if self.can_play(role, component)]
+            if len(able) == 1:
+                roles[role] = able[0]
+                del left[able[0]]
+            elif able or role not in self.optional:
+                return None
+        if left or not self.is_whole(roles):
+            return None
+        return {role: roles[role] for role in self.roles if role in roles}
 
     @abstractmethod
     def list_graphs(self, components: Components, roles: Roles) -> tuple[GraphSpec, ...]:
@@ -85,31 +115,11 @@ class Family(ABC):
         """Multiply-accumulates by component of one forward of one sample; `tokens` of text without a fixed length."""
         return {name: component.count_macs(tokens) for name, component in components.items()}
 
-
-def assign_roles(family: Family, components: Components) -> Roles | None:
-    """role -> component's name, when these components and no others fill the family's roles.
-
-    A component called like a role plays it, if it can; the others follow by what they can play, which must leave one
-    choice. So a component's name matters only where two roles take the same kind.
-    """
-    roles: dict[str, str] = {}
-    left = dict(components)
-    for role in family.roles:
-        if role in left and family.can_play(role, left[role]):
-            del left[role]
-            roles[role] = role
-    for role in family.roles:
-        if role in roles:
-            continue
-        able = [name for name, component in left.items() if family.can_play(role, component)]
-        if len(able) == 1:
-            roles[role] = able[0]
-            del left[able[0]]
-        elif able or role not in family.optional:
-            return None
-    if left or not family.is_whole(roles):
-        return None
-    return {role: roles[role] for role in family.roles if role in roles}
+    def count_activations(
+        self, components: Components, roles: Roles, sizes: Mapping[str, int]
+    ) -> dict[str, Activations]:
+        """What a forward of each component holds when the spec's dims have these sizes."""
+        return {name: component.count_activations(sizes) for name, component in components.items()}
 
 
 def make_float(name: str, *shape: int | str, low: float = -1.0, high: float = 1.0) -> TensorSpec:

@@ -7,11 +7,14 @@ from typing import ClassVar, cast, final
 from specs.components import Component, PictureComponent
 from specs.errors import SpecError
 from specs.families.base import BATCH, Components, Family, GraphSpec, Roles, make_float, make_model_graph
-from specs.schema import Spec, TensorSpec
+from specs.schema import Dim, Spec, TensorSpec
 
 #: Every kind that looks at one picture: transformers, convolutions, and both.
 TOWERS = ("vision.vit", "vision.clip", "vision.siglip", "vision.resnet", "vision.mobilevit")
 ARCHITECTURES = ("transformer", "cnn", "hybrid")
+
+#: Of pictures that the graph resizes itself.
+PIXEL_DIMS = {"height": Dim(min=1, opt=480, max=2160), "width": Dim(min=1, opt=640, max=3840)}
 
 
 @final
@@ -56,5 +59,8 @@ def check_architecture(spec: Spec, component: Component) -> None:
 
 
 def make_image(config: PictureComponent) -> TensorSpec:
-    """Pixels [batch, channels, height, width] in [0, 1)."""
+    """Pixels [batch, channels, height, width] in [0, 1); raw ones, uint8 [batch, height, width, channels]."""
+    if config.preprocess == "graph":
+        shape = ("batch", "height", "width", config.num_channels)
+        return TensorSpec(name="pixels", dtype="uint8", shape=shape, low=0, high=256)
     return make_float("image", "batch", config.num_channels, *config.image, low=0.0)

@@ -13,6 +13,7 @@ from specs.handlers.image import ImageHandler
 from specs.handlers.media_text import MediaTextHandler
 from specs.handlers.mesh import TextToMeshHandler
 from specs.handlers.multimodal import MultimodalHandler
+from specs.handlers.multimodal_fusion import MultimodalFusionHandler
 from specs.handlers.music import MusicHandler
 from specs.handlers.recognition import SpeechRecognitionHandler
 from specs.handlers.speech import TextToSpeechHandler
@@ -44,6 +45,7 @@ HANDLERS: dict[str, Handler] = {
     "text-to-mesh": TextToMeshHandler(),
     "block-generation": BlockGenerationHandler(),
     "text-to-video": TextToVideoHandler(),
+    "multimodal-fusion": MultimodalFusionHandler(),
 }
 
 

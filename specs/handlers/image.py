@@ -66,6 +66,14 @@ def make_image(shape: tuple[int, ...], random: np.random.Generator) -> NDArray[A
     return image
 
 
+def make_pixels(shape: tuple[int, ...], random: np.random.Generator) -> NDArray[Any]:
+    """`make_image` as raw pixels, uint8 [B, H, W, C]."""
+    batch, height, width, channels = shape
+    image = make_image((batch, channels, height, width), random)
+    pixels: NDArray[Any] = (image.clip(0, 1) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
+    return pixels
+
+
 def describe_image(config: PictureComponent) -> dict[str, Any]:
     """The size of the pixels that a host hands over, and how it makes a picture have it."""
     height, width = config.image

@@ -57,11 +57,11 @@ class MultimodalHandler(Handler):
             **roles,
             "fusion_kind": spec.components[roles["fusion"]].kind,
             "image": describe_image(image),
-            "tokenizer": _describe_texts(spec, roles["text_encoder"], text),
+            "tokenizer": describe_texts(spec, roles["text_encoder"], text),
         }
 
 
-def _describe_texts(spec: Spec, name: str, config: ClipTextComponent) -> dict[str, Any]:
+def describe_texts(spec: Spec, name: str, config: ClipTextComponent) -> dict[str, Any]:
     """A tokenizer's file puts the end of text there itself; bytes and bare ids are followed by the largest id."""
     described = describe_tokenizer(spec, name, vocab_size=config.vocab_size)
     own = {} if described["kind"] == "tokenizers" else {"end_of_text": config.vocab_size - 1}

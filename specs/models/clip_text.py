@@ -54,14 +54,19 @@ class ClipText(nn.Module):
             x_BTC = block(x_BTC)
         return x_BTC
 
+    def find_end(self, token_ids_BT: Tensor) -> Tensor:
+        """Where each row's end of text stands, [B]: the first `end_token`, or the first of the largest ids."""
+        end = self.config.end_token
+        return token_ids_BT.argmax(dim=1) if end is None else (token_ids_BT == end).int().argmax(dim=1)
+
     def pool(self, x_BTC: Tensor, token_ids_BT: Tensor) -> Tensor:
         """What the last layer leaves -> features [B, feature size]."""
         if self.config.kind == "text.siglip":
             chosen_BC = x_BTC[:, -1]
         else:
-            end = self.config.end_token
-            end_B = token_ids_BT.argmax(dim=1) if end is None else (token_ids_BT == end).int().argmax(dim=1)
-            chosen_BC = x_BTC.gather(1, end_B[:, None, None].expand(-1, 1, x_BTC.shape[2])).squeeze(1)
+            chosen_BC = x_BTC.gather(
+                1, self.find_end(token_ids_BT)[:, None, None].expand(-1, 1, x_BTC.shape[2])
+            ).squeeze(1)
         features_BC: Tensor = self.output_norm(chosen_BC)  # row by row, so it may follow the choice of rows
         return features_BC if self.projection is None else self.projection(features_BC)
 

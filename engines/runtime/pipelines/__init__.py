@@ -18,6 +18,7 @@ from engines.runtime.pipelines.generation import TextGeneration
 from engines.runtime.pipelines.image_embedding import ImageEmbedding
 from engines.runtime.pipelines.media_text import MediaToText
 from engines.runtime.pipelines.mesh import TextToMesh
+from engines.runtime.pipelines.multimodal_fusion import MultimodalFusion
 from engines.runtime.pipelines.music import TextToAudio
 from engines.runtime.pipelines.recognition import SpeechRecognition
 from engines.runtime.pipelines.similarity import ImageTextSimilarity
@@ -47,6 +48,7 @@ PIPELINES: dict[str, type[Pipeline]] = {
     "speech-recognition": SpeechRecognition,
     "speech-ctc": SpeechCtc,
     "avatar": Avatar,
+    "multimodal-fusion": MultimodalFusion,
     "text-to-video": TextToVideo,
     "block-generation": BlockGeneration,
     "text-to-mesh": TextToMesh,

@@ -21,6 +21,11 @@ class Pipeline(ABC):
     def __init__(self, folder: Path, manifest: Manifest, graphs: Mapping[str, GraphSession]) -> None:
         """Take the graphs that `manifest.pipeline` names; BundleError when one is missing or has other tensors."""
 
+    @property
+    def modality_names(self) -> tuple[str, ...]:
+        """Names that `--input NAME=FILE` can give a file to instead of to a tensor; those of the spec's components."""
+        return ()
+
     @abstractmethod
     def answer(self, request: Request) -> Answer | None:
         """The answer to a request; None where this pipeline gives tensors no meaning.

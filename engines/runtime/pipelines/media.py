@@ -19,7 +19,7 @@ from engines.runtime.film import is_film, load_film
 from engines.runtime.image import load_image
 from engines.runtime.pipelines.batching import run_rows
 from engines.runtime.pipelines.classification import take_image_size
-from engines.runtime.sound import load_sound
+from engines.runtime.sound import load_chunk
 from specs.errors import BundleError, InputError, name_nearest
 
 if TYPE_CHECKING:
@@ -110,16 +110,7 @@ class Sounds(Medium):
         self.num_samples = take_field(config, "num_samples", int, at="pipeline.media")
 
     def load(self, source: Source) -> Array:
-        samples = load_sound(source, sample_rate=self.sample_rate)
-        if len(samples) > self.num_samples:
-            raise InputError(
-                "the sound is longer than the model hears at once",
-                where=str(source) if isinstance(source, (str, Path)) else None,
-                got=f"{len(samples) / self.sample_rate:.1f} s",
-                allowed=f"{self.num_samples / self.sample_rate:.1f} s",
-                fix="cut it",
-            )
-        return np.pad(samples, (0, self.num_samples - len(samples)))[None]
+        return load_chunk(source, sample_rate=self.sample_rate, num_samples=self.num_samples)[None]
 
 
 _KINDS: dict[str, type[Medium]] = {"picture": Pictures, "film": Films, "sound": Sounds}

@@ -1,0 +1,179 @@
+"""Resizing and frame sampling inside an exported graph: against torch, against Pillow, at sizes tracing never saw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional
+
+from specs.errors import SpecError
+from specs.load import load_spec, parse_spec
+from specs.models import raw_pixels as pixels
+from specs.models.encoders import ENCODERS
+from specs.models.raw_pixels import FrameSampler, RawPixels
+from specs.schema import Spec
+from tests.fusion_support import TEXT, build_graph, export_graph
+
+#: Raw height and width, then the model's: shrunk, enlarged, both at once, equal, one pixel, primes.
+SIZES = [
+    (120, 160, 56, 56), (50, 37, 64, 96), (64, 64, 64, 64), (1, 1, 16, 16), (7, 400, 33, 9), (300, 200, 299, 201),
+    (13, 17, 8, 8),
+]  # fmt: skip
+
+#: float32 against float64 torch, as a share of white: 2.9e-5 measured at 300 to 299 pixels, below 1e-5 elsewhere.
+TORCH_LIMIT = 6e-5
+#: Pillow rounds to 8 bits between the two ways and after them: half a level each, and nothing more.
+PILLOW_LEVELS = 1.0 + 1e-2
+
+
+def make_picture(height: int, width: int) -> np.ndarray:
+    random = np.random.default_rng([height, width])
+    ramp = np.linspace(0, 155, width)[None, :, None] * np.linspace(0.3, 1, height)[:, None, None]
+    return (ramp + random.integers(0, 100, (height, width, 3))).astype(np.uint8)
+
+
+def resize_with_torch(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    image = torch.from_numpy(picture).permute(2, 0, 1)[None].double() / 255
+    resized = functional.interpolate(image, size=(height, width), mode="bilinear", antialias=True)
+    return resized[0].numpy()
+
+
+def measure_error(height: int, width: int, target_height: int, target_width: int) -> float:
+    picture = make_picture(height, width)
+    ours = RawPixels(target_height, target_width)(torch.from_numpy(picture)[None])[0].numpy()
+    return float(np.abs(ours - resize_with_torch(picture, target_height, target_width)).max())
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_resizing_equals_torch_and_nearly_pillow(sizes: tuple[int, int, int, int]) -> None:
+    assert measure_error(*sizes) < TORCH_LIMIT
+    height, width, target_height, target_width = sizes
+    picture = make_picture(height, width)
+    ours = RawPixels(target_height, target_width)(torch.from_numpy(picture)[None])[0].numpy()
+    theirs = np.asarray(Image.fromarray(picture).resize((target_width, target_height), Image.Resampling.BILINEAR))
+    assert np.abs(ours - theirs.transpose(2, 0, 1) / 255).max() * 255 <= PILLOW_LEVELS
+
+
+def skip_antialiasing(source: int, target: int, dtype: torch.dtype) -> torch.Tensor:
+    centre = (torch.arange(target, dtype=dtype)[:, None] + 0.5) * source / target - 0.5
+    weights = (1 - (torch.arange(source, dtype=dtype) - centre).abs()).clamp(min=0)
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+def align_corners(source: int, target: int, dtype: torch.dtype) -> torch.Tensor:
+    centre = torch.arange(target, dtype=dtype)[:, None] * (source - 1) / (target - 1)
+    weights = (1 - (torch.arange(source, dtype=dtype) - centre).abs() / (source / target)).clamp(min=0)
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+@pytest.mark.parametrize("mutant", [skip_antialiasing, align_corners])
+def test_another_filter_would_be_noticed(mutant: Callable[..., torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pixels, "make_resize_matrix", mutant)
+    assert measure_error(120, 160, 56, 56) > 100 * TORCH_LIMIT
+
+
+RAW = load_spec("multimodal_sensor_fusion:tiny")
+
+
+@pytest.fixture(scope="module")
+def camera(tmp_path_factory: pytest.TempPathFactory) -> onnxruntime.InferenceSession:
+    """The shipped spec's camera: uint8 of any size -> tokens."""
+    return export_graph(RAW, build_graph(RAW, "camera"), tmp_path_factory.mktemp("camera"))
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (97, 128), (128, 31), (32, 32)])
+def test_the_exported_graph_resizes_any_size(camera: onnxruntime.InferenceSession, height: int, width: int) -> None:
+    """What the tower makes of torch's own resize is what the graph makes of raw pixels."""
+    picture = make_picture(height, width)
+    tower = build_graph(RAW, "camera").module.inner
+    with torch.inference_mode():
+        expected = tower(torch.from_numpy(resize_with_torch(picture, 32, 32)).float()[None])[0].numpy()
+    made = camera.run(None, {"pixels": picture[None]})[0][0]
+    assert np.abs(made - expected).max() < 1e-4 * float(np.sqrt((expected**2).mean())) + 20 * TORCH_LIMIT
+
+
+@pytest.mark.parametrize(("have", "wanted"), [(1, 4), (3, 4), (4, 4), (16, 4), (30, 8), (7, 3), (64, 1)])
+def test_frames_are_sampled_evenly(have: int, wanted: int) -> None:
+    """The frame under the middle of each of `wanted` equal parts."""
+    frames = torch.arange(have)[None, :, None, None, None].expand(2, have, 1, 1, 1)
+    sampled = FrameSampler(wanted)(frames)[0, :, 0, 0, 0].tolist()
+    assert sampled == [int((i + 0.5) * have / wanted) for i in range(wanted)]
+
+
+FILM = "kind: video.frames, image_size: 16, patch_size: 8, hidden_size: 24, num_layers: 1, num_heads: 2"
+
+
+def make_film_spec(options: str) -> Spec:
+    text = TEXT.replace("STRATEGY", "late").replace(", OPTIONS", "").replace("image, text", "video, text")
+    picture = (
+        "kind: vision.vit, image_size: 16, patch_size: 8, hidden_size: 24, num_layers: 1, num_heads: 2, pooling: none"
+    )
+    assert text.count(picture) == 1
+    small = "steps: {min: 1, opt: 24, max: 64}, height: {min: 1, opt: 20, max: 64}, width: {min: 1, opt: 20, max: 64}"
+    text = text.replace("steps: {min: 1, opt: 24, max: 64}", small)
+    return parse_spec(text.replace(picture, f"{FILM}, {options}"), source="film.yaml")
+
+
+@pytest.mark.parametrize("frames", [2, 9])
+def test_a_film_is_sampled_resized_and_windowed_in_the_graph(frames: int, tmp_path: Path) -> None:
+    """Against numpy's sampling, torch's resize, the tower frame by frame, and means over windows by hand."""
+    spec = make_film_spec("num_frames: 6, window_size: 3, window_stride: 2")
+    graph = build_graph(spec, "picture")
+    film = np.stack([make_picture(21 + 0 * f, 33) // (f + 1) for f in range(frames)])
+    made = export_graph(spec, graph, tmp_path).run(None, {"frames": film[None]})[0][0]
+    chosen = [int((i + 0.5) * frames / 6) for i in range(6)]
+    images = np.stack([resize_with_torch(film[i], 16, 16) for i in chosen])
+    encoder = graph.module
+    assert isinstance(encoder, ENCODERS["video.frames"])
+    with torch.inference_mode():
+        embedding = encoder.tower(torch.from_numpy(images).float()).numpy()
+        positions = encoder.position_embedding.numpy()
+    expected = np.stack([embedding[start : start + 3].mean(axis=0) for start in (0, 2)]) + positions
+    assert made.shape == (2, 24)
+    assert np.abs(made - expected).max() < 2e-4
+    swapped = np.stack([embedding[start : start + 3].mean(axis=0) for start in (0, 3)]) + positions
+    assert np.abs(made - swapped).max() > 1e-2, "windows with another stride would be noticed"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("preprocess: host", "video.frames samples and resizes in the graph"),
+        ("num_frames: 2, window_size: 3", "window_size 3 is more than num_frames 2"),
+        ("pooling: none", "each frame becomes one embedding"),
+        ("num_frames: 0", "1 or more"),
+    ],
+)
+def test_films_that_cannot_be_are_refused(options: str, words: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        make_film_spec(options)
+    assert words in str(caught.value)
+
+
+def test_raw_pixels_belong_to_families_that_know_them() -> None:
+    text = """
+name: llm
+modality: {inputs: [image, text], outputs: [embedding]}
+objective: contrastive
+components:
+  image_encoder:
+    kind: vision.clip
+    preprocess: graph
+    image_size: 32
+    patch_size: 8
+    hidden_size: 64
+    num_layers: 2
+    num_heads: 4
+  text_encoder: {kind: text.clip, vocab_size: 512, context_length: 16, hidden_size: 48, num_layers: 2, num_heads: 4}
+  fusion: {kind: fusion.late, projection_size: 32}
+"""
+    with pytest.raises(SpecError) as caught:
+        parse_spec(text, source="llm.yaml")
+    assert "two towers and a fusion does not take raw pixels" in str(caught.value)
+    assert "where:   llm.yaml:8" in str(caught.value)
