@@ -16,7 +16,7 @@ _MODALITY_READERS = {
     "image": ("vision.", "diffusion.", "avatar.", "blocks.image"),
     "text": ("text.", "blocks.text"),
     "audio": ("audio.", "avatar."),
-    "video": ("video.",),
+    "video": ("video.", "vision."),
     "sensor": ("sensor.",),
 }
 #: Objectives that say how a model was trained and leave its graphs as they are: taken with advice, for any family.
