@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from exporters.slab_convolutions import SlabConvolutions
 from exporters.stored_parameters import streaming_parameters
 from specs.errors import ExportError
 from specs.handlers import GraphModule
@@ -48,7 +49,8 @@ def measure_noise_floor(
     """Output name -> max |fp32 - fp64|, in the output's units; empty for a module over NOISE_FLOOR_PARAMETERS."""
     if sum(p.numel() for p in graph.module.parameters()) > NOISE_FLOOR_PARAMETERS:
         return {}
-    exact = _run(copy.deepcopy(graph.module).double(), graph, {k: _widen(v) for k, v in inputs.items()})
+    with SlabConvolutions():
+        exact = _run(copy.deepcopy(graph.module).double(), graph, {k: _widen(v) for k, v in inputs.items()})
     return {
         name: float(np.abs(outputs[name].astype(np.float64) - exact[name]).max())
         for name in outputs

@@ -61,6 +61,7 @@ _CASES: list[tuple[str, tuple[object, ...], dict[str, object]]] = [
     ("MetagenAdaLayerNorm", (1e-6,), {"eps": 1e-6, "channels": 8}),
     ("MetagenGroupNormSilu", (4, 1e-5), {"groups": 4, "eps": 1e-5, "rank": 4}),
     ("MetagenGroupNormSilu", (1, 1e-6), {"groups": 1, "eps": 1e-6, "rank": 4}),
+    ("MetagenGroupNormSilu", (4, 1e-5), {"groups": 4, "eps": 1e-5, "rank": 4, "rows": 5, "row": 6}),
     (  # every mode, padding and alignment: tests/test_grid_sample_3d.py
         "MetagenGridSample3D",
         ("bilinear", "reflection", False),

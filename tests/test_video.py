@@ -159,3 +159,11 @@ def test_parts_must_agree(old: str, new: str, words: str) -> None:
     with pytest.raises(SpecError) as caught:
         parse_spec(text.replace(old, new), source="my.yaml")
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("rate", [8, 24])
+def test_how_fast_a_film_runs_is_the_spec_s(rate: int) -> None:
+    text = (ZOO / "video_generation.yaml").read_text()
+    assert text.count("frames_per_second: 8\n") == 1
+    spec = parse_spec(text.replace("frames_per_second: 8\n", f"frames_per_second: {rate}\n"), source="my.yaml")
+    assert get_handler(spec).describe_pipeline(spec)["frames_per_second"] == rate

@@ -13,7 +13,7 @@
     tensorrt-11    9-24    ONNX Attention, 4-D; fp32: pattern    Q/DQ, int8 weights; the rest float16
 
     lowering       group norm + SiLU         3-D grid sample
-    onnxruntime    body (instance norm)      ONNX GridSample up to 8 channels, else the body
+    onnxruntime    body; large: sums in rows ONNX GridSample up to 8 channels, else the body
     tensorrt-8     body                      body, or the plugin
     tensorrt-10    body                      body, or the plugin
     tensorrt-11    GroupNormalization 21     body, or the plugin
@@ -48,7 +48,7 @@ from exporters.passes.lower_attention import LowerAttention
 from exporters.passes.lower_cached_attention import LowerCachedAttention
 from exporters.passes.lower_cached_step import LowerCachedStep
 from exporters.passes.lower_grid_sample import LowerGridSample
-from exporters.passes.lower_group_norm import LowerGroupNorm
+from exporters.passes.lower_group_norm import LowerGroupNorm, UniteGroupNorm
 from exporters.passes.multiply_patches import MultiplyPatches
 from exporters.passes.select_masked_scores import SelectMaskedScores
 from exporters.passes.set_opset import SetOpset
@@ -99,6 +99,7 @@ _ORT_INT8: Pipeline = (*_ORT, SetOpset(minimum=10, maximum=26), InferTypes())
 _TRT8: Pipeline = (
     InferTypes(),
     LowerCachedStep(),
+    UniteGroupNorm(),
     *_BODY,
     SelectMaskedScores(),
     MultiplyPatches(),
@@ -107,11 +108,11 @@ _TRT8: Pipeline = (
     SliceShapes(),
     InferTypes(),
 )
-_TRT10: Pipeline = (*_BODY, SetOpset(minimum=9, maximum=20), InferTypes())
+_TRT10: Pipeline = (UniteGroupNorm(), *_BODY, SetOpset(minimum=9, maximum=20), InferTypes())
 _TRT11: Pipeline = (LowerGroupNorm(), *_BODY, FuseGelu(), SpellElu(), SetOpset(minimum=9, maximum=24), InferTypes())
 _TRT11_HALF: Pipeline = (*_ATTENTION_4D, *_TRT11)
 # float16 scales exist from opset 19
-_TRT10_INT8: Pipeline = (*_BODY, SetOpset(minimum=19, maximum=20), InferTypes())
+_TRT10_INT8: Pipeline = (UniteGroupNorm(), *_BODY, SetOpset(minimum=19, maximum=20), InferTypes())
 _TRT11_INT8: Pipeline = (
     *_ATTENTION_4D,
     LowerGroupNorm(),

@@ -97,6 +97,9 @@ class VideoDecoderComponent(MeasuredComponent):
     num_time_doublings: Annotated[int, Field(ge=0, le=4)] = Field(default=2, description="from the coarsest stage on")
     norm_num_groups: Size = 32
     scaling_factor: Annotated[float, Field(gt=0)] = 0.18215
+    frames_per_second: Annotated[int, Field(ge=1, le=240)] = Field(
+        default=8, description="how fast the films that it was trained on run; a host shows its frames so"
+    )
 
     @model_validator(mode="after")
     def _check_sizes(self) -> VideoDecoderComponent:

@@ -60,7 +60,7 @@ class TextToVideoHandler(Handler):
             "decoder": roles["vae"],
             "latent_shape": list(denoiser.latent_shape),
             "scaling_factor": vae.scaling_factor,
-            "frames_per_second": 8,
+            "frames_per_second": vae.frames_per_second,
             "tokenizer": {
                 **describe_tokenizer(spec, roles["text_encoder"], vocab_size=text.vocab_size),
                 "context_length": text.context_length,
