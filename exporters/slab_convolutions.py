@@ -55,7 +55,8 @@ def _convolve(
     count = (x.shape[2] - reach) // strides[0] + 1
     step = max(1, count * _UNFOLDED_BYTES // (places * weight[0].numel() * x.itemsize))
     samples = []
-    for sample in x.split(1):
+    for index in range(len(x)):
+        sample = x[index : index + 1]
         slabs = []
         for start in range(0, count, step):
             end = min(start + step, count)

@@ -8,7 +8,7 @@ everywhere; GroupNormalization changed what its scale means between opset 18 and
 
 ONNX Runtime adds up the whole group one value after the other, and loses what torch keeps by adding parts: of 524288
 normal values the largest error is 2.0e-5, torch's 6.3e-7. A group of LARGE values or more is therefore summed in two
-steps, over `rows` of `row` values each and then over the rows (8.4e-7 there); the mean goes first, the square comes after:
+steps, over `rows` of `row` values each and then over the rows (8.4e-7 there); the mean goes before the square:
 
     [B, groups, rows, row] -> x - mean(mean(x)) = d -> d / sqrt(mean(mean(d^2)) + eps)
 
