@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from specs.report import BuildRow, PrecisionShares
 
 #: Domains of plain ONNX.
 STANDARD_DOMAINS = ("", "ai.onnx.ml")
+_NOWHERE: frozenset[tuple[str, str, str]] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,7 @@ class Inspection:
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     operators: Mapping[str, int]  # "MatMul" or "metagen.MetagenAttention" -> how many, most first
+    inlined_nodes: int  # where every function body stands in place of its node; constants are no operators
     custom_ops: Mapping[str, bool]  # "domain.Name" -> has a function body, so that any runtime can run it
     weight_bytes: int
     external_files: tuple[str, ...]
@@ -54,6 +56,7 @@ def inspect_model(path: Path, sizes: Mapping[str, int] | None = None) -> Inspect
         inputs=model.graph.inputs,
         outputs=model.graph.outputs,
         operators=dict(named.most_common()),
+        inlined_nodes=_count_inlined(model.graph.nodes, model.functions),
         custom_ops=custom,
         weight_bytes=sum(w.nbytes for w in model.walk_weights()),
         external_files=model.list_external_files(),
@@ -64,6 +67,21 @@ def inspect_model(path: Path, sizes: Mapping[str, int] | None = None) -> Inspect
 
 def _walk(node: Node) -> list[Node]:
     return [node, *(inner for body in node.subgraphs for child in body.nodes for inner in _walk(child))]
+
+
+Bodies = Mapping[tuple[str, str, str], Sequence[Node]]
+
+
+def _count_inlined(nodes: Sequence[Node], functions: Bodies, inside: frozenset[tuple[str, str, str]] = _NOWHERE) -> int:
+    """Operators that run; a function that calls itself, which ONNX forbids, counts as one."""
+    total = 0
+    for node in nodes:
+        key = (node.domain, node.op_type, node.overload)
+        if key in functions and key not in inside:
+            total += _count_inlined(functions[key], functions, inside | {key})
+        elif node.op_type != "Constant":
+            total += 1 + sum(_count_inlined(body.nodes, functions, inside) for body in node.subgraphs)
+    return total
 
 
 @dataclass(frozen=True, kw_only=True)

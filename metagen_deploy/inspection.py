@@ -61,8 +61,8 @@ def _print_bundle(folder: Path, manifest: Manifest) -> None:
         )
     sizes = {name: opt for name, (_, opt, _) in manifest.dims.items()}
     print_table(
-        "Graphs",
-        ("graph", "target", "precision", "opset>", "nodes>", "MACs>", "weights>", "compute", "file"),
+        "Graphs (nodes: as the file has them; inlined: with the bodies of custom ops in their place)",
+        ("graph", "target", "precision", "opset>", "nodes>", "inlined>", "MACs>", "weights>", "compute", "file"),
         [row for graph in manifest.graphs for row in _describe_graph(folder, graph, sizes)],
     )
     kept = {
@@ -104,6 +104,7 @@ def _describe_graph(folder: Path, graph: Graph, sizes: Mapping[str, int]) -> lis
                 precision,
                 str(found.opsets.get("", "-")),
                 str(sum(found.operators.values())),
+                str(found.inlined_nodes),
                 format_count(found.macs),
                 format_bytes(found.weight_bytes),
                 spell_shares(found.shares.compute),

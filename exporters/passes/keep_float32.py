@@ -58,7 +58,7 @@ _APPLIES = frozenset({"Div", "Mul", "Sub", "Add"})
 #: These make an index of a position; so does a Cast to integers.
 _PLACES = frozenset({"Floor", "Ceil", "Round"})
 #: Angles and positions are followed backwards through these only: not through a layer's weights.
-_SOURCES = _ELEMENTWISE - {"MatMul", "Einsum", "Gather", "ReduceMax", "ReduceMin", "ReduceMean"}
+_SOURCES = (_ELEMENTWISE - {"MatMul", "Einsum", "Gather", "ReduceMax", "ReduceMin", "ReduceMean"}) | {"Pad"}
 #: An overflowing constant is a mask here: it saturates and loses nothing.
 _MASKING = frozenset("Add Sub Where Mul Expand Concat Clip Min Max Pad Identity Reshape Unsqueeze".split())
 
@@ -111,7 +111,7 @@ def _find_discontinuity(node: ir.Node) -> str | None:
         )
     if node.op_type == "MaxPool" and len(node.outputs) > 1:
         return "discontinuous: a rounded input changes the index of a maximum"
-    if node.op_type == "GridSample" and node.inputs[0] is not None and len(node.inputs[0].shape or ()) == 5:
+    if _samples_volume(node):
         return "position: a rounded place to read from is another place"
     if node.op_type not in _DISCONTINUOUS or not reads_float:
         return None
@@ -205,7 +205,7 @@ def _follow_backward(graph: ir.Graph, reasons: Reasons) -> None:
     angles: set[ir.Node] = set()
     positions: set[ir.Node] = set()
     for node in reversed(graph):
-        if node.op_type not in _SOURCES or not any(is_float(value) for value in node.outputs):
+        if not (node.op_type in _SOURCES or _narrows(node)) or not any(is_float(value) for value in node.outputs):
             continue
         uses = [use for value in node.outputs for use in value.uses()]
         if any(use.node.op_type in _ANGLES or use.node in angles for use in uses):
@@ -216,10 +216,23 @@ def _follow_backward(graph: ir.Graph, reasons: Reasons) -> None:
             reasons.setdefault(node, "position: a rounded place to read from is another place")
 
 
+def _samples_volume(node: ir.Node) -> bool:
+    first = node.inputs[0] if node.inputs else None
+    return is_onnx(node, "GridSample") and first is not None and len(first.shape or ()) == 5
+
+
+def _narrows(node: ir.Node) -> bool:
+    """Whether this is the end of a table that was computed in float64: places and angles are."""
+    first = node.inputs[0] if node.inputs else None
+    return is_onnx(node, "Cast") and first is not None and first.dtype == ir.DataType.DOUBLE
+
+
 def _is_place(node: ir.Node, index: int) -> bool:
     """Whether the input at `index` says where something is read."""
     if is_plugin(node):
         return index in POSITION_INPUTS[node.op_type]
+    if _samples_volume(node):
+        return index == 1
     if not is_onnx(node, "Cast"):
         return is_onnx(node, *_PLACES)
     return ir.DataType(node.attributes["to"].as_int()) in _INTEGERS
