@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.inliner
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -59,6 +60,9 @@ def test_reader_agrees_with_onnx(weights: dict[str, np.ndarray], tmp_path: Path)
 
 def test_inspection_counts_by_hand(weights: dict[str, np.ndarray], tmp_path: Path) -> None:
     found = inspect_model(save(make_model(weights, portable=True), tmp_path / "m.onnx"), {"batch": 3})
+    inlined = onnx.inliner.inline_local_functions(make_model(weights, portable=True))
+    assert found.inlined_nodes == sum(node.op_type != "Constant" for node in inlined.graph.node)
+    assert found.inlined_nodes > sum(found.operators.values()), "the attention's body has more than one node"
     projections = TOKENS * WIDTH * (4 * WIDTH + 8 * WIDTH)  # q, k, v, o and the MLP's two
     attention = 2 * TOKENS * TOKENS * WIDTH
     assert found.macs == 3 * (LAYERS * (projections + attention) + WIDTH * CLASSES)
