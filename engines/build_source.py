@@ -9,7 +9,8 @@ from pathlib import Path
 
 from engines import plugins
 from engines.backends.base import Availability, Backend
-from engines.onnx_file import Node, read_onnx
+from engines.onnx_file import read_onnx
+from engines.onnx_records import Node
 from specs.bundle import FileEntry, Manifest, TypedGraph
 from specs.disk import translate_os_errors
 

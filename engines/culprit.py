@@ -21,7 +21,8 @@ import numpy as np
 
 from engines.backends.onnxruntime import list_exceptions, make_session
 from engines.compare import Array, measure_difference
-from engines.onnx_file import Node, parse_onnx
+from engines.onnx_file import parse_onnx
+from engines.onnx_records import Node
 from specs.errors import MetagenError
 from specs.report import Divergence
 

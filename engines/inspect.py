@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engines.build import list_engines, read_build_report
-from engines.onnx_file import Node, Value, read_onnx
+from engines.onnx_file import read_onnx
+from engines.onnx_records import Node, Value
 from engines.precision import measure_graph
 from specs.bundle import MANIFEST_NAME, EngineFile, digest_file, read_manifest
 from specs.errors import BuildError

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from engines.onnx_file import Node
+from engines.onnx_records import Node
 
 ShapeOf = Callable[[str], tuple[int, ...]]
 

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engines.macs import MACS
-from engines.onnx_file import DTYPES, GraphPart, Node, OnnxFile, Shape, Value, parse_onnx, read_onnx
+from engines.onnx_file import parse_onnx, read_onnx
+from engines.onnx_records import DTYPES, GraphPart, Node, OnnxFile, Shape, Value
 from specs.errors import BuildError, GraphError
 from specs.report import PrecisionShares
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from engines.backends.base import InputProfile
-from engines.onnx_file import Value
+from engines.onnx_records import Value
 from specs.bundle import IoTensor
 from specs.errors import BuildError, name_nearest
 

@@ -2,7 +2,7 @@
 
     input x [batch, 4], {"x": (8, 4)}  =>  input x [8, 4]        everything else, byte for byte, as it was
 
-A device that builds engines has no `onnx` package: of the protobuf message (`engines.onnx_file`) only the shapes of
+A device that builds engines has no `onnx` package: of the protobuf message (`engines.onnx_protobuf`) only the shapes of
 inputs are spelled again, ModelProto.graph (7) .input (11) .type (2) .tensor_type (1) .shape (2).
 """
 

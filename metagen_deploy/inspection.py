@@ -9,7 +9,7 @@ from pathlib import Path
 
 from engines.backends import load_backend
 from engines.inspect import Inspection, inspect_model
-from engines.onnx_file import Value
+from engines.onnx_records import Value
 from engines.plugins import locate_files
 from metagen_deploy.render import print_shares, spell_shares
 from metagen_deploy.tables import format_bytes, format_count, print_line, print_table

@@ -12,7 +12,7 @@ from engines.backends import load_backend
 from engines.backends.base import Availability, CompileRequest, CompileResult, InputProfile
 from engines.build import REPORT_NAME, build_bundle, read_build_report
 from engines.inspect import inspect_engine
-from engines.onnx_file import Value
+from engines.onnx_records import Value
 from engines.profiles import describe_profiles, list_dynamic_dims, make_profiles, split_profile
 from engines.timing_cache import KeyInputs, make_key, name_timing_cache
 from specs.bundle import IoTensor, Manifest, index_files, read_manifest, verify_files, write_manifest

@@ -13,7 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from engines.inspect import inspect_engine, inspect_model
 from engines.macs import MACS
-from engines.onnx_file import Node, count_bits, read_onnx
+from engines.onnx_file import read_onnx
+from engines.onnx_records import Node, count_bits
 from engines.precision import find_own_precision, measure_shares, require_precision
 from specs.errors import BuildError, GraphError
 from specs.report import PrecisionShares

@@ -11,7 +11,8 @@ import pytest
 from engines.backends import _trt_compile
 from engines.backends._trt_compile import _Heard, _listen
 from engines.backends._trt_refusals import clean_words, locate, word_remarks
-from engines.onnx_file import OnnxFile, read_onnx
+from engines.onnx_file import read_onnx
+from engines.onnx_records import OnnxFile
 from specs.errors import MetagenError
 
 DATA = Path(__file__).parent / "data" / "tensorrt"

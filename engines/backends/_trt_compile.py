@@ -19,7 +19,8 @@ from engines.backends import _trt_versions
 from engines.backends._trt_refusals import clean_words, find_limit, find_remedy, locate, word_remarks
 from engines.backends.base import CompileRequest, CompileResult
 from engines.backends.worker import ROOT, make_environment
-from engines.onnx_file import Node, OnnxFile, read_onnx
+from engines.onnx_file import read_onnx
+from engines.onnx_records import Node, OnnxFile
 from engines.static_graph import find_static, write_static
 from specs.disk import translate_os_errors, word_os_error
 from specs.errors import BuildError, GraphError, MetagenError, OutputError
