@@ -18,7 +18,8 @@ class MalformedError(ValueError):
     pass
 
 
-def _read_varint(buffer: Buffer, at: int) -> tuple[int, int]:
+def read_varint(buffer: Buffer, at: int) -> tuple[int, int]:
+    """A number of 64 bits at `at`, and where the next field begins. Raises MalformedError."""
     result = shift = 0
     while True:
         if at >= len(buffer) or shift > 63:
@@ -35,16 +36,16 @@ def _read_fields(buffer: Buffer) -> Iterator[tuple[int, int | Buffer]]:
     """(field number, value): an int for varints, a slice for everything else."""
     at, end = 0, len(buffer)
     while at < end:
-        tag, at = _read_varint(buffer, at)
+        tag, at = read_varint(buffer, at)
         number, kind = tag >> 3, tag & 7
         if number == 0 or kind not in (0, 1, 2, 5):
             raise MalformedError(f"an unknown field before byte {at}")
         if kind == 0:
-            value, at = _read_varint(buffer, at)
+            value, at = read_varint(buffer, at)
             yield number, value
             continue
         if kind == 2:
-            size, at = _read_varint(buffer, at)
+            size, at = read_varint(buffer, at)
         else:
             size = 8 if kind == 1 else 4
         if at + size > end:
@@ -85,7 +86,7 @@ def _numbers(value: int | Buffer) -> list[int]:
         return [_number(value)]
     found, at = [], 0
     while at < len(value):
-        number, at = _read_varint(value, at)
+        number, at = read_varint(value, at)
         found.append(_number(number))
     return found
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from engines.backends.base import InputProfile, Sizes
+from engines.onnx_protobuf import read_varint
 
 _GRAPH, _INPUT, _NAME, _TYPE, _TENSOR, _SHAPE, _DIM, _DIM_VALUE = 7, 11, 1, 2, 1, 2, 1, 1
 _BYTES_FIELD = 2  # the wire type of everything that has a length
@@ -71,24 +72,15 @@ def _split(message: bytes) -> Iterator[tuple[int, bytes, bytes]]:
     at = 0
     while at < len(message):
         start, payload = at, b""
-        tag, at = _read_varint(message, at)
+        tag, at = read_varint(message, at)
         if tag & 7 == _BYTES_FIELD:
-            size, at = _read_varint(message, at)
+            size, at = read_varint(message, at)
             payload, at = message[at : at + size], at + size
         elif tag & 7 in _FIXED:
             at += _FIXED[tag & 7]
         else:
-            _, at = _read_varint(message, at)
+            _, at = read_varint(message, at)
         yield tag >> 3, message[start:at], payload
-
-
-def _read_varint(message: bytes, at: int) -> tuple[int, int]:
-    number = shift = 0
-    while True:
-        number |= (message[at] & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if message[at - 1] < 0x80:
-            return number, at
 
 
 def _spell(number: int, payload: bytes) -> bytes:
