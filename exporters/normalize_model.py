@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -60,11 +60,15 @@ def list_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 def list_nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
     """Every node: of the graph, of the bodies inside it, and of the functions."""
     for nodes in (proto.graph.node, *(function.node for function in proto.functions)):
-        for node in nodes:
-            yield node
-            for body in _list_bodies(node):
-                for graph in list_graphs(body):
-                    yield from graph.node
+        yield from walk_nodes(nodes)
+
+
+def walk_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """These nodes, and those of the bodies inside them."""
+    for node in nodes:
+        yield node
+        for body in _list_bodies(node):
+            yield from walk_nodes(body.node)
 
 
 def list_inner_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

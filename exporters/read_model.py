@@ -19,12 +19,14 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError, Message
 from onnx.external_data_helper import uses_external_data
 
+from exporters.function_sizes import require_finite_functions
 from exporters.normalize_model import list_inner_tensors, list_nodes, normalize
 from specs.errors import GraphError
 
 OLDEST_OPSET = 7
 _DATA_TYPES = {value for value in onnx.TensorProto.DataType.values() if value != onnx.TensorProto.UNDEFINED}
 _MOST_NAMED = 5
+_LONGEST_NAME = 60_000  # bytes: an .npz keeps arrays under the names of inputs and outputs, at most 65535 long
 _SMALL_BYTES = 1 << 12  # weights up to this size go through onnx's checker
 
 #: Domains whose operators a runtime may know without a body in the file; their operators are not listed here.
@@ -67,6 +69,7 @@ def read_source(path: Path) -> Source:
     repaired = max(Counter(filter(None, names)).values(), default=1) > 1
     _require_interface(path, proto)
     _require_operators(path, proto)
+    require_finite_functions(path, proto)
     _require_valid(path, proto)
     try:
         model = ir.from_proto(proto)
@@ -120,6 +123,15 @@ def _require_interface(path: Path, proto: onnx.ModelProto) -> None:
                 where=str(path),
                 allowed="a shape for every input; its sizes may be unknown",
                 fix="export it again with shapes, or write one into graph.input[i].type.tensor_type.shape",
+            )
+    for value in (*proto.graph.input, *proto.graph.output):
+        if len(value.name.encode("utf-8", "surrogatepass")) > _LONGEST_NAME:
+            raise GraphError(
+                f"a name of {len(value.name)} characters is too long for an input or an output",
+                where=str(path),
+                got=f"'{value.name[:40]}…'",
+                allowed=f"up to {_LONGEST_NAME} bytes",
+                fix="rename it with an Identity node",
             )
     for name, count in Counter(value.name for value in proto.graph.output).items():
         if count > 1:
