@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from specs.errors import SpecError
+from engines.runtime.film import load_frames
+from specs.errors import InputError, SpecError
 from specs.load import load_spec, parse_spec
 from specs.models import raw_pixels as pixels
 from specs.models.encoders import ENCODERS
@@ -139,6 +140,22 @@ def test_a_film_is_sampled_resized_and_windowed_in_the_graph(frames: int, tmp_pa
     assert np.abs(made - expected).max() < 2e-4
     swapped = np.stack([embedding[start : start + 3].mean(axis=0) for start in (0, 3)]) + positions
     assert np.abs(made - swapped).max() > 1e-2, "windows with another stride would be noticed"
+
+
+def test_frames_are_handed_over_as_they_are(tmp_path: Path) -> None:
+    """An array, a folder of pictures and a GIF of few colours are the same frames; mixed sizes are refused."""
+    film = np.stack([np.full((6, 9, 3), level, np.uint8) for level in (0, 255, 128)])
+    for number, frame in enumerate(film):
+        (tmp_path / "frames").mkdir(exist_ok=True)
+        Image.fromarray(frame).save(tmp_path / "frames" / f"{number}.png")
+    pictures = [Image.fromarray(frame) for frame in film]
+    pictures[0].save(tmp_path / "film.gif", save_all=True, append_images=pictures[1:], duration=50)
+    for source in (film, tmp_path / "frames", tmp_path / "film.gif"):
+        assert np.array_equal(load_frames(source, channels=3), film)
+    Image.fromarray(film[0][:4]).save(tmp_path / "frames" / "9.png")
+    with pytest.raises(InputError) as caught:
+        load_frames(tmp_path / "frames", channels=3)
+    assert "6 by 9, 4 by 9" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from engines.runtime.image import convert_with_pillow, load_image
+from engines.runtime.image import convert_with_pillow, load_image, load_pixels
 from engines.runtime.png import SIGNATURE
 from specs.errors import InputError
 
@@ -125,6 +125,27 @@ def load_film(source: str | Path | Array, *, num_frames: int, **size: Any) -> Ar
     indices = [int(index) for index in np.linspace(0, frames.count - 1, num_frames)]
     pictures = [load_image(picture, **size) for picture in frames.read(indices)]
     return np.concatenate(pictures)
+
+
+def load_frames(source: str | Path | Array, *, channels: int) -> Array:
+    """All frames as they are, uint8 [frames, height, width, channels]: for graphs that sample and resize themselves.
+
+    Raises:
+        InputError: no film or picture, a damaged or an empty one, or frames of different sizes.
+    """
+    frames = _open_frames(source)
+    if not frames.count:
+        raise InputError("the film has no frames", where=_name(source), got="0 frames", allowed="one or more")
+    pictures = [load_pixels(picture, channels=channels)[0] for picture in frames.read(range(frames.count))]
+    sizes = list(dict.fromkeys(picture.shape[:2] for picture in pictures))
+    if len(sizes) > 1:
+        raise InputError(
+            "the frames have different sizes",
+            where=_name(source),
+            got=", ".join(f"{height} by {width}" for height, width in sizes[:4]),
+            fix="make them one size",
+        )
+    return np.stack(pictures)
 
 
 def is_film(source: str | Path | Array) -> bool:

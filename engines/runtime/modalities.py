@@ -4,7 +4,7 @@ A modality `reads` one of:
 
     image    a picture, resized here                         pixels   a picture as it is: the graph resizes it
     text     a string                                        sound    a .wav or samples, with silence behind them
-    values   an array (or .npy, .csv), or several by name: what a sensor says; a film as uint8 frames is one too
+    film     a film as it is: the graph samples and resizes  values   an array (or .npy, .csv), or several by name
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from engines.runtime.array_files import load_archive, load_array, load_table
 from engines.runtime.context import ContextTokenizer
 from engines.runtime.fields import take_field
+from engines.runtime.film import load_frames
 from engines.runtime.image import load_image, load_pixels
 from engines.runtime.pipelines.batching import run_rows
 from engines.runtime.pipelines.classification import take_image_size
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _WORDS = {
     "image": ("a picture", ()),
     "pixels": ("a picture", ()),
+    "film": ("a film, or a folder of pictures", (".gif",)),
     "text": ("a text", (".txt",)),
     "sound": ("a .wav", (".wav",)),
     "values": ("a .npy or .csv", (".npy", ".csv", ".npz")),
@@ -70,7 +72,7 @@ class Modality:
 
     @property
     def endings(self) -> tuple[str, ...]:
-        """Endings of the files that are meant for it; of a picture, any that nothing else claims."""
+        """Endings of the files that are meant for it; of pictures and films, also any that nothing else claims."""
         return _WORDS[self.reads][1]
 
     @property
@@ -119,6 +121,9 @@ class Modality:
         if self.reads == "pixels":
             size = take_image_size(self._config)
             return {"pixels": load_pixels(source, channels=size["channels"])[0]}
+        if self.reads == "film":
+            size = take_image_size(self._config)
+            return {"frames": load_frames(source, channels=size["channels"])}
         if self.reads == "sound":
             sizes = {key: take_field(self._config, key, int) for key in ("sample_rate", "num_samples")}
             return {"samples": load_chunk(source, **sizes)}

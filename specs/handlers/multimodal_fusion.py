@@ -12,6 +12,7 @@ from specs.components import (
     ClipTextComponent,
     Component,
     EncoderComponent,
+    FramesComponent,
     MultimodalFusionComponent,
     VisionTransformerComponent,
     WhisperEncoderComponent,
@@ -117,6 +118,8 @@ def _make_encoder(config: Component) -> nn.Module:
 def _describe_encoder(spec: Spec, name: str) -> dict[str, Any]:
     """What a host does before it runs an encoder: `reads` names one of the loaders of its pipeline."""
     config = spec.components[name]
+    if isinstance(config, FramesComponent):
+        return {"reads": "film", "image": describe_image(config)}
     if isinstance(config, EncoderComponent):
         counted = {tensor.name: tensor.counts for tensor in config.list_inputs() if tensor.counts}
         return {"reads": "values", "counted": counted}

@@ -137,8 +137,10 @@ class MultimodalFusion(Pipeline):
     def _list_readers(self, file: str) -> list[str]:
         ending = Path(file).suffix.lower()
         claimed = [name for name, one in self.modalities.items() if ending in one.endings]
+        if claimed or ending in (".wav", ".csv", ".txt"):
+            return claimed
         pictures = [name for name, one in self.modalities.items() if one.reads in ("image", "pixels")]
-        return claimed or ([] if ending in (".wav", ".csv", ".txt") else pictures)
+        return pictures or [name for name, one in self.modalities.items() if one.reads == "film"]
 
     def _guess(self, what: str, able: Sequence[str]) -> str:
         fitting = [name for name in able if len(able) == 1 or self.modalities[name].takes(what)]
