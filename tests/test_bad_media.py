@@ -8,6 +8,8 @@ from __future__ import annotations
 import io
 import struct
 import zipfile
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,10 @@ from engines.runtime.picture_steps import apply_steps
 from engines.runtime.sound import load_sound
 from specs.arrays import UnreadableArrayError, list_npz, read_npy, read_npz
 from specs.errors import InputError
+from tests.refusals import refuse
+from tests.small_bundles import make_decoder_weights, write_classifier, write_decoder
+
+Capture = pytest.CaptureFixture[str]
 
 STEPS = (
     None,
@@ -193,3 +199,97 @@ def test_names_that_are_no_files(path: str) -> None:
         load_image(path, height=8, width=8, channels=3)
     with pytest.raises(UnreadableArrayError):
         read_npz(path)
+
+
+# --- through the command line ----------------------------------------------------------------------------------------
+
+
+def write_png(path: Path, *, width: int = 8, height: int = 8, end: int | None = None) -> None:
+    """A grey picture that claims a size; cut after `end` bytes."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(bytes(72))), chunk(b"IEND", b""))
+    path.write_bytes((b"\x89PNG\r\n\x1a\n" + b"".join(parts))[:end])
+
+
+def write_truncated_jpeg(path: Path) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(stream, "JPEG")
+    path.write_bytes(stream.getvalue()[:-300])
+
+
+PICTURES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no picture": (lambda path: path.write_text("hello"), "it is no PNG, PPM, PGM or .npy; Pillow: {...}"),
+    "empty": (lambda path: path.touch(), "it is no PNG, PPM, PGM or .npy; Pillow: {...}"),
+    "truncated PNG": (lambda path: write_png(path, end=50), "the PNG is truncated or damaged"),
+    "truncated JPEG": (write_truncated_jpeg, "it is no PNG, PPM, PGM or .npy; Pillow: {...}"),
+    "bomb": (
+        lambda path: write_png(path, width=100_000, height=100_000),
+        "the PNG claims 100000 x 100000 pixels, at most 134217728 are decoded",
+    ),
+    "smaller than it claims": (
+        lambda path: write_png(path, width=11_000, height=11_000),
+        "the PNG is truncated",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PICTURES)
+def test_pictures(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_classifier(tmp_path / "c.bundle")
+    write, got = PICTURES[case]
+    write(tmp_path / "p.png")
+    refuse(
+        ["run", "c.bundle", "p.png"],
+        "this is no picture, or it is damaged\n"
+        "  where:   p.png\n"
+        f"  got:     {got}\n"
+        "  allowed: a picture that opens in a viewer\n"
+        "  fix:     save it again, as PNG for example",
+        capsys,
+    )
+
+
+def test_a_graph_that_a_picture_does_not_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_classifier(tmp_path / "c.bundle")
+    write_png(tmp_path / "p.png")
+    message = "this bundle has no graph 'nope'\n  allowed: classifier\n  fix:     add --graph NAME"
+    refuse(["run", "c.bundle", "p.png", "--graph", "nope"], message, capsys)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("", "a prompt is empty\n  allowed: one token or more\n  fix:     start it with any text"),
+        (
+            "x" * 100,
+            (
+                "the prompt and the new tokens do not fit the cache\n"
+                "  got:     100 + 1 tokens\n"
+                "  allowed: 97 together\n"
+                "  fix:     shorten the prompt, or export with a larger `cache`"
+            ),
+        ),
+    ],
+)
+def test_prompts(prompt: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_decoder(tmp_path / "d.bundle", make_decoder_weights())
+    refuse(["run", "d.bundle", "--prompt", prompt], message, capsys)
+
+
+def test_golden_data_that_lacks_an_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_classifier(tmp_path / "c.bundle")
+    message = (
+        "the golden data of graph 'classifier' lacks input:image, output:logits\n"
+        "  where:   c.bundle/part/classifier.golden.npz\n"
+        "  fix:     export the bundle again"
+    )
+    refuse(["bench", "c.bundle"], message, capsys)
+    refuse(["check", "c.bundle"], message, capsys)

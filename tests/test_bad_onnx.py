@@ -1,7 +1,8 @@
-"""ONNX files made to hurt: functions without an end, or of 2^30 nodes; names that no archive takes; sizes that lie."""
+"""ONNX files that are damaged, or made to hurt: functions of 2^30 nodes, names no archive takes, sizes that lie."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ from exporters.function_sizes import require_finite_functions
 from exporters.read_model import read_source
 from metagen_deploy.cli import run_command
 from specs.errors import GraphError
-from tests.refusals import refuse
+from tests.refusals import make_model, refuse
 
+Capture = pytest.CaptureFixture[str]
 HEADER = '<ir_version: 10, opset_import: ["": 21, "f": 1]>\n'
 BRANCHES = "then_branch = t () => (a) { a = f.F(p) }, else_branch = e () => (b) { b = Neg(p) }"
 FUNCTION = '<domain: "f", opset_import: ["": 21, "f": 1]>\n'
@@ -30,7 +32,7 @@ def nest(depth: int) -> onnx.ModelProto:
 
 @pytest.mark.parametrize("depth", [24, 400])
 def test_functions_of_too_many_nodes(
-    depth: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    depth: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     """A file of some kilobytes that every runtime would inline for ever."""
     monkeypatch.chdir(tmp_path)
@@ -94,3 +96,72 @@ def test_weights_whose_sizes_lie(dims: list[int], tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(helper.make_model(graph, ir_version=10).SerializeToString())
     with pytest.raises(GraphError):
         read_source(tmp_path / "m.onnx")
+
+
+# --- files that are no model, or not all there ----------------------------------------------------------------------
+
+
+def save_external(location: str) -> Callable[[Path], None]:
+    """A model whose weights claim to lie at `location`."""
+
+    def write(path: Path) -> None:
+        model = make_model()
+        onnx.save(model, path, save_as_external_data=True, location="w.data", size_threshold=0)
+        light = onnx.load(path, load_external_data=False)
+        entry = next(e for e in light.graph.initializer[0].external_data if e.key == "location")
+        entry.value = location
+        path.write_bytes(light.SerializeToString())
+
+    return write
+
+
+def save_link(path: Path) -> None:
+    save_external("link.data")(path)
+    (path.parent / "link.data").symlink_to("/etc/hostname")
+
+
+NOT_ONNX = "the file is not ONNX, or it was truncated\n  where:   m.onnx\n  got:     {...}\n  fix:     export it again"
+OUTSIDE = "the data of 'w' lies outside the model's folder\n  where:   m.onnx\n  got:     '%s'"
+ONNX_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing": (lambda path: None, "no such ONNX file\n  where:   m.onnx"),
+    "empty": (
+        lambda path: path.touch(),
+        "the ONNX file is empty\n  where:   m.onnx\n  fix:     copy or export it again",
+    ),
+    "truncated": (lambda path: path.write_bytes(make_model().SerializeToString()[:-200]), NOT_ONNX),
+    "not ONNX": (lambda path: path.write_text("hello\n" * 99), NOT_ONNX),
+    "old opset": (
+        lambda path: onnx.save(make_model(5), path),
+        (
+            f"opset 5 is not supported\n"
+            "  where:   m.onnx\n"
+            f"  allowed: opset 7 to {onnx.defs.onnx_opset_version()}\n"
+            "  fix:     export the model again, or convert it with onnx.version_converter"
+        ),
+    ),
+    "new opset": (
+        lambda path: onnx.save(make_model(99), path),
+        (
+            f"opset 99 is not supported\n"
+            "  where:   m.onnx\n"
+            f"  allowed: opset 7 to {onnx.defs.onnx_opset_version()}\n"
+            "  fix:     export the model again, or convert it with onnx.version_converter"
+        ),
+    ),
+    "data above": (save_external("../w.data"), OUTSIDE % "../w.data"),
+    "data elsewhere": (save_external("/etc/hostname"), OUTSIDE % "/etc/hostname"),
+    "data behind a link": (save_link, OUTSIDE % "link.data"),
+    "data missing": (
+        save_external("gone.data"),
+        "the file with the data of 'w' is missing\n  where:   gone.data\n  fix:     copy it beside the .onnx file",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ONNX_FILES)
+def test_onnx_files(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.chdir(tmp_path)
+    write, message = ONNX_FILES[case]
+    write(tmp_path / "m.onnx")
+    refuse(["export", "m.onnx", "-o", "x.bundle"], message, capsys)
+    refuse(["build", "m.onnx"], message, capsys)
