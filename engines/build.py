@@ -20,7 +20,7 @@ from engines.backends.base import CompileRequest, CompileResult
 from engines.build_jobs import Job, choose_jobs, refuse_empty
 from engines.build_source import Source, choose_source, copy_libraries
 from engines.onnx_file import require_listed_weights
-from engines.precision import measure_front_end, measure_shares, require_precision
+from engines.precision import lacks_weights, measure_front_end, measure_shares, require_precision
 from engines.profiles import describe_profiles, make_profiles, split_profile
 from engines.ranking import rank_engines
 from engines.timing_cache import KeyInputs, make_key, name_timing_cache
@@ -41,6 +41,7 @@ from specs.progress import Progress, ignore_progress
 from specs.report import BuildReport, BuildRow, PrecisionShares
 
 REPORT_NAME = "reports/build.json"
+NOTHING_TO_QUANTISE = "int8: nothing to quantise here, no product of this graph has weights"
 _TIMING_FOLDER = "timing"
 
 
@@ -162,12 +163,16 @@ def _build_one(
     sizes = {name: bounds[1] for name, bounds in manifest.dims.items()}
     shares, front_end = measure_shares(source, sizes), measure_front_end(source, sizes, typed.front_end)
     own = typed.precision == job.graph.precision != "fp32"  # of a user's file, which nobody asked to compute in it
-    if not own:
+    bare = typed.precision == "int8" and lacks_weights(source)
+    if bare:
+        notes = (*notes, NOTHING_TO_QUANTISE)
+    asked = not own and not bare
+    if asked:
         require_precision(shares, typed.precision, where=str(source), front_end=front_end)
     manifest = _forget(folder, manifest, _list_inside(folder, cache))  # the compiler extends it in place
     try:
         result = backend.compile(request, progress)
-        if result.shares is not None and not own:
+        if result.shares is not None and asked:
             where = f"the engine of {typed.file}"
             require_precision(result.shares, typed.precision, where=where, front_end=front_end)
         result = replace(result, shares=result.shares or shares)

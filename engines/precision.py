@@ -75,6 +75,15 @@ def measure_front_end(path: Path, sizes: Mapping[str, int], names: Collection[st
     return sum(macs for named, macs in amounts if named) / max(sum(macs for _, macs in amounts), 1.0)
 
 
+def lacks_weights(path: Path) -> bool:
+    """Whether no product of an ONNX file has a stored weight: int8 finds nothing to quantise there."""
+    model = read_onnx(path)
+    types = _Types(model)
+    return not any(
+        types.is_stored(name) for node in _list_nodes(model) if node.op_type in MACS for name in node.inputs[:2]
+    )
+
+
 def find_own_precision(path: Path) -> Precision:
     """The lowest precision that a file as it is computes a visible part in: how exact its answers can be."""
     shares = measure_shares(path)
@@ -162,6 +171,7 @@ class _Types:
         known: list[Value] = [value for part in parts for value in (*part.inputs, *part.values, *part.outputs)]
         self.dtypes = {v.name: v.dtype for v in known if v.dtype}
         self.shapes: dict[str, Shape | None] = {v.name: v.shape for v in known}
+        self.weights = {weight.name for part in parts for weight in part.weights}
         for weight in (weight for part in parts for weight in part.weights):
             self.dtypes[weight.name], self.shapes[weight.name] = weight.dtype, weight.shape
         self.producers = {name: node for node in nodes for name in node.outputs if name}
@@ -217,6 +227,19 @@ class _Types:
                 return ""
             name = node.inputs[0]
         return ""
+
+    def is_stored(self, name: str) -> bool:
+        """Whether a tensor is a weight, as it lies in the file or widened, moved or dequantised."""
+        for _ in range(8):
+            node = self.producers.get(name)
+            if node is None:
+                return name in self.weights
+            if node.op_type == "Constant":
+                return True
+            if node.op_type not in (*_MOVES, "Cast", "QuantizeLinear", "DequantizeLinear") or not node.inputs:
+                return False
+            name = node.inputs[0]
+        return False
 
     def _find_quantised_dtype(self, node: Node) -> str:
         dtype = self.dtypes.get(node.inputs[0], "")

@@ -6,11 +6,12 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from engines.backends import load_backend
 from engines.backends.base import Availability, CompileRequest, CompileResult, InputProfile
-from engines.build import REPORT_NAME, build_bundle, read_build_report
+from engines.build import NOTHING_TO_QUANTISE, REPORT_NAME, build_bundle, read_build_report
 from engines.inspect import inspect_engine
 from engines.onnx_records import Value
 from engines.profiles import describe_profiles, list_dynamic_dims, make_profiles, split_profile
@@ -208,6 +209,25 @@ def test_int8_is_what_the_compiler_sees(weights: dict[str, np.ndarray], tmp_path
     write_bundle(tmp_path / "b", {("rtx-4090", "int8"): model})
     row = build_bundle(tmp_path / "b").rows[0]
     assert row.shares is not None and row.shares.compute["int8"] > 0.9 and row.shares.weight_bytes["int8"] > 0.8
+
+
+WITHOUT_WEIGHTS = f"""<ir_version: 10, opset_import: ["": 19]>
+g (float[batch, {TOKENS}, {WIDTH}] tokens) => (float[batch, {TOKENS}, {WIDTH}] features) {{
+    h = Constant <value = float {{0.5}}> () half = Cast <to: int = 10> (h)
+    x = Cast <to: int = 10> (tokens) y = Mul (x, half) t = Transpose <perm = [0, 2, 1]> (y)
+    s = MatMul (x, t) p = Softmax <axis: int = -1> (s) m = MatMul (p, x) features = Cast <to: int = 1> (m)
+}}"""
+
+
+def test_a_graph_without_weights_has_nothing_to_quantise(weights: dict[str, np.ndarray], tmp_path: Path) -> None:
+    bare = onnx.parser.parse_model(WITHOUT_WEIGHTS)
+    write_bundle(tmp_path / "b", {("rtx-4090", "int8"): bare})
+    (row,) = build_bundle(tmp_path / "b").rows
+    assert NOTHING_TO_QUANTISE in row.notes
+    assert row.shares is not None and row.shares.compute == {"fp16": 1.0}
+    write_bundle(tmp_path / "c", {("rtx-4090", "int8"): make_model(weights, precision="fp16")})
+    with pytest.raises(BuildError, match="int8 was asked for, and the graph does not compute in it"):
+        build_bundle(tmp_path / "c")
 
 
 def test_a_graph_for_another_machine_is_listed_with_the_reason(weights: dict[str, np.ndarray], tmp_path: Path) -> None:
