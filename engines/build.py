@@ -20,7 +20,14 @@ from engines.backends.base import CompileRequest, CompileResult
 from engines.build_jobs import Job, choose_jobs, refuse_empty
 from engines.build_source import Source, choose_source, copy_libraries
 from engines.onnx_file import require_listed_weights
-from engines.precision import lacks_weights, measure_front_end, measure_shares, require_precision
+from engines.precision import (
+    STORED_ONLY,
+    lacks_weights,
+    measure_front_end,
+    measure_shares,
+    require_precision,
+    require_stored_weights,
+)
 from engines.profiles import describe_profiles, make_profiles, split_profile
 from engines.ranking import rank_engines
 from engines.timing_cache import KeyInputs, make_key, name_timing_cache
@@ -166,7 +173,10 @@ def _build_one(
     bare = typed.precision == "int8" and lacks_weights(source)
     if bare:
         notes = (*notes, NOTHING_TO_QUANTISE)
-    asked = not own and not bare
+    stored_only = (typed.lowering, typed.precision) in STORED_ONLY
+    asked = not own and not bare and not stored_only
+    if stored_only and not own:
+        require_stored_weights(source, kept=request.keep_fp32, where=str(source))
     if asked:
         require_precision(shares, typed.precision, where=str(source), front_end=front_end)
     manifest = _forget(folder, manifest, _list_inside(folder, cache))  # the compiler extends it in place

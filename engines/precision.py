@@ -42,6 +42,8 @@ _INTEGER_PRODUCTS = (
     "DynamicQuantizeMatMul",
 )  # fmt: skip
 
+#: (lowering, precision) where the precision is how weights are stored, and products compute in fp32.
+STORED_ONLY = (("onnxruntime", "fp16"),)
 #: Least share of the compute that a graph of this precision must do in it (or lower), and why less than all.
 LEAST_COMPUTE: Mapping[str, tuple[float, str]] = {
     "fp32": (0.999, "nothing else was asked for"),
@@ -80,7 +82,7 @@ def lacks_weights(path: Path) -> bool:
     model = read_onnx(path)
     types = _Types(model)
     return not any(
-        types.is_stored(name) for node in _list_nodes(model) if node.op_type in MACS for name in node.inputs[:2]
+        types.find_weight_dtype(name) for node in _list_nodes(model) if node.op_type in MACS for name in node.inputs[:2]
     )
 
 
@@ -114,6 +116,32 @@ def require_precision(shares: PrecisionShares, precision: str, *, where: str, fr
             allowed=f"at least {least:.1%} {precision}: {reason}",
             fix=f"export it again with --precision {precision}; precision is written in the typed graph",
         )
+
+
+def require_stored_weights(path: Path, *, kept: Collection[str], where: str) -> None:
+    """Refuse a float16 graph for CPUs, which computes in fp32, unless the weights of its products are stored narrow.
+
+    Args:
+        kept: names of nodes that stay float32 with a reason.
+
+    Raises:
+        BuildError: naming the first product whose weight is not.
+    """
+    model = read_onnx(path)
+    types = _Types(model)
+    for node in _list_nodes(model):
+        if node.op_type not in MACS or node.name in kept:
+            continue
+        for name in node.inputs[:2]:
+            dtype = types.find_weight_dtype(name)
+            if dtype in ("float64", "float32") and len(types.shapes.get(name) or ()) > 1:
+                raise BuildError(
+                    "fp16 was asked for, and a weight is stored in more",
+                    where=where,
+                    got=f"'{name}' of {node.op_type} '{node.name}' is {dtype}",
+                    allowed="fp16 weights, computed in fp32: so is fp16 on CPUs",
+                    fix="export it again with --precision fp16; precision is written in the typed graph",
+                )
 
 
 def _flatten(model: OnnxFile, sizes: Mapping[str, int]) -> OnnxFile:
@@ -228,18 +256,16 @@ class _Types:
             name = node.inputs[0]
         return ""
 
-    def is_stored(self, name: str) -> bool:
-        """Whether a tensor is a weight, as it lies in the file or widened, moved or dequantised."""
+    def find_weight_dtype(self, name: str) -> str:
+        """The type in the file of a weight, which may be widened, moved or dequantised behind it; "" of all else."""
         for _ in range(8):
             node = self.producers.get(name)
-            if node is None:
-                return name in self.weights
-            if node.op_type == "Constant":
-                return True
+            if node is None or node.op_type == "Constant":
+                return self.dtypes.get(name, "") if node is not None or name in self.weights else ""
             if node.op_type not in (*_MOVES, "Cast", "QuantizeLinear", "DequantizeLinear") or not node.inputs:
-                return False
+                return ""
             name = node.inputs[0]
-        return False
+        return ""
 
     def _find_quantised_dtype(self, node: Node) -> str:
         dtype = self.dtypes.get(node.inputs[0], "")

@@ -75,7 +75,13 @@ def require_asked_precision(folder: Path, manifest: Manifest) -> None:
     Raises:
         GraphError: with the shares of what it computes in.
     """
-    from engines.precision import measure_front_end, measure_shares, require_precision
+    from engines.precision import (
+        STORED_ONLY,
+        measure_front_end,
+        measure_shares,
+        require_precision,
+        require_stored_weights,
+    )
 
     sizes = {name: opt for name, (_, opt, _) in manifest.dims.items()}
     for graph in manifest.graphs:
@@ -84,7 +90,11 @@ def require_asked_precision(folder: Path, manifest: Manifest) -> None:
                 continue
             path = folder / typed.file
             front_end = measure_front_end(path, sizes, typed.front_end)
+            kept = tuple(entry.split(":")[0] for entry in typed.keep_fp32)
             try:
+                if (typed.lowering, typed.precision) in STORED_ONLY:
+                    require_stored_weights(path, kept=kept, where=typed.file)
+                    continue
                 require_precision(measure_shares(path, sizes), typed.precision, where=typed.file, front_end=front_end)
             except BuildError as error:
                 raise GraphError(

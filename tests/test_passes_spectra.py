@@ -69,7 +69,7 @@ def test_half_precision_leaves_it_alone() -> None:
     model = make_model()
     exact = run(model, {"samples": samples})
     for precision, limit in (("fp16", 2e-3), ("bf16", 2e-2)):
-        lowering = "onnxruntime" if precision == "fp16" else "tensorrt-11"
+        lowering = "tensorrt-10" if precision == "fp16" else "tensorrt-11"
         result = run_pipeline(model, lowering=lowering, precision=precision)
         kept = {
             entry.partition(": ")[0] for entry in result.keep_fp32 if entry.partition(": ")[2].startswith("spectrum")
@@ -86,7 +86,7 @@ def test_int8_leaves_it_out() -> None:
 
 
 def test_its_share_is_spared_when_a_precision_is_required(tmp_path: Path) -> None:
-    result = run_pipeline(make_model(), lowering="onnxruntime", precision="fp16")
+    result = run_pipeline(make_model(), lowering="tensorrt-10", precision="fp16")
     path = tmp_path / "typed.onnx"
     ir.save(result.model, path)
     names = {entry.partition(": ")[0] for entry in result.keep_fp32 if ": spectrum" in entry}

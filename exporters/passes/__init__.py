@@ -18,6 +18,7 @@
     tensorrt-10    body                      body, or the plugin
     tensorrt-11    GroupNormalization 21     body, or the plugin
 
+fp16 for onnxruntime is how weights are stored; it computes in float32, as its CPU kernels do anyway.
 There is no bf16 for onnxruntime (its CPU kernels take none) nor for tensorrt-8 (it has none).
 """
 
@@ -50,6 +51,7 @@ from exporters.passes.lower_cached_step import LowerCachedStep
 from exporters.passes.lower_grid_sample import LowerGridSample
 from exporters.passes.lower_group_norm import LowerGroupNorm, UniteGroupNorm
 from exporters.passes.multiply_patches import MultiplyPatches
+from exporters.passes.narrow_weights import NarrowWeights
 from exporters.passes.select_masked_scores import SelectMaskedScores
 from exporters.passes.set_opset import SetOpset
 from exporters.passes.slice_shapes import SliceShapes
@@ -125,7 +127,7 @@ _TRT11_INT8: Pipeline = (
 
 PIPELINES: dict[tuple[str, str], Pipeline] = {
     ("onnxruntime", "fp32"): (*_ORT, *_ORT_END),
-    ("onnxruntime", "fp16"): (*_ORT, ConvertToFloat16(), *_ORT_END),
+    ("onnxruntime", "fp16"): (*_ORT, NarrowWeights(), *_ORT_END),
     ("onnxruntime", "int8"): (*_ORT_INT8, FoldTransposedWeights(), InsertDynamicQuantization(), *_ORT_END),
     ("tensorrt-8", "fp32"): (*_TRT8, *_END),
     ("tensorrt-8", "fp16"): (*_TRT8, ConvertToFloat16(), *_END),
