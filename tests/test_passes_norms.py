@@ -88,7 +88,10 @@ def test_statistics_do_not_overflow_float16(lowering: str) -> None:
         (ada, {"LayerNormalization"}),
     ):
         halves = {n.op_type for n in result.model.graph if any(o.dtype == ir.DataType.FLOAT16 for o in n.outputs)}
-        assert halves & norms, "the norm runs in half precision, as one operator"
+        if lowering == "onnxruntime":
+            assert not halves, "there fp16 is how weights are stored"
+        else:
+            assert halves & norms, "the norm runs in half precision, as one operator"
         assert not {op for op in halves if op.startswith("Reduce") or op == "Pow"}
     # float16 has a step of 0.5 at 1000, and the group's deviation is 300
     assert differ([_expect_group_norm(x)], run(group.model, {"x": x})) < 2e-2
