@@ -17,7 +17,6 @@ from specs.report import BuildRow, PrecisionShares
 
 #: Domains of plain ONNX.
 STANDARD_DOMAINS = ("", "ai.onnx.ml")
-_NOWHERE: frozenset[tuple[str, str, str]] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +56,7 @@ def inspect_model(path: Path, sizes: Mapping[str, int] | None = None) -> Inspect
         inputs=model.graph.inputs,
         outputs=model.graph.outputs,
         operators=dict(named.most_common()),
-        inlined_nodes=_count_inlined(model.graph.nodes, model.functions),
+        inlined_nodes=_count_inlined(model.graph.nodes, model.functions, {}),
         custom_ops=custom,
         weight_bytes=sum(w.nbytes for w in model.walk_weights()),
         external_files=model.list_external_files(),
@@ -70,18 +69,22 @@ def _walk(node: Node) -> list[Node]:
     return [node, *(inner for body in node.subgraphs for child in body.nodes for inner in _walk(child))]
 
 
-Bodies = Mapping[tuple[str, str, str], Sequence[Node]]
+Key = tuple[str, str, str]  # domain, operator, overload
+Bodies = Mapping[Key, Sequence[Node]]
 
 
-def _count_inlined(nodes: Sequence[Node], functions: Bodies, inside: frozenset[tuple[str, str, str]] = _NOWHERE) -> int:
-    """Operators that run; a function that calls itself, which ONNX forbids, counts as one."""
+def _count_inlined(nodes: Sequence[Node], functions: Bodies, known: dict[Key, int]) -> int:
+    """Operators that run. `known`: what each function counts, once; one that calls itself, which ONNX forbids, is one."""
     total = 0
     for node in nodes:
         key = (node.domain, node.op_type, node.overload)
-        if key in functions and key not in inside:
-            total += _count_inlined(functions[key], functions, inside | {key})
+        if key in functions:
+            if key not in known:
+                known[key] = 1
+                known[key] = _count_inlined(functions[key], functions, known)
+            total += known[key]
         elif node.op_type != "Constant":
-            total += 1 + sum(_count_inlined(body.nodes, functions, inside) for body in node.subgraphs)
+            total += 1 + sum(_count_inlined(body.nodes, functions, known) for body in node.subgraphs)
     return total
 
 

@@ -74,6 +74,7 @@ def bundle(tmp_path: Path) -> Path:
         WeightPool(folder / "part"),
         samples=list,
         calibration_method="max",
+        decided={},
         progress=lambda text, fraction: None,
     )
     np.savez(folder / "part/model.golden.npz")
