@@ -56,9 +56,10 @@ class _InOrder(click.Group):
 @click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, "--version", message="%(prog)s %(version)s")
 def cli() -> None:
-    """From a YAML spec or any ONNX file to a verified bundle, engines and answers.
+    """From a checkpoint, a YAML spec or any ONNX file to a verified bundle, engines and answers.
 
-    A SPEC is a shipped name (see `specs`), `name:variant`, or a YAML file of yours.
+    A SPEC is a shipped name (see `specs`), `name:variant`, or a YAML file of yours. A CHECKPOINT is a
+    folder as the Hugging Face libraries save it.
     """
 
 
@@ -242,7 +243,7 @@ def check(bundle: Path, backends: tuple[str, ...]) -> int:
 )
 @click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="To go on from, or to compare with pictures.")
 @click.option("--graph", metavar="NAME", help="Whose tensors these are, when the bundle has several graphs.")
-@click.option("-o", "--output", type=PATH, metavar="FILE", help="Write the answer too: .npz, .json or .txt.")
+@click.option("-o", "--output", type=PATH, metavar="FILE", help="Write it too: .npz, .json, .txt, .png, .wav or .ply.")
 def run(
     bundle: Path,
     files: tuple[str, ...],
@@ -251,7 +252,7 @@ def run(
     graph: str | None,
     output: Path | None,
 ) -> None:
-    """Answer pictures, prompts or tensors."""
+    """Answer prompts, pictures, sounds or tensors."""
     from metagen_deploy.answer import answer_request
 
     answer_request(bundle, files=files, inputs=inputs, prompts=prompts, graph=graph, output=output)
