@@ -74,7 +74,7 @@ Bodies = Mapping[Key, Sequence[Node]]
 
 
 def _count_inlined(nodes: Sequence[Node], functions: Bodies, known: dict[Key, int]) -> int:
-    """Operators that run. `known`: what each function counts, once; one that calls itself, which ONNX forbids, is one."""
+    """Operators that run. `known` holds each function's count; one that calls itself, which ONNX forbids, is one."""
     total = 0
     for node in nodes:
         key = (node.domain, node.op_type, node.overload)
