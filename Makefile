@@ -34,7 +34,7 @@ lint: $(READY) ## ruff, mypy, import contracts, Dockerfile
 	@$(BIN)/hadolint Dockerfile
 
 test: lint ## lint, then every test
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -q
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup -q
 
 format: $(READY) ## rewrite the sources in house style
 	@$(BIN)/ruff check --fix .

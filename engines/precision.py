@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from engines.macs import MACS
 from engines.onnx_file import parse_onnx, read_onnx
 from engines.onnx_records import DTYPES, GraphPart, Node, OnnxFile, Shape, Value
+from specs.bundle import Manifest, resolve_inside
 from specs.errors import BuildError, GraphError
 from specs.report import PrecisionShares
 
@@ -66,6 +67,16 @@ _LOWER = {"fp32": ("fp64",), "fp16": ("int8", "fp8", "int4"), "bf16": ("int8", "
 def measure_shares(path: Path, sizes: Mapping[str, int] | None = None) -> PrecisionShares:
     """The shares of each precision in an ONNX file."""
     return measure_graph(read_onnx(path), sizes or {})[0]
+
+
+def measure_typed_graphs(folder: Path, manifest: Manifest) -> dict[str, PrecisionShares]:
+    """The same of every typed graph of a bundle at its dims' opt, by file."""
+    sizes = {name: opt for name, (_, opt, _) in manifest.dims.items()}
+    return {
+        typed.file: measure_shares(resolve_inside(folder, typed.file), sizes)
+        for graph in manifest.graphs
+        for typed in graph.typed
+    }
 
 
 def measure_front_end(path: Path, sizes: Mapping[str, int], names: Collection[str]) -> float:

@@ -104,3 +104,30 @@ def require_asked_precision(folder: Path, manifest: Manifest) -> None:
                     allowed=error.allowed,
                     fix="leave --precision away, or ask for another one or another target",
                 ) from None
+
+
+def require_any_int8(folder: Path, manifest: Manifest) -> None:
+    """A target whose INT8 graphs hold not one INT8 product is an error: of a spec a part may stay, but not all of it.
+
+    Raises:
+        GraphError: naming the target and what stays.
+    """
+    from engines.precision import lacks_weights, measure_typed_graphs
+
+    shares = measure_typed_graphs(folder, manifest)
+    asked: dict[str, list[str]] = {}
+    for graph in manifest.graphs:
+        for typed in graph.typed:
+            if typed.precision == "int8" and not lacks_weights(folder / typed.file):
+                asked.setdefault(typed.target, []).append(typed.file)
+    for target, files in asked.items():
+        if not any(shares[file].compute.get("int8") for file in files):
+            raise GraphError(
+                f"int8 was asked for, and nothing of this model can be computed in it for '{target}'",
+                where=", ".join(files)[:200],
+                got="every product stays fp32: ONNX Runtime fuses no int8 convolution whose ranges are found at run time"
+                if target == "cpu"
+                else "every product stays in higher precision",
+                allowed="at least one product in int8",
+                fix="leave --precision away or ask for fp16 there; TensorRT targets take int8 convolutions",
+            )

@@ -165,6 +165,7 @@ def export(
     extensions: tuple[Path, ...],
 ) -> None:
     """Make a verified bundle of a spec, checkpoint or ONNX file."""
+    from engines.precision import measure_typed_graphs
     from metagen_deploy import pipeline, render
     from metagen_deploy.progress import show_progress
 
@@ -182,7 +183,7 @@ def export(
             progress=progress,
         )
     render.print_parity(report)
-    render.print_manifest(output, manifest)
+    render.print_manifest(output, manifest, measure_typed_graphs(output, manifest))
 
 
 @cli.command()

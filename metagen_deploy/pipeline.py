@@ -15,6 +15,7 @@ from metagen_deploy.admission import (
     refuse_folder,
     refuse_repeats,
     refuse_unimplemented,
+    require_any_int8,
     require_asked_precision,
 )
 from metagen_deploy.memory import require_host_memory
@@ -79,7 +80,9 @@ def _write_spec(spec: Spec, folder: Path, precisions: Sequence[Precision], progr
         from exporters.export import export_spec
     except ImportError as error:
         raise translate_import_error(error, extra="export", needed_for="export") from error
-    return export_spec(spec, folder, targets=targets, precisions=precisions, progress=progress)
+    manifest = export_spec(spec, folder, targets=targets, precisions=precisions, progress=progress)
+    require_any_int8(folder, manifest)
+    return manifest
 
 
 def _write_model(

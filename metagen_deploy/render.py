@@ -17,12 +17,16 @@ from specs.report import BuildReport, LatencyReport, ParityReport, ParityRow, Pr
 _FEW = 3  # outputs of a kind are shown one by one below that
 
 
-def print_manifest(folder: Path, manifest: Manifest) -> None:
-    """What an export made: one row a graph and typed graph."""
+def print_manifest(folder: Path, manifest: Manifest, shares: Mapping[str, PrecisionShares]) -> None:
+    """What an export made: one row a graph and typed graph.
+
+    Args:
+        shares: a typed graph's file -> what it computes in.
+    """
     rows = []
     for graph in manifest.graphs:
         rows.append(
-            (graph.name, "portable", graph.precision, "", Path(graph.file).name, _size_of(manifest, graph.file), "")
+            (graph.name, "portable", graph.precision, "", Path(graph.file).name, _size_of(manifest, graph.file), "", "")
         )
         rows += [
             (
@@ -33,12 +37,13 @@ def print_manifest(folder: Path, manifest: Manifest) -> None:
                 Path(typed.file).name,
                 _size_of(manifest, typed.file),
                 f"{len(typed.keep_fp32)}" if typed.keep_fp32 else "",
+                spell_shares(shares[typed.file].compute),
             )
             for typed in graph.typed
         ]
     print_table(
         f"{manifest.name}: {len(manifest.graphs)} graph{'s' if len(manifest.graphs) > 1 else ''}, verified",
-        ("graph", "target", "precision", "opset>", "file", "graph size>", "nodes kept fp32>"),
+        ("graph", "target", "precision", "opset>", "file", "graph size>", "nodes kept fp32>", "computes in"),
         rows,
     )
     total_bytes = sum(entry.bytes for entry in manifest.files.values())

@@ -10,7 +10,7 @@ from exporters.export import export_spec
 from specs.document import parse_document, read_text
 from specs.load import ZOO, list_zoo, load_spec
 from specs.progress import ignore_progress
-from specs.report import BuildReport
+from specs.report import BuildRow
 from specs.schema import Precision, Spec
 from specs.targets import load_target
 
@@ -33,11 +33,21 @@ def set_precision(spec: Spec, precision: Precision) -> Spec:
     return spec.model_copy(update={"precision": {"default": precision, **kept}})
 
 
-def walk(name: str, precision: Precision, folder: Path) -> BuildReport:
-    """Export for the CPU and for TensorRT-RTX, compare, compile. Any number out of tolerance fails here."""
-    spec = set_precision(load_spec(name), precision)
+def walk(name: str, precisions: tuple[Precision, ...], folder: Path) -> list[BuildRow]:
+    """Export for the CPU and for TensorRT-RTX, compare, compile. Any number out of tolerance fails here.
+
+    All precisions at once; one after the other where the spec keeps a component in fp32, since `precisions` would not.
+    """
+    spec = load_spec(name)
+    if "fp32" not in spec.precision.values():
+        return _walk(spec, precisions, folder / "bundle")
+    return [row for one in precisions for row in _walk(set_precision(spec, one), (), folder / f"{one}.bundle")]
+
+
+def _walk(spec: Spec, precisions: tuple[Precision, ...], folder: Path) -> list[BuildRow]:
     folder.mkdir()
-    export_spec(spec, folder, targets=[load_target("cpu"), load_target(RTX)], precisions=(), progress=ignore_progress)
+    targets = [load_target("cpu"), load_target(RTX)]
+    export_spec(spec, folder, targets=targets, precisions=precisions, progress=ignore_progress)
     report = check_bundle(folder, progress=ignore_progress)
     assert report.passed, "\n".join(f"{row.graph} {row.stage}: {row.reason}" for row in report.rows if not row.passed)
-    return build_bundle(folder, target=RTX, progress=ignore_progress)
+    return list(build_bundle(folder, target=RTX, progress=ignore_progress).rows)
