@@ -125,7 +125,7 @@ def require_any_int8(folder: Path, manifest: Manifest) -> None:
             raise GraphError(
                 f"int8 was asked for, and nothing of this model can be computed in it for '{target}'",
                 where=", ".join(files)[:200],
-                got="every product stays fp32: ONNX Runtime fuses no int8 convolution whose ranges are found at run time"
+                got="every product stays fp32: ONNX Runtime fuses no int8 convolution with ranges of the moment"
                 if target == "cpu"
                 else "every product stays in higher precision",
                 allowed="at least one product in int8",

@@ -10,7 +10,7 @@ from metagen_deploy.doctor import Examination
 from metagen_deploy.tables import format_bytes, format_count, mark, print_line, print_table
 from specs.document import parse_document, read_text
 from specs.graphs import count_macs, count_parameters, list_graphs
-from specs.load import ZOO, list_zoo, load_spec
+from specs.load import PROOF, ZOO, list_zoo, load_spec
 from specs.schema import Spec, TensorSpec
 from specs.targets import GIB, Fit, Target, load_target
 
@@ -19,24 +19,29 @@ _DECODER_TOKENS = 128
 
 
 def print_zoo() -> None:
-    """One row a shipped spec."""
+    """One row a shipped spec, with what this project has proven of it."""
     specs = [load_spec(name) for name in list_zoo()]
+    proof = parse_document(read_text(PROOF), source=PROOF.name).data
     print_table(
         "Shipped specs",
-        ("name", "modality", "objective", "parameters>", "parts", "weights", "variants"),
+        ("name", "modality", "objective", "parameters>", "state", "parts", "variants"),
         [
             (
                 spec.name,
                 _describe_modality(spec),
                 spec.objective,
                 format_count(sum(count_parameters(spec).values())),
+                proof[spec.name],
                 ", ".join(_count_kinds(spec)),
-                "random" if spec.weights.source == "random" else "trained",
                 ", ".join(_list_variants(spec.name)),
             )
             for spec in specs
         ],
     )
+    print_line(
+        "whole path: the tiny variant exported, in fp16 and int8, in ONNX Runtime against torch, compiled by TensorRT-RTX"
+    )
+    print_line("weights are random unless trained is said: structure, numbers and speed are real, answers are not")
     print_line("more of one: metagen-deploy show NAME, or NAME:VARIANT; where each stands: docs/models.md")
 
 

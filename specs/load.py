@@ -33,6 +33,8 @@ from specs.wording import ROOT_KEYS, word_errors
 __all__ = ["dump_spec", "list_zoo", "load_spec", "make_json_schema", "override_spec", "parse_spec", "resolve_source"]
 
 ZOO = Path(__file__).with_name("zoo")
+#: shipped spec -> what this project has proven of it.
+PROOF = Path(__file__).with_name("proof.yaml")
 _ZOO_PREFIX = "zoo:"
 
 #: One of these makes a folder a checkpoint: of transformers, of diffusers.
