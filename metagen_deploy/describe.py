@@ -39,7 +39,7 @@ def print_zoo() -> None:
         ],
     )
     print_line(
-        "whole path: the tiny variant exported, in fp16 and int8, in ONNX Runtime against torch, compiled by TensorRT-RTX"
+        "whole path: `tiny` exported in fp16 and int8, run in ONNX Runtime against torch, compiled by TensorRT-RTX"
     )
     print_line("weights are random unless trained is said: structure, numbers and speed are real, answers are not")
     print_line("more of one: metagen-deploy show NAME, or NAME:VARIANT; where each stands: docs/models.md")
