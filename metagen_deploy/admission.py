@@ -107,27 +107,28 @@ def require_asked_precision(folder: Path, manifest: Manifest) -> None:
 
 
 def require_any_int8(folder: Path, manifest: Manifest) -> None:
-    """A target whose INT8 graphs hold not one INT8 product is an error: of a spec a part may stay, but not all of it.
+    """INT8 graphs that hold not one INT8 product, for any target, are an error: a part may stay, but not all of it.
+
+    Where another target has some, `render.print_manifest` says what stays.
 
     Raises:
-        GraphError: naming the target and what stays.
+        GraphError: naming the graphs.
     """
     from engines.precision import lacks_weights, measure_typed_graphs
 
     shares = measure_typed_graphs(folder, manifest)
-    asked: dict[str, list[str]] = {}
-    for graph in manifest.graphs:
-        for typed in graph.typed:
-            if typed.precision == "int8" and not lacks_weights(folder / typed.file):
-                asked.setdefault(typed.target, []).append(typed.file)
-    for target, files in asked.items():
-        if not any(shares[file].compute.get("int8") for file in files):
-            raise GraphError(
-                f"int8 was asked for, and nothing of this model can be computed in it for '{target}'",
-                where=", ".join(files)[:200],
-                got="every product stays fp32: ONNX Runtime fuses no int8 convolution with ranges of the moment"
-                if target == "cpu"
-                else "every product stays in higher precision",
-                allowed="at least one product in int8",
-                fix="leave --precision away or ask for fp16 there; TensorRT targets take int8 convolutions",
-            )
+    asked = {
+        typed.file: typed.target
+        for graph in manifest.graphs
+        for typed in graph.typed
+        if typed.precision == "int8" and not lacks_weights(folder / typed.file)
+    }
+    if asked and not any(shares[file].compute.get("int8") for file in asked):
+        targets = ", ".join(dict.fromkeys(asked.values()))
+        raise GraphError(
+            f"int8 was asked for, and nothing of this model can be computed in it for {targets}",
+            where=", ".join(asked)[:200],
+            got="every product stays in higher precision: on CPUs int8 is for products with matrices, not convolutions",
+            allowed="at least one product in int8",
+            fix="leave --precision away or ask for fp16 there; TensorRT targets take int8 convolutions",
+        )

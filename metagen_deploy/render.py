@@ -46,6 +46,10 @@ def print_manifest(folder: Path, manifest: Manifest, shares: Mapping[str, Precis
         ("graph", "target", "precision", "opset>", "file", "graph size>", "nodes kept fp32>", "computes in"),
         rows,
     )
+    for graph in manifest.graphs:
+        for typed in graph.typed:
+            if typed.precision == "int8" and not shares[typed.file].compute.get("int8"):
+                print_line(f"note: {graph.name} for {typed.target} has no product in int8; it was asked for")
     total_bytes = sum(entry.bytes for entry in manifest.files.values())
     print_line(f"wrote {folder} ({len(manifest.files)} files, {format_bytes(total_bytes)})")
     if manifest.dims:
