@@ -25,7 +25,7 @@ from metagen_deploy import pipeline
 from specs.bundle import read_manifest
 from specs.errors import InputError
 from specs.handlers import get_handler
-from specs.load import load_spec
+from specs.load import dump_spec, load_spec
 from specs.progress import ignore_progress
 
 NAME = "multimodal_sensor_fusion:tiny"
@@ -35,11 +35,13 @@ ALL = ("camera", "microphone", "instruction", "lidar", "imu")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One bundle in fp32, and one in the spec's own precisions; and files to hand over."""
+    """One bundle in fp32, and one with a precision a modality; and files to hand over."""
     folder = tmp_path_factory.mktemp("robot")
-    for name, precisions in (("fp32", ("fp32",)), ("mixed", ())):
+    for name, precision in (("fp32", {"default": "fp32"}), ("mixed", {"default": "fp16", "camera": "int8"})):
+        source = folder / f"{name}.yaml"
+        source.write_text(dump_spec(SPEC.model_copy(update={"precision": precision})), encoding="utf-8")
         output = folder / f"{name}.bundle"
-        pipeline.export(NAME, output=output, targets=("cpu",), precisions=precisions, progress=ignore_progress)  # type: ignore[arg-type]
+        pipeline.export(str(source), output=output, targets=("cpu",), progress=ignore_progress)
     random = np.random.default_rng(0)
     Image.fromarray(random.integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(folder / "picture.png")
     with wave.open(str(folder / "sound.wav"), "wb") as file:
