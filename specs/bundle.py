@@ -369,7 +369,7 @@ def _parse(source: Path, raw: object) -> Manifest:
             or any(type(b) is not int or not 1 <= b <= _LARGEST_DIM for b in bounds)
             or sorted(bounds) != bounds
         ):
-            raise top.error("must be [min, opt, max] in rising order", f"dims.{name}")
+            raise top.error(f"must be [min, opt, max] in rising order, from 1 to {_LARGEST_DIM}", f"dims.{name}")
         dims[name] = (bounds[0], bounds[1], bounds[2])
     files = {}
     for name, item in top.mapping("files", dict).items():

@@ -169,8 +169,8 @@ def _count_tokens(streams: Sequence[Stream]) -> tuple[tuple[str, int], ...]:
     return tuple((stream.name, stream.tokens) for stream in streams)
 
 
-#: What is most of the error of an exported weight, and less than half of the work. Measured on the tiny shipped spec,
-#: int8 for TensorRT, as shares of the weights' rms: nothing left out 0.35 (and more at low temperatures), these 0.16.
+#: What is most of the error of an exported weight, and less than half of the work: int8 for TensorRT left the shipped
+#: spec's weights beyond their limit with nothing left out, and more so at low temperatures.
 _SCORES_OF_LAYERS = ("projections.*", "strategy.layers.*.attention.query", "strategy.layers.*.attention.key_value")
 _SCORES_OF_EXCHANGES = (
     "projections.*",
