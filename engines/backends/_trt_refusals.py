@@ -5,8 +5,8 @@
     => where  12 nodes fused into one, a (Gather) to b (Cast); modules layers.0, layers.1
        fix    its kernels need more scratch memory than they may take: free memory on the GPU, ...
 
-The words of 8.6.0 were provoked on an H200, those of TensorRT-RTX 1.7 here; `tests/data/tensorrt` keeps them. Where a
-row does not know the cause it says how to find it.
+The words of 8.6.0 were provoked on an H200, those of TensorRT-RTX 1.7 here; `tests/engines/data/tensorrt` keeps them.
+Where a row does not know the cause it says how to find it.
 
 Not here: what each compiler's process said and how it ended (`_trt_compile`).
 """

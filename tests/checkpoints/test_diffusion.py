@@ -12,9 +12,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from compare import Array, compare, export, open_portable
 from safetensors.torch import load_file, save_file
-from tiny_diffusion import CONTEXT, DITS, UNETS, VAES, make_dit, make_pipeline, make_unet, make_vae
 from tokenizers import Tokenizer
 from torch import nn
 
@@ -32,6 +30,8 @@ from specs.handlers import GraphModule, get_handler
 from specs.load import dump_spec, override_spec, parse_spec
 from specs.models.unet import UNet
 from specs.schema import Dim, Spec
+from tests.checkpoints.compare import Array, compare, export, open_portable
+from tests.checkpoints.tiny_diffusion import CONTEXT, DITS, UNETS, VAES, make_dit, make_pipeline, make_unet, make_vae
 
 STEPS = 6
 

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from compare import enliven
 from diffusers import (
     AutoencoderKL,
     EulerDiscreteScheduler,
@@ -17,6 +16,8 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from tests.checkpoints.compare import enliven
 
 CONTEXT = 20  # tokens
 _BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}

@@ -232,7 +232,7 @@ def test_a_reader_that_has_gone(line: str, here: Path, environment: dict[str, st
 def test_without_a_home_and_a_path(here: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "metagen_deploy", "doctor"],
-        cwd=here, env={"PYTHONPATH": str(Path(__file__).parents[1])}, capture_output=True, text=True, check=False,
+        cwd=here, env={"PYTHONPATH": str(Path(__file__).parents[2])}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -292,7 +292,7 @@ EXTRA = "export needs the package '{...}', which is not installed\n  fix:     pi
 def test_the_base_installation(
     arguments: tuple[str, ...], message: str, here: Path, base_site: Path, environment: dict[str, str]
 ) -> None:
-    path = os.pathsep.join([str(base_site), str(Path(__file__).parents[1])])
+    path = os.pathsep.join([str(base_site), str(Path(__file__).parents[2])])
     done = subprocess.run(
         [sys.executable, "-S", "-m", "metagen_deploy", *arguments],
         cwd=here, env={**environment, "PYTHONPATH": path}, capture_output=True, text=True, check=False,

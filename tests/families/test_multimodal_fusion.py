@@ -13,7 +13,7 @@ from torch import Tensor
 from specs.errors import SpecError
 from specs.models import multimodal
 from specs.schema import Spec
-from tests.fusion_support import (
+from tests.families.fusion_support import (
     NAMES,
     STRATEGIES,
     TEXT,

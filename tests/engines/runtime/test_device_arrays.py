@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tensorrt_stand_in import MODULE, Device, Stream
-from test_runtime_tensorrt import CANDIDATE, GRAPH, expect, make_feed
 
 from engines.runtime import dlpack
 from engines.runtime import tensorrt as runtime
@@ -22,6 +20,8 @@ from engines.runtime.dlpack import make_capsule, read_capsule
 from engines.runtime.graph_session import Choice, GraphSession
 from engines.runtime.tensorrt import TensorRTEngine
 from specs.errors import InputError, ParityError, PreflightError
+from tests.engines.runtime.tensorrt_stand_in import MODULE, Device, Stream
+from tests.engines.runtime.test_tensorrt import CANDIDATE, GRAPH, expect, make_feed
 
 
 @pytest.fixture(autouse=True)
@@ -292,7 +292,7 @@ def test_a_backend_of_the_host_refuses_arrays_on_the_gpu() -> None:
     assert str(caught.value) == (
         "input 'a' is on the GPU, and onnxruntime-cpu takes arrays of the host\n"
         "  where:   graph 'g'\n"
-        "  got:     test_device_arrays.OnDevice\n"
+        f"  got:     {OnDevice.__module__}.OnDevice\n"
         "  allowed: numpy arrays; with a TensorRT engine also arrays on the GPU\n"
         "  fix:     copy it: tensor.cpu().numpy(), cupy.asnumpy(array) or array.to_numpy()"
     )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from passes_support import count_ops, differ, parse, random, run
 
 from exporters.passes import run_pipeline
 from exporters.passes._graph import notes_of
 from exporters.passes.infer_types import InferTypes
 from exporters.passes.multiply_patches import MultiplyPatches
+from tests.passes_support import count_ops, differ, parse, random, run
 
 GRAPH = """
 <ir_version: 8, opset_import: ["": 17]>

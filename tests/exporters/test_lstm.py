@@ -22,8 +22,8 @@ from specs.families.base import make_float
 from specs.handlers import GraphModule
 from specs.models.seanet import LstmLayer
 from specs.schema import Dim
+from tests.exporters.passes.test_rtx import COMPILE
 from tests.passes_support import parse
-from tests.test_passes_rtx import COMPILE
 
 DIMS = {"batch": Dim(min=1, opt=2, max=4), "time": Dim(min=1, opt=8, max=64)}
 

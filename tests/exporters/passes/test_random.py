@@ -15,7 +15,7 @@ import onnxruntime
 import pytest
 
 from exporters.passes import PIPELINES, run_pipeline
-from tests.random_graphs import FAMILIES, GraphWriter
+from tests.exporters.passes.random_graphs import FAMILIES, GraphWriter
 
 COUNT = int(os.environ.get("METAGEN_RANDOM_GRAPHS", "40"))
 LOWERINGS = [lowering for lowering, precision in PIPELINES if precision == "fp32"]

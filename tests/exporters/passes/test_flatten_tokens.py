@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from passes_support import count_ops, differ, parse, random, run
 
 from engines import precision as shares
 from engines.onnx_file import read_onnx
@@ -15,6 +14,7 @@ from engines.precision import measure_graph
 from exporters.passes import run_pipeline
 from exporters.passes.flatten_tokens import FlattenTokens
 from exporters.passes.infer_types import InferTypes
+from tests.passes_support import count_ops, differ, parse, random, run
 
 WEIGHTS = {
     "gain": random(8), "shift": random(8, seed=1), "up": random(8, 12, seed=2), "bias": random(12, seed=3),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from passes_support import count_ops, parse, run
 
 from exporters.passes import run_pipeline
 from exporters.passes.slice_shapes import SliceShapes
+from tests.passes_support import count_ops, parse, run
 
 
 def make(attributes: str) -> ir.Model:

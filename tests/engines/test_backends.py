@@ -21,7 +21,7 @@ from engines.backends._trt_versions import decide, find_opsets
 from engines.backends.base import CompileRequest, CompileResult, InputProfile
 from specs.errors import BuildError, GraphError, MetagenError, OutputError, PreflightError
 from specs.progress import ignore_progress
-from tests.bundles import TOKENS, WIDTH, make_model, make_weights
+from tests.engines.bundles import TOKENS, WIDTH, make_model, make_weights
 
 PROFILE = (
     InputProfile(name="tokens", minimum=(1, TOKENS, WIDTH), optimum=(2, TOKENS, WIDTH), maximum=(8, TOKENS, WIDTH)),

@@ -11,8 +11,8 @@ import onnx_ir as ir
 import pytest
 
 from exporters.passes import run_pipeline
+from tests.exporters.passes.test_rtx import COMPILE
 from tests.passes_support import parse, random
-from tests.test_passes_rtx import COMPILE
 
 _SAMPLES = list(itertools.product(("bilinear", "nearest"), ("zeros", "border", "reflection"), (0, 1)))
 

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from small_bundles import SIDE, write_classifier
+
+from tests.small_bundles import SIDE, write_classifier
 
 FORBIDDEN = (
     "torch", "onnx", "onnxscript", "onnx_ir", "pydantic", "pydantic_core", "click", "yaml", "rich", "polygraphy",

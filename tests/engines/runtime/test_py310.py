@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_bundles import SIDE, make_decoder_weights, write_classifier, write_decoder
 
 from engines.runtime import load
+from tests.small_bundles import SIDE, make_decoder_weights, write_classifier, write_decoder
 
 PACKAGES = ("numpy==2.2.6", "onnxruntime==1.23.2")  # the newest with wheels for Python 3.10
 INSTALL_SECONDS = 300

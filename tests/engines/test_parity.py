@@ -21,7 +21,7 @@ from specs.bundle import EngineFile, IoTensor, Manifest, index_files, read_manif
 from specs.errors import BundleError, ParityError
 from specs.report import ParityReport, TensorDifference
 from specs.tolerance import TOLERANCES, find_tolerance, limit_relative_error
-from tests.bundles import (
+from tests.engines.bundles import (
     OUTPUTS,
     SCALE,
     TOKENS,

@@ -11,7 +11,7 @@ from engines import parity
 from engines.parity import REPORT_NAME, check_bundle, write_report
 from specs.bundle import read_manifest
 from specs.report import MetricRow, ParityReport, ParityRow
-from tests.bundles import write_bundle
+from tests.engines.bundles import write_bundle
 
 METRIC = MetricRow(
     graph="block", stage="block/model.onnx", backend="onnxruntime", precision="fp32", metric="top1",

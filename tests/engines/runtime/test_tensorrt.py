@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tensorrt_stand_in import MODULE, PROFILE_REFUSAL, TRUNCATED, Context, Device, Engine, Stream
 
 from engines.runtime import tensorrt as runtime
 from engines.runtime.preflight import Candidate
@@ -19,6 +18,7 @@ from engines.runtime.tensorrt import TensorRTEngine
 from engines.runtime.tensorrt_contexts import MOST_CONTEXTS
 from specs.bundle import Graph, IoTensor
 from specs.errors import InputError, PreflightError
+from tests.engines.runtime.tensorrt_stand_in import MODULE, PROFILE_REFUSAL, TRUNCATED, Context, Device, Engine, Stream
 
 GRAPH = Graph(
     name="g",

@@ -19,7 +19,7 @@ from specs.families import FAMILIES
 from specs.graphs import list_graphs
 from specs.load import dump_spec, list_zoo, load_spec, make_json_schema, override_spec, parse_spec
 from specs.schema import Dim, Spec
-from tests.small_specs import DECODER, GOOD
+from tests.specs.small_specs import DECODER, GOOD
 
 KINDS = ", ".join(sorted(COMPONENTS))
 

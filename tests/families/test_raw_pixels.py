@@ -19,7 +19,7 @@ from specs.models import raw_pixels as pixels
 from specs.models.encoders import ENCODERS
 from specs.models.raw_pixels import FrameSampler, RawPixels
 from specs.schema import Spec
-from tests.fusion_support import TEXT, build_graph, export_graph
+from tests.families.fusion_support import TEXT, build_graph, export_graph
 
 #: Raw height and width, then the model's: shrunk, enlarged, both at once, equal, one pixel, primes.
 SIZES = [

@@ -18,7 +18,7 @@ from engines.onnx_records import Node, count_bits
 from engines.precision import find_own_precision, measure_shares, require_precision
 from specs.errors import BuildError, GraphError
 from specs.report import PrecisionShares
-from tests.bundles import (
+from tests.engines.bundles import (
     HEADS,
     LAYERS,
     TOKENS,

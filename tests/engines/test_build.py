@@ -20,7 +20,7 @@ from specs.bundle import IoTensor, Manifest, index_files, read_manifest, verify_
 from specs.errors import BuildError, BundleError
 from specs.report import PrecisionShares
 from specs.targets import load_target
-from tests.bundles import TOKENS, WIDTH, make_model, make_weights, measure_magnitudes, write_bundle
+from tests.engines.bundles import TOKENS, WIDTH, make_model, make_weights, measure_magnitudes, write_bundle
 
 PLAN = "block/model.rtx-4090-fp16.tensorrt-rtx.plan"
 

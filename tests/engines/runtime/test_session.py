@@ -11,8 +11,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from small_bundles import CLASSES, SIDE, change_manifest, make_classifier, write_bundle, write_classifier, write_decoder
-from small_bundles import make_decoder_weights as make_weights
 
 from engines.plugins import BUILD_COMMAND, WITHOUT
 from engines.runtime import Session, load
@@ -20,6 +18,16 @@ from engines.runtime.cuda import Gpu
 from engines.runtime.preflight import Machine, list_candidates, verify_candidate
 from specs.bundle import EngineFile, TypedGraph, digest_file, read_manifest, write_manifest
 from specs.errors import BundleError, GraphError, InputError, ParityError, PreflightError
+from tests.small_bundles import (
+    CLASSES,
+    SIDE,
+    change_manifest,
+    make_classifier,
+    write_bundle,
+    write_classifier,
+    write_decoder,
+)
+from tests.small_bundles import make_decoder_weights as make_weights
 
 H200 = Gpu(name="NVIDIA H200", compute_capability="9.0")
 

@@ -12,9 +12,6 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from passes_support import random
-from small_bundles import SIDE, change_manifest, write_classifier
-from test_runtime import H200, add_engine, make_machine
 
 from engines import parity
 from engines.backends import load_backend
@@ -29,7 +26,10 @@ from engines.runtime.preflight import Candidate
 from engines.static_graph import find_static, write_static
 from specs.bundle import EngineFile, Graph, read_manifest, verify_files
 from specs.errors import BuildError, PreflightError
-from tests.bundles import make_model, make_weights, write_bundle
+from tests.engines.bundles import make_model, make_weights, write_bundle
+from tests.engines.runtime.test_session import H200, add_engine, make_machine
+from tests.passes_support import random
+from tests.small_bundles import SIDE, change_manifest, write_classifier
 
 TYPED = "block/model.rtx-4090-fp16"
 

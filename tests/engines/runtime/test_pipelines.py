@@ -8,7 +8,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from small_bundles import (
+
+from engines.runtime import Request, Session, TextGeneration, answer, load
+from engines.runtime.pipelines.batching import softmax
+from engines.runtime.text import BytesTokenizer
+from specs.errors import BundleError, InputError, MissingDependency, ParityError
+from tests.small_bundles import (
     MAX_CACHE,
     SIDE,
     VOCAB,
@@ -20,11 +25,6 @@ from small_bundles import (
     write_clip,
     write_decoder,
 )
-
-from engines.runtime import Request, Session, TextGeneration, answer, load
-from engines.runtime.pipelines.batching import softmax
-from engines.runtime.text import BytesTokenizer
-from specs.errors import BundleError, InputError, MissingDependency, ParityError
 
 WEIGHTS = make_decoder_weights()
 PROMPTS = [[1, 2, 3], [5], [7, 8, 9, 10, 11, 12, 13]]

@@ -24,7 +24,7 @@ from metagen_deploy.cli import run_command
 from specs.bundle import Manifest
 from specs.errors import CalibrationError, GraphError, MetagenError, ParityError, SpecError
 from specs.schema import Dim, Precision
-from tests import odd_models
+from tests.exporters import odd_models
 
 #: Model -> what refuses it everywhere, and why.
 REFUSED: dict[str, tuple[type[MetagenError], str]] = {
