@@ -33,7 +33,7 @@ from engines.runtime import load
 from engines.runtime.fixed_sizes import SizedEngines
 from engines.runtime.graph_session import GraphSession
 from engines.runtime.tensorrt import TensorRTEngine
-from specs.bundle import read_manifest
+from specs.bundle_files import read_manifest
 
 ROUNDS, WARM_UP = 400, 40
 

@@ -29,7 +29,8 @@ from engines.runtime.cuda import CudaStream
 from engines.runtime.preflight import Candidate
 from engines.runtime.tensorrt import TensorRTEngine
 from engines.runtime.tensorrt_contexts import MOST_CONTEXTS
-from specs.bundle import EngineFile, read_manifest, write_manifest
+from specs.bundle import EngineFile
+from specs.bundle_files import read_manifest, write_manifest
 from specs.errors import MetagenError
 
 Arrays = dict[int, "np.ndarray[Any, Any]"]

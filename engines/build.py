@@ -31,17 +31,8 @@ from engines.precision import (
 from engines.profiles import describe_profiles, make_profiles, split_profile
 from engines.ranking import rank_engines
 from engines.timing_cache import KeyInputs, make_key, name_timing_cache
-from specs.bundle import (
-    EngineFile,
-    FileEntry,
-    Graph,
-    Manifest,
-    digest_file,
-    read_manifest,
-    verify_files,
-    verify_manifest,
-    write_manifest,
-)
+from specs.bundle import EngineFile, FileEntry, Graph, Manifest
+from specs.bundle_files import digest_file, read_manifest, verify_files, verify_manifest, write_manifest
 from specs.disk import translate_os_errors
 from specs.errors import OutputError
 from specs.progress import Progress, ignore_progress

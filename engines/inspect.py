@@ -11,7 +11,8 @@ from engines.build import list_engines, read_build_report
 from engines.onnx_file import read_onnx
 from engines.onnx_records import Node, Value
 from engines.precision import measure_graph
-from specs.bundle import MANIFEST_NAME, EngineFile, digest_file, read_manifest
+from specs.bundle import MANIFEST_NAME, EngineFile
+from specs.bundle_files import digest_file, read_manifest
 from specs.errors import BuildError
 from specs.report import BuildRow, PrecisionShares
 

@@ -14,7 +14,8 @@ from pathlib import Path, PurePosixPath
 
 from engines.onnx_protobuf import Buffer, MalformedError, parse_model
 from engines.onnx_records import OnnxFile
-from specs.bundle import Manifest, resolve_inside
+from specs.bundle import Manifest
+from specs.bundle_files import resolve_inside
 from specs.errors import BundleError, GraphError
 
 

@@ -26,7 +26,8 @@ from engines.culprit import find_divergence
 from engines.onnx_file import require_listed_weights
 from engines.plugins import locate_files
 from engines.reference import read_evaluation, read_golden, resize_feed, split_batches
-from specs.bundle import EngineFile, Graph, Manifest, read_manifest, verify_files, write_manifest
+from specs.bundle import EngineFile, Graph, Manifest
+from specs.bundle_files import read_manifest, verify_files, write_manifest
 from specs.disk import translate_os_errors
 from specs.errors import BuildError, GraphError, MetagenError, PreflightError
 from specs.progress import Progress, ignore_progress

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING
 from engines.macs import MACS
 from engines.onnx_file import parse_onnx, read_onnx
 from engines.onnx_records import DTYPES, GraphPart, Node, OnnxFile, Shape, Value
-from specs.bundle import Manifest, resolve_inside
+from specs.bundle import Manifest
+from specs.bundle_files import resolve_inside
 from specs.errors import BuildError, GraphError
 from specs.report import PrecisionShares
 

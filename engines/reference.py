@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from specs.arrays import UnreadableArrayError, read_npz
-from specs.bundle import Graph, Manifest, resolve_inside
+from specs.bundle import Graph, Manifest
+from specs.bundle_files import resolve_inside
 from specs.errors import BundleError
 
 Array = np.ndarray[Any, np.dtype[Any]]

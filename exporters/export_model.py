@@ -23,7 +23,8 @@ from exporters.reference import Reference, find_reference
 from exporters.samples import Feed, make_random_inputs, read_samples
 from exporters.trace import choose_sizes
 from exporters.weights import INLINE_BYTES, WeightPool
-from specs.bundle import Graph, IoTensor, Manifest, digest_file
+from specs.bundle import Graph, IoTensor, Manifest
+from specs.bundle_files import digest_file
 from specs.errors import GraphError, SpecError, name_nearest
 from specs.progress import Progress
 from specs.schema import Dim, Precision

@@ -18,7 +18,7 @@ import numpy as np
 from engines.runtime import Answer, Request, Session, answer, load
 from engines.runtime.media import SUFFIXES, encode_medium
 from metagen_deploy.tables import print_table
-from specs.bundle import read_manifest, verify_files
+from specs.bundle_files import read_manifest, verify_files
 from specs.disk import translate_os_errors
 from specs.errors import InputError, OutputError, name_nearest
 

@@ -13,7 +13,8 @@ from engines.onnx_records import Value
 from engines.plugins import locate_files
 from metagen_deploy.render import print_shares, spell_shares
 from metagen_deploy.tables import format_bytes, format_count, print_line, print_table
-from specs.bundle import MANIFEST_NAME, EngineFile, Graph, Manifest, read_manifest, resolve_inside, verify_files
+from specs.bundle import MANIFEST_NAME, EngineFile, Graph, Manifest
+from specs.bundle_files import read_manifest, resolve_inside, verify_files
 from specs.errors import InputError, MetagenError
 
 _ENGINE_BACKENDS = ("tensorrt-rtx", "tensorrt")  # as they end an engine's name: model.h200-fp16.tensorrt.plan

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from specs.bundle import EngineFile, Manifest, digest_file
+from specs.bundle import EngineFile, Manifest
+from specs.bundle_files import digest_file
 from specs.errors import BuildError, MetagenError, PreflightError
 
 VARIABLE = "METAGEN_PLUGINS"

@@ -30,7 +30,8 @@ from engines.runtime.preflight import (
     verify_candidate,
 )
 from engines.runtime.tensorrt import TensorRTEngine
-from specs.bundle import Graph, Manifest, read_manifest, resolve_inside
+from specs.bundle import Graph, Manifest
+from specs.bundle_files import read_manifest, resolve_inside
 from specs.errors import InputError, PreflightError
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from engines.inspect import inspect_engine
 from engines.onnx_records import Value
 from engines.profiles import describe_profiles, list_dynamic_dims, make_profiles, split_profile
 from engines.timing_cache import KeyInputs, make_key, name_timing_cache
-from specs.bundle import IoTensor, Manifest, index_files, read_manifest, verify_files, write_manifest
+from specs.bundle import IoTensor, Manifest
+from specs.bundle_files import index_files, read_manifest, verify_files, write_manifest
 from specs.errors import BuildError, BundleError
 from specs.report import PrecisionShares
 from specs.targets import load_target

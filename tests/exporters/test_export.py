@@ -15,7 +15,8 @@ import torch
 from engines.runtime import load
 from exporters import ops as exported_ops
 from metagen_deploy import pipeline
-from specs.bundle import Manifest, read_manifest
+from specs.bundle import Manifest
+from specs.bundle_files import read_manifest
 from specs.errors import ParityError
 from specs.handlers import get_handler
 from specs.load import load_spec

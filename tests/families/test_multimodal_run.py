@@ -22,7 +22,7 @@ from engines.runtime.image import load_pixels
 from engines.runtime.pipelines.multimodal_fusion import MultimodalFusion
 from engines.runtime.sound import load_sound
 from metagen_deploy import pipeline
-from specs.bundle import read_manifest
+from specs.bundle_files import read_manifest
 from specs.errors import InputError
 from specs.handlers import get_handler
 from specs.load import dump_spec, load_spec

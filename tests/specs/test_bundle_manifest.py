@@ -12,17 +12,8 @@ from typing import Any
 
 import pytest
 
-from specs.bundle import (
-    MANIFEST_NAME,
-    FileEntry,
-    Manifest,
-    digest_file,
-    index_files,
-    read_manifest,
-    resolve_inside,
-    verify_files,
-    write_manifest,
-)
+from specs.bundle import MANIFEST_NAME, FileEntry, Manifest
+from specs.bundle_files import digest_file, index_files, read_manifest, resolve_inside, verify_files, write_manifest
 from specs.errors import BundleError
 
 GOOD: dict[str, Any] = {
@@ -267,7 +258,7 @@ def test_links_in_a_circle_are_outside(tmp_path: Path) -> None:
 
 
 def test_a_digest_is_that_of_the_whole_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("specs.bundle._CHUNK_BYTES", 10)
+    monkeypatch.setattr("specs.bundle_files._CHUNK_BYTES", 10)
     content = bytes(range(25))
     (tmp_path / "file").write_bytes(content)
     assert digest_file(tmp_path / "file") == hashlib.sha256(content).hexdigest()

@@ -16,7 +16,8 @@ from engines.plugins import BUILD_COMMAND, WITHOUT
 from engines.runtime import Session, load
 from engines.runtime.cuda import Gpu
 from engines.runtime.preflight import Machine, list_candidates, verify_candidate
-from specs.bundle import EngineFile, TypedGraph, digest_file, read_manifest, write_manifest
+from specs.bundle import EngineFile, TypedGraph
+from specs.bundle_files import digest_file, read_manifest, write_manifest
 from specs.errors import BundleError, GraphError, InputError, ParityError, PreflightError
 from tests.small_bundles import (
     CLASSES,
