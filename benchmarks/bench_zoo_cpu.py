@@ -32,8 +32,9 @@ from metagen_deploy.bench import Runner, measure_in_turn
 from specs import ops
 from specs.document import parse_document, read_text
 from specs.handlers import GraphModule, get_handler
-from specs.load import ZOO, list_zoo, load_spec
+from specs.load import load_spec
 from specs.schema import Spec
+from specs.sources import ZOO, list_zoo
 
 MIDDLE = (
     "image_vit_base",

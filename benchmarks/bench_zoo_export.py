@@ -16,7 +16,8 @@ from pathlib import Path
 from _memory import run_measured
 
 from specs.graphs import count_parameters
-from specs.load import list_zoo, load_spec
+from specs.load import load_spec
+from specs.sources import list_zoo
 
 
 def main() -> int:

@@ -20,7 +20,7 @@ from exporters.lower import export_stock
 from specs import ops
 from specs.document import read_text
 from specs.handlers import GraphModule, get_handler
-from specs.load import parse_spec
+from specs.parse import parse_spec
 from specs.schema import Spec, WeightsSpec
 
 Feed = Mapping[str, NDArray[Any]]

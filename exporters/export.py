@@ -41,10 +41,11 @@ from specs.bundle import Graph, IoTensor, Manifest, TypedGraph
 from specs.bundle_files import index_files, write_manifest
 from specs.graphs import GraphSpec
 from specs.handlers import GraphModule, Handler, get_handler
-from specs.load import dump_spec, is_checkpoint, name_tokenizer_asset
+from specs.load import dump_spec
 from specs.manifest import digest_text
 from specs.progress import Progress
 from specs.schema import Precision, Spec
+from specs.sources import is_checkpoint, name_tokenizer_asset
 from specs.targets import Target
 
 Samples = Callable[[], Iterable[Mapping[str, np.ndarray]]]

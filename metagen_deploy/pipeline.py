@@ -185,7 +185,8 @@ def load_overridden(
 
 def load_source(source: str) -> Spec:
     """A shipped spec, a spec's YAML file, or what a checkpoint's folder says of itself."""
-    from specs.load import is_checkpoint, load_spec
+    from specs.load import load_spec
+    from specs.sources import is_checkpoint
 
     if not is_checkpoint(Path(source)):
         return load_spec(source)

@@ -1,6 +1,6 @@
 """The JSON Schema of a spec's YAML, for editors: completion and a first check while typing.
 
-It says what types say. What must hold between parts (heads that divide, dims of a family) is for `load.py` alone.
+It says what types say. What must hold between parts (heads that divide, dims of a family) is for `consistency.py`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The spec: what a user writes in YAML, validated and frozen.
 
 `Spec` is the whole file; `Component` (in `components.py`) is one entry of `components`. Everything here is a value:
-no torch, no ONNX, no file access. `load.py` turns text into these and words the errors.
+no torch, no ONNX, no file access. `parse.py` turns text into these, `wording.py` words the errors.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class Spec(Frozen):
     @classmethod
     def _components_are_typed(cls, value: object) -> object:
         if not isinstance(value, dict) or not all(isinstance(v, Component) for v in value.values()):
-            raise ValueError("components must be parsed by specs.load")
+            raise ValueError("components must be parsed by specs.parse")
         return value
 
     @model_validator(mode="after")

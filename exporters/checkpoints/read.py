@@ -15,7 +15,7 @@ from exporters.checkpoints.recipes import CheckpointSource
 from exporters.checkpoints.tensors import Tensors, check_is_folder
 from specs.document import dump_document
 from specs.errors import CheckpointError, SpecError, WeightsError, name_nearest
-from specs.load import parse_spec
+from specs.parse import parse_spec
 from specs.schema import Spec
 
 MODEL_INDEX = "model_index.json"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from specs.load import is_checkpoint, name_tokenizer_asset
 from specs.schema import Spec
+from specs.sources import is_checkpoint, name_tokenizer_asset
 
 #: A byte tokenizer needs the 256 bytes, and an id each for the beginning and the end of a text.
 BYTE_VOCABULARY = 258

@@ -23,9 +23,10 @@ from exporters.lower import lower
 from exporters.trace import choose_sizes, trace
 from specs.errors import MetagenError, SpecError, WeightsError
 from specs.handlers import GraphModule, get_handler
-from specs.load import dump_spec, parse_spec
+from specs.load import dump_spec
 from specs.models.causal import Decode, Prefill
 from specs.models.rope import Angles
+from specs.parse import parse_spec
 from specs.schema import Spec
 from tests.checkpoints.compare import compare, enliven, record_tokens
 

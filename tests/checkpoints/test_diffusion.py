@@ -27,8 +27,9 @@ from specs.components import SchedulerComponent
 from specs.errors import CheckpointError, InputError, SpecError, WeightsError
 from specs.graphs import count_parameters
 from specs.handlers import GraphModule, get_handler
-from specs.load import dump_spec, override_spec, parse_spec
+from specs.load import dump_spec, override_spec
 from specs.models.unet import UNet
+from specs.parse import parse_spec
 from specs.schema import Dim, Spec
 from tests.checkpoints.compare import Array, compare, export, open_portable
 from tests.checkpoints.tiny_diffusion import CONTEXT, DITS, UNETS, VAES, make_dit, make_pipeline, make_unet, make_vae

@@ -20,8 +20,8 @@ from exporters.checkpoints import encodec, open_checkpoint, read_spec, weight_no
 from specs.errors import InputError, MetagenError
 from specs.graphs import count_parameters
 from specs.handlers import get_handler
-from specs.load import parse_spec
 from specs.models import seanet
+from specs.parse import parse_spec
 from tests.checkpoints.compare import Array, compare, enliven, record_tokens
 from tests.checkpoints.speech import Run, build, open_loop, run_onnx, run_torch, write_wav
 from tests.checkpoints.support import edit_config

@@ -25,8 +25,9 @@ from exporters.checkpoints import open_checkpoint
 from specs.errors import CheckpointError, InputError, MetagenError, SpecError, WeightsError
 from specs.graphs import count_parameters
 from specs.handlers import GraphModule
-from specs.load import ZOO, parse_spec
 from specs.models import vits as ours
+from specs.parse import parse_spec
+from specs.sources import ZOO
 from tests.checkpoints.compare import Array, compare, enliven, export, open_portable
 from tests.checkpoints.speech import Run, build, open_loop, run_torch
 from tests.checkpoints.support import edit_config

@@ -21,7 +21,8 @@ from exporters.checkpoints import open_checkpoint
 from specs.errors import CheckpointError, InputError, MetagenError, WeightsError
 from specs.graphs import count_parameters
 from specs.handlers import GraphModule
-from specs.load import dump_spec, parse_spec
+from specs.load import dump_spec
+from specs.parse import parse_spec
 from tests.checkpoints.compare import Array, compare, enliven, export, record_tokens
 from tests.checkpoints.speech import Run, build, make_voice, open_loop, run_onnx, run_torch, write_wav
 

@@ -18,8 +18,8 @@ from specs.components import MultimodalFusionComponent
 from specs.families.multimodal import list_streams
 from specs.graphs import name_roles
 from specs.handlers import GraphModule, get_handler
-from specs.load import parse_spec
 from specs.models.multimodal import MultimodalFusion
+from specs.parse import parse_spec
 from specs.schema import Spec
 
 #: Options of every strategy, at sizes that hurt: odd heads, tokens of different counts, widths that differ.

@@ -24,9 +24,11 @@ from metagen_deploy import pipeline
 from specs.errors import InputError, SpecError
 from specs.graphs import list_graphs
 from specs.handlers import GraphModule, get_handler
-from specs.load import ZOO, load_spec, parse_spec
+from specs.load import load_spec
 from specs.models.causal import CausalModel, read_prompt
+from specs.parse import parse_spec
 from specs.progress import ignore_progress
+from specs.sources import ZOO
 
 NAMES = ("multimodal_llm", "image_captioning", "video_to_text")
 PROMPT = "What is it?"

@@ -14,10 +14,11 @@ from torch.nn import functional
 
 from engines.runtime.film import load_frames
 from specs.errors import InputError, SpecError
-from specs.load import load_spec, parse_spec
+from specs.load import load_spec
 from specs.models import raw_pixels as pixels
 from specs.models.encoders import ENCODERS
 from specs.models.raw_pixels import FrameSampler, RawPixels
+from specs.parse import parse_spec
 from specs.schema import Spec
 from tests.families.fusion_support import TEXT, build_graph, export_graph
 

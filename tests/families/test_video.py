@@ -15,9 +15,11 @@ from engines.runtime import Film, Request, load
 from metagen_deploy import pipeline
 from specs.errors import InputError, SpecError
 from specs.handlers import get_handler
-from specs.load import ZOO, load_spec, parse_spec
+from specs.load import load_spec
 from specs.models.video import VideoDecoder, VideoTransformer
+from specs.parse import parse_spec
 from specs.progress import ignore_progress
+from specs.sources import ZOO
 
 NAME = "video_generation:tiny"
 SPEC = load_spec(NAME)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from specs.load import ZOO
+from specs.sources import ZOO
 from tests.refusals import refuse
 
 Capture = pytest.CaptureFixture[str]

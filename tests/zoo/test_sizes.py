@@ -7,7 +7,8 @@ import torch
 
 from specs.graphs import count_macs, count_parameters
 from specs.handlers import get_handler
-from specs.load import list_zoo, load_spec
+from specs.load import load_spec
+from specs.sources import list_zoo
 from tests.zoo.whole_path import list_tiny_specs
 
 TINY_PARAMETERS = 3_000_000

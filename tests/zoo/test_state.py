@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from specs.document import parse_document, read_text
-from specs.load import PROOF, list_zoo
+from specs.sources import PROOF, list_zoo
 
 
 def test_every_shipped_spec_has_its_state_and_its_row(repository: Path) -> None:

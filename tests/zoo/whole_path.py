@@ -8,10 +8,11 @@ from engines.build import build_bundle
 from engines.parity import check_bundle
 from exporters.export import export_spec
 from specs.document import parse_document, read_text
-from specs.load import ZOO, list_zoo, load_spec
+from specs.load import load_spec
 from specs.progress import ignore_progress
 from specs.report import BuildRow
 from specs.schema import Precision, Spec
+from specs.sources import ZOO, list_zoo
 from specs.targets import load_target
 
 RTX = "rtx-4090"
