@@ -10,6 +10,7 @@ Two interpreters may share the work, since TensorRT and torch need not be in one
 device_ms  median over rounds of: CUDA events around 20 launches in a row, by 20; data stays on the GPU
 wall_ms    median of one launch and its synchronisation, data on the GPU
 session_ms median of Session.run, numpy in and numpy out, copies included; of the engine that the session takes
+step_ms    the same of a decode step in a loop: its cache stays on the GPU, ids come from the host and logits go there
 """
 
 from __future__ import annotations
@@ -204,6 +205,17 @@ def time_calls(call: Callable[[], object], count: int) -> list[float]:
     return times
 
 
+def time_steps(run: Callable[..., Mapping[str, Any]], feed: Feed, kept: list[str]) -> list[float]:
+    """Milliseconds of every step whose outputs `kept` are the next one's `past_*`."""
+    fed: dict[str, Any] = dict(feed)
+
+    def step() -> None:
+        results = run(fed, keep=kept)
+        fed.update({f"past_{name}": results[name] for name in kept})
+
+    return time_calls(step, SESSION_CALLS)
+
+
 def time_engines(folder: Path, name: str | None, batches: list[int], layers: Path | None) -> None:
     from engines.runtime import load
 
@@ -218,6 +230,8 @@ def time_engines(folder: Path, name: str | None, batches: list[int], layers: Pat
             with load(folder, backend="tensorrt", precision=engine.precision) as session:
                 run = session.graphs[graph.name].run
                 times = time_calls(lambda run=run, feed=feed: run(feed), SESSION_CALLS)
+                if kept := [tensor.name for tensor in graph.outputs if f"past_{tensor.name}" in feed]:
+                    row["step_ms"] = statistics.median(time_steps(run, feed, kept))
                 row["session_ms"] = statistics.median(times)
             show(what=engine.file, graph=graph.name, precision=engine.precision, batch=batch, tuned=dims, **row)
             if layers:

@@ -162,7 +162,8 @@ class CudaStream:
 
     def wait_for(self, handle: int) -> None:
         """What is put on this stream from now on runs after what is on the stream `handle` by now."""
-        if handle != self.handle:
+        legacy = self.is_own and handle in (0, LEGACY_STREAM)  # for which a stream of its own waits by itself
+        if handle != self.handle and not legacy:
             self._link(handle, self.handle)
 
     def hold_up(self, handle: int) -> None:

@@ -4,8 +4,9 @@
     DeviceArray            --__dlpack__(stream), or __cuda_array_interface__-->  torch.from_dlpack, cupy.from_dlpack
 
 Order. The producer's stream is honoured: `__dlpack__` is told the session's stream and makes it wait; a `stream` in
-`__cuda_array_interface__` is waited for. An interface without one promises that the array is ready, or was made on the
-legacy default stream, for which a session's own stream waits by itself.
+`__cuda_array_interface__` is waited for, and so is torch's current stream where its tensors are read directly. An
+interface without one promises that the array is ready, or was made on the legacy default stream, for which a session's
+own stream waits by itself.
 
 Lifetime. A session on a stream of its own has finished when `run` returns: inputs may be changed or freed at once, and
 outputs be read from any stream. A session on the user's stream returns earlier, and everything is in that stream's
@@ -15,6 +16,7 @@ on the stream that the next call's inputs come from, as it is in a program with 
 
 from __future__ import annotations
 
+import heapq
 import math
 import sys
 from collections import defaultdict
@@ -28,6 +30,12 @@ from specs.errors import InputError, PreflightError
 
 if TYPE_CHECKING:
     from engines.runtime.arrays import Array
+
+
+_TORCH_DTYPES = {
+    f"torch.{name}": np.dtype(name)
+    for name in ("float32", "float16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
+}
 
 
 class DeviceView:
@@ -109,7 +117,9 @@ class Block:
 class BlockPool:
     """Memory for outputs, lent again once it is given back, so that calls in a row allocate nothing.
 
-    Sizes are rounded up to powers of two: as many lists as there are magnitudes, whatever shapes come.
+    Sizes are rounded up to powers of two: as many heaps as there are magnitudes, whatever shapes come. The lowest
+    address goes first, in whatever order they were given back: so a loop whose outputs are its next inputs alternates
+    between two sets of places, and with them between two CUDA graphs.
     """
 
     def __init__(self, stream: CudaStream) -> None:
@@ -123,12 +133,12 @@ class BlockPool:
         idle = self._idle[size]
         if not idle:
             return Block(self._allocate(size), size, self)
-        return Block(idle.pop(), size, self)
+        return Block(heapq.heappop(idle), size, self)
 
     def give_back(self, address: int, size_bytes: int) -> None:
         """Any thread may get here, in the middle of anything, since the last reference may go anywhere."""
         if not self._closed:
-            self._idle[size_bytes].append(address)
+            heapq.heappush(self._idle[size_bytes], address)  # in C, on integers: nothing comes between
         elif not sys.is_finalizing():
             self._stream.make_current()
             self._stream.free(address)
@@ -171,11 +181,31 @@ def view_device_array(name: str, value: Any, stream: CudaStream) -> DeviceView:
         if not value._stream.is_own:
             value._stream.hold_up(stream.handle)
         return DeviceView(value._block.address, value.dtype, value.shape, value)
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+        view = _view_torch(value, torch, stream)
+        if view is not None:
+            return view
     if hasattr(value, "__dlpack__"):
         return _view_dlpack(name, value, stream)
     if not hasattr(value, "__cuda_array_interface__"):
         _refuse(name, type(value).__name__, "hand over a numpy array, or an array on the GPU")
     return _view_interface(name, value, stream)
+
+
+def _view_torch(tensor: Any, torch: Any, stream: CudaStream) -> DeviceView | None:
+    """A tensor of torch as DLPack would hand it over, without the stream and the event that torch makes for it.
+
+    None for one that DLPack refuses, or knows more of.
+    """
+    plain = tensor.is_cuda and not tensor.requires_grad and tensor.is_contiguous()
+    if not plain or tensor.device.index != 0 or tensor.is_conj() or tensor.is_neg():
+        return None
+    dtype = _TORCH_DTYPES.get(str(tensor.dtype))
+    if dtype is None:
+        return None
+    stream.wait_for(torch.cuda.current_stream(0).cuda_stream)
+    return DeviceView(tensor.data_ptr(), dtype, tuple(tensor.shape), tensor)
 
 
 def _view_dlpack(name: str, value: Any, stream: CudaStream) -> DeviceView:

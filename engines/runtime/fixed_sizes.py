@@ -46,10 +46,12 @@ class SizedEngines:
             for one in fixed
         }
 
-    def execute(self, names: Sequence[str], feed: Mapping[str, Array]) -> Sequence[Array]:
+    def execute(
+        self, names: Sequence[str], feed: Mapping[str, Array], keep: Sequence[str] | None = None
+    ) -> Sequence[Array]:
         """The outputs called `names`, by the engine of exactly these shapes where there is one."""
         shapes = tuple([feed[name].shape for name in self._inputs])
-        return self._by_shapes.get(shapes, self._general).execute(names, feed)
+        return self._by_shapes.get(shapes, self._general).execute(names, feed, keep)
 
     def close(self) -> None:
         """Free every engine, the one whose stream is shared at last."""

@@ -2,6 +2,7 @@
 
     numpy arrays in -> numpy arrays out
     any array on the GPU among them -> read where it lies, and the outputs stay there   TensorRT; refused by others
+    keep=[names] -> those outputs stay on the GPU, the others come to the host          TensorRT; others keep nothing
 
 Not here: which backend that is (`session.load` chooses), nor host loops over several graphs (`pipelines/`).
 """
@@ -22,7 +23,8 @@ from specs.errors import InputError, MetagenError, ParityError
 if TYPE_CHECKING:
     from engines.runtime.arrays import Array
 
-    Execute = Callable[[Sequence[str], Mapping[str, Any]], Sequence[Any]]  # numpy arrays, or arrays on the GPU
+    #: Names of outputs and a feed; with `view`, also names of outputs to leave on the GPU.
+    Execute = Callable[..., Sequence[Any]]
     View = Callable[[str, object], object]
     Allocate = Callable[[str, tuple[int, ...]], Array]
 
@@ -62,8 +64,11 @@ class GraphSession:
         close: Callable[[], None],
         view: View | None = None,
         allocate: Allocate | None = None,
+        fixed_sizes: Sequence[Mapping[str, int]] = (),
     ) -> None:
         self.graph, self.dims, self.choice = graph, dims, choice
+        #: Sizes that an engine of its own serves faster, as `build --fixed` made them.
+        self.fixed_sizes = tuple(fixed_sizes)
         self._view, self._allocate = view, allocate
         self._output_names = [tensor.name for tensor in graph.outputs]
         self._check = InputCheck(graph, dims).check
@@ -74,8 +79,18 @@ class GraphSession:
         """The precision and the backend, for a row of a table."""
         return f"{self.choice.precision} on {self.choice.backend}"
 
+    @property
+    def takes_device_arrays(self) -> bool:
+        """Whether inputs may lie on the GPU, and outputs be kept there."""
+        return self._view is not None
+
     def run(
-        self, inputs: Mapping[str, Any], outputs: Sequence[str] | None = None, *, check_finite: bool = False
+        self,
+        inputs: Mapping[str, Any],
+        outputs: Sequence[str] | None = None,
+        *,
+        keep: Sequence[str] | None = None,
+        check_finite: bool = False,
     ) -> dict[str, Array]:
         """Run the graph.
 
@@ -84,10 +99,12 @@ class GraphSession:
                 a numpy array, contiguous or not. On the GPU, where TensorRT runs the graph, any array with `__dlpack__`
                 or `__cuda_array_interface__` (torch, cupy, a DeviceArray), contiguous: it is not copied.
             outputs: names wanted; all by default.
+            keep: names of outputs to leave on the GPU; the others come as numpy arrays. By default all where any input
+                is on the GPU, else none. A backend of the host keeps none, whatever is asked.
             check_finite: raise ParityError when a floating-point output holds NaN or Inf; fetches outputs from the GPU.
 
         Returns:
-            New numpy arrays; where any input is on the GPU, a `DeviceArray` for each output, whatever the type says.
+            New numpy arrays; a `DeviceArray`, whatever the type says, for each output that stays on the GPU.
 
         Raises:
             InputError: names, dtypes, shapes or sizes that the graph does not take, or an array that it cannot read.
@@ -102,8 +119,14 @@ class GraphSession:
         if outputs is not None:
             check_output_names(self.graph, outputs)
             names = list(outputs)
+        if keep is not None:
+            check_output_names(self.graph, keep)
         try:
-            results = dict(zip(names, self._execute(names, inputs), strict=True))
+            if keep is None or self._view is None:
+                found = self._execute(names, inputs)
+            else:
+                found = self._execute(names, inputs, keep)
+            results = dict(zip(names, found, strict=True))
         except MetagenError:
             raise
         except Exception as error:  # backends share no base class; the cause stays attached

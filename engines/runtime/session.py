@@ -49,7 +49,12 @@ class Session:
         self.pipeline: Any = open_pipeline(folder, manifest, self.graphs)
 
     def run(
-        self, inputs: Mapping[str, Any], outputs: Sequence[str] | None = None, *, check_finite: bool = False
+        self,
+        inputs: Mapping[str, Any],
+        outputs: Sequence[str] | None = None,
+        *,
+        keep: Sequence[str] | None = None,
+        check_finite: bool = False,
     ) -> dict[str, Array]:
         """Run the only graph of a bundle that has one; see `GraphSession.run`."""
         if self._only is None:
@@ -60,7 +65,7 @@ class Session:
                 allowed=", ".join(names),
                 fix=f"session.graphs['{names[0]}'].run(...), or session.pipeline for the whole model",
             )
-        return self._only.run(inputs, outputs, check_finite=check_finite)
+        return self._only.run(inputs, outputs, keep=keep, check_finite=check_finite)
 
     @property
     def backend_notes(self) -> tuple[Choice, ...]:
@@ -186,6 +191,7 @@ def _open_graph(
             close=opened.close,
             view=opened.view,
             allocate=opened.allocate,
+            fixed_sizes=[faster.sizes for faster, _ in fixed],
         )
     raise PreflightError(
         f"nothing of what was asked runs graph '{graph.name}' on this machine",

@@ -5,9 +5,9 @@
     from then on           launch the graph -> wait
 
 numpy in, numpy out: through pinned buffers that are reused, so that a call allocates nothing but the arrays that it
-returns. Any input on the GPU (a `DeviceView`): read where it lies, and the outputs are `DeviceArray`s that stay there,
-in memory that is reused once they are dropped. A call is the same as another when shapes and addresses are the same;
-several are kept (`tensorrt_contexts`). Calls are serialised by a lock, since all share one working memory.
+returns. An input on the GPU (a `DeviceView`): read where it lies. Outputs that are kept are `DeviceArray`s that stay
+there, in memory that is reused once they are dropped. A call is the same as another when shapes and addresses are the
+same; several are kept (`tensorrt_contexts`). Calls are serialised by a lock, since all share one working memory.
 
 TensorRT 8 has no int64: such inputs are narrowed to int32 here, and refused when a value does not fit. TensorRT wants
 addresses aligned to 256 bytes: an input on the GPU that is not is copied there, once.
@@ -31,7 +31,7 @@ from engines.runtime.cuda import CudaStream
 from engines.runtime.device_arrays import Block, BlockPool, DeviceArray, DeviceView, view_device_array
 from engines.runtime.preflight import ENGINE_MODULES, Candidate
 from engines.runtime.shape_ranges import choose_profile, read_shape_ranges
-from engines.runtime.staging import PinnedMemory, Staging
+from engines.runtime.staging import PinnedMemory, Staging, copy_into
 from engines.runtime.tensorrt_contexts import Call, Contexts
 from specs.bundle import Graph, IoTensor
 from specs.errors import BundleError, InputError, MetagenError, PreflightError
@@ -111,8 +111,10 @@ class TensorRTEngine:
         """CUDA graphs that are kept now."""
         return self._contexts.num_graphs
 
-    def execute(self, names: Sequence[str], feed: Mapping[str, Array | DeviceView]) -> list[Array | DeviceArray]:
-        """The outputs called `names`: new arrays, on the GPU where an input is.
+    def execute(
+        self, names: Sequence[str], feed: Mapping[str, Array | DeviceView], keep: Sequence[str] | None = None
+    ) -> list[Array | DeviceArray]:
+        """The outputs called `names`: new arrays, those in `keep` on the GPU; by default all if an input is, or none.
 
         Raises:
             InputError: shapes outside the engine's ranges, or an integer that it cannot hold.
@@ -121,35 +123,39 @@ class TensorRTEngine:
         with self._lock:
             self._stream.make_current()
             values = [feed[name] for name in self._inputs]
-            on_device = False
-            for value in values:
-                if value.__class__ is DeviceView:
-                    on_device = True
-            if on_device:
-                return self._execute_on_device(names, values)
-            call = self._run(values, self._locate(values), None)
+            if keep is None:
+                keep = ()
+                for value in values:
+                    if value.__class__ is DeviceView:
+                        keep = self._outputs
+            if keep:
+                return self._execute_keeping(names, values, keep)
+            call = self._run(values, self._locate(values), {})
             self._stream.synchronize()
             self._unfinished = False
             return [call.results[name].astype(self._listed[name]) for name in names]
 
-    def _execute_on_device(
-        self, names: Sequence[str], values: Sequence[Array | DeviceView]
+    def _execute_keeping(
+        self, names: Sequence[str], values: Sequence[Array | DeviceView], keep: Sequence[str]
     ) -> list[Array | DeviceArray]:
         shapes = tuple([value.shape for value in values])
         found = self._output_shapes.get(shapes)
         if found is None:
             found = self._infer_shapes(self._contexts.choose(self._choose_profile(shapes)), shapes)
-        blocks = [self._pool.take(self._count_bytes(name, s)) for name, s in zip(self._outputs, found, strict=True)]
-        self._run(values, self._locate(values), blocks)
-        if self._stream.is_own:
+        sizes = dict(zip(self._outputs, found, strict=True))
+        blocks = {name: self._pool.take(self._count_bytes(name, sizes[name])) for name in self._outputs if name in keep}
+        call = self._run(values, self._locate(values), blocks)
+        if self._stream.is_own or call.results:
             self._stream.synchronize()
+            self._unfinished = False
         else:
             self._unfinished = True
-        made = {
-            name: DeviceArray(block, self._dtypes[name], shape, self._stream)
-            for name, block, shape in zip(self._outputs, blocks, found, strict=True)
-        }
-        return [made[name] for name in names]
+        return [
+            DeviceArray(blocks[name], self._dtypes[name], sizes[name], self._stream)
+            if name in blocks
+            else call.results[name].astype(self._listed[name])
+            for name in names
+        ]
 
     def view(self, name: str, value: object) -> DeviceView:
         """An array of another library on the GPU as `execute` takes it, ordered before the engine's next call.
@@ -206,11 +212,11 @@ class TensorRTEngine:
         return address if address in self._pinned and value.flags.c_contiguous else 0
 
     def _run(
-        self, values: Sequence[Array | DeviceView], addresses: tuple[int, ...], blocks: Sequence[Block] | None
+        self, values: Sequence[Array | DeviceView], addresses: tuple[int, ...], blocks: Mapping[str, Block]
     ) -> Call:
-        """Put one call on the stream; `blocks` receive the outputs, the pinned buffers where there are none."""
+        """Put one call on the stream; `blocks` receive the outputs of their names, pinned buffers the others."""
         shapes = tuple([value.shape for value in values])
-        key = (shapes, addresses, None if blocks is None else tuple([block.address for block in blocks]))
+        key = (shapes, addresses, tuple([(name, block.address) for name, block in blocks.items()]))
         call = self._contexts.find(key)
         if self._unfinished and (call is None or call.staged):
             self._stream.synchronize()
@@ -238,7 +244,7 @@ class TensorRTEngine:
                     allowed=f"{limits.min} to {limits.max}",
                     fix="run the bundle with --backend onnxruntime, or build for TensorRT 10",
                 )
-        np.copyto(view, value, casting="same_kind")
+        copy_into(view, value)
 
     def _launch(self, call: Call) -> None:
         if not call.graph and call.has_run and not self.capture_refusal:
@@ -299,7 +305,7 @@ class TensorRTEngine:
         call: Call,
         values: Sequence[Array | DeviceView],
         addresses: tuple[int, ...],
-        blocks: Sequence[Block] | None,
+        blocks: Mapping[str, Block],
     ) -> None:
         """Give a context its shapes and addresses, and say what has to be copied before and after it."""
         shapes = tuple([value.shape for value in values])
@@ -308,11 +314,11 @@ class TensorRTEngine:
         try:
             for index, value in enumerate(values):
                 self._place_input(call, index, value, addresses[index])
-            for index, (name, shape) in enumerate(zip(self._outputs, outputs, strict=True)):
-                if blocks is None:
-                    self._place_result(call, name, shape)
+            for name, shape in zip(self._outputs, outputs, strict=True):
+                if name in blocks:
+                    call.context.set_tensor_address(name, blocks[name].address)
                 else:
-                    call.context.set_tensor_address(name, blocks[index].address)
+                    self._place_result(call, name, shape)
         finally:
             if self._staging.moved:  # whatever was set up with the old buffers is gone with them
                 self._staging.moved = False

@@ -20,7 +20,7 @@ from engines.runtime.image import load_image
 from engines.runtime.pipelines.base import Pipeline
 from engines.runtime.pipelines.batching import get_batch_range, pad_rows
 from engines.runtime.pipelines.classification import take_image_size
-from engines.runtime.pipelines.decoding import MOST_LAYERS
+from engines.runtime.pipelines.decoding import MOST_LAYERS, choose_kept
 from engines.runtime.request import Answer, Film, Request
 from engines.runtime.sound import load_sound
 from specs.bundle import Manifest
@@ -96,7 +96,8 @@ class Stream:
         self._avatar = avatar
         graphs = (avatar.appearance, avatar.motion, avatar.renderer)
         self._rows = max(get_batch_range(graph)[0] for graph in graphs)
-        looks = avatar.appearance.run({"image": pad_rows(image, self._rows)}, check_finite=True)
+        kept = choose_kept(("volume",), avatar.renderer)  # the largest tensor, drawn from in every frame
+        looks = avatar.appearance.run({"image": pad_rows(image, self._rows)}, keep=kept, check_finite=True)
         self._volume, self._keypoints = looks["volume"], looks["keypoints"]
         self._state = dict(self._make_silence())
 
@@ -115,6 +116,7 @@ class Stream:
         self._state = {f"past_{name}": moved[name] for name in self._avatar.state_names}
         drawn = self._avatar.renderer.run(
             {"volume": self._volume, "keypoints": self._keypoints, "moved_keypoints": moved["moved_keypoints"]},
+            keep=(),
             check_finite=True,
         )
         frame: Array = drawn["frame"][0].transpose(1, 2, 0)

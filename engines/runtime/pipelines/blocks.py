@@ -22,7 +22,7 @@ import numpy as np
 from engines.runtime.fields import take_field, take_graph
 from engines.runtime.pipelines.base import Pipeline
 from engines.runtime.pipelines.batching import get_batch_range, pad_rows
-from engines.runtime.pipelines.decoding import Sampler, fit_cache, get_axis_range, take_cache_names
+from engines.runtime.pipelines.decoding import Sampler, choose_kept, fit_cache, get_axis_range, take_cache_names
 from engines.runtime.request import Answer, Picture, Request, require
 from engines.runtime.text import make_tokenizer
 from specs.bundle import Manifest
@@ -215,10 +215,11 @@ class _Stream:
             raise InputError(
                 "the stream is longer than the cache", allowed=f"{most} elements", fix="ask for fewer blocks"
             )
-        past = fit_cache(self._results, self._owner._present, slots=self._length + 1, low=low, high=most)
+        names, decode = self._owner._present, self._owner._decode
+        past = fit_cache(self._results, names, decode, slots=self._length + 1, low=low, high=most)
         x = pad_rows(_embed(embed, [token], position), self._rows)
         lengths = np.full(self._rows, self._length, np.int64)
-        self._results = self._owner._decode.run({"x": x, "lengths": lengths, **past})
+        self._results = decode.run({"x": x, "lengths": lengths, **past}, keep=choose_kept(names, decode))
         self._length += 1
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 
 from engines.runtime.fields import take_field, take_graph
-from engines.runtime.pipelines.decoding import Sampler, fit_cache, get_axis_range, take_cache_names
+from engines.runtime.pipelines.decoding import Sampler, choose_kept, fit_cache, get_axis_range, take_cache_names
 from specs.errors import InputError
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class CachedDecoder:
         past = [f"past_{name}" for name in self._present]
         self._prefill = take_graph(config, "prefill", graphs, inputs=[*ids, *given, *shared], outputs=outputs)
         self._decode = take_graph(config, "decode", graphs, inputs=[*ids, *past, *shared], outputs=outputs)
+        self._kept = choose_kept(self._present, self._decode)
         self.vocab_size = take_field(config, "vocab_size", int)
         self._max_cache = take_field(config, "max_cache", int, _UNLIMITED)
 
@@ -85,7 +86,8 @@ class CachedDecoder:
     def read(self, prompts: Sequence[Sequence[int]], given: Mapping[str, Array]) -> dict[str, Array]:
         """Prefill alone: the logits [B, V] after each prompt, and its keys and values."""
         lengths = np.array([len(prompt) for prompt in prompts], np.int64)
-        return self._prefill.run({"token_ids": self._pad_prompts(prompts), "lengths": lengths, **given})
+        feed = {"token_ids": self._pad_prompts(prompts), "lengths": lengths, **given}
+        return self._prefill.run(feed, keep=())  # its cache is about to be given more slots
 
     def _run(
         self,
@@ -106,8 +108,9 @@ class CachedDecoder:
             if not alive.any() or step == max_new_tokens - 1:
                 return
             low, high = self._get_range(self._decode, "past_keys_0", 2)
-            cache = fit_cache(results, self._present, slots=int(lengths.max()) + 1, low=low, high=high)
-            results = self._decode.run({"token_ids": tokens[:, None], "lengths": lengths, **cache, **shared})
+            cache = fit_cache(results, self._present, self._decode, slots=int(lengths.max()) + 1, low=low, high=high)
+            feed = {"token_ids": tokens[:, None], "lengths": lengths, **cache, **shared}
+            results = self._decode.run(feed, keep=self._kept)
             lengths = lengths + alive  # a row that has ended overwrites one slot for ever
 
     def _pad_prompts(self, prompts: Sequence[Sequence[int]]) -> Array:
@@ -116,6 +119,10 @@ class CachedDecoder:
         for row, prompt in zip(token_ids, prompts, strict=True):
             row[: len(prompt)] = prompt
         return token_ids
+
+    def choose_kept(self, shared: Sequence[str]) -> Sequence[str]:
+        """What of `shared` its maker may leave on the GPU, since both graphs take it there."""
+        return choose_kept(shared, self._prefill, self._decode)
 
     @property
     def slots(self) -> int:

@@ -1,7 +1,8 @@
 """What every decoder's host loop does: choose the next token, and hand one step's cache to the next.
 
-A cache has a capacity of slots that is a power of two and doubles when a row needs more; between doublings a step's
-cache goes into the next step as it came out, without a copy on this side.
+A cache has a capacity of slots: the size of an engine of its own where one was built and has room, else a power of
+two that doubles when a row needs more. In between a step's cache goes into the next step as it came out, without a
+copy; where TensorRT runs the step it never leaves the GPU.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from engines.runtime.device_arrays import DeviceArray
 from engines.runtime.fields import take_field
 from engines.runtime.pipelines.batching import softmax
 from specs.errors import ParityError
@@ -83,27 +85,54 @@ def get_axis_range(graph: GraphSession, tensor: str, axis: int) -> tuple[int, in
     return low, high
 
 
+def choose_kept(names: Sequence[str], *takers: GraphSession) -> Sequence[str]:
+    """`names` where every graph that takes these tensors reads them on the GPU, or none: what `run` should `keep`."""
+    return names if all(taker.takes_device_arrays for taker in takers) else ()
+
+
 def fit_cache(
-    results: Mapping[str, Array], names: Sequence[str], *, slots: int, low: int, high: int
+    results: Mapping[str, Array], names: Sequence[str], step: GraphSession, *, slots: int, low: int, high: int
 ) -> dict[str, Array]:
     """A step's keys and values, `names` [B, K, S, D] of its results, as the next one's past: `past_<name>`.
 
     Args:
+        step: the graph that takes them.
         slots: how many the next step needs.
         low, high: the capacities that its graph takes.
     """
-    capacity: int = results[names[0]].shape[2]
-    if not max(slots, low) <= capacity <= high:
+    first = results[names[0]]
+    capacity: int = first.shape[2]
+    low = max(slots, low)
+    built = [size for size in _list_built_sizes(step, f"past_{names[0]}", first.shape) if low <= size <= high]
+    if built:
+        capacity = min(built)
+    elif not low <= capacity <= high:
         power = 1 << max(slots - 1, _SMALLEST_CACHE - 1).bit_length()
         capacity = max(low, min(power, high))
     return {f"past_{name}": _resize_cache(results[name], capacity) for name in names}
 
 
-def _resize_cache(present_BKSD: Array, slots: int) -> Array:
-    """The same tensor with `slots` slots; new ones are zero, cut ones are padding."""
-    if present_BKSD.shape[2] == slots:
-        return present_BKSD
+def _list_built_sizes(step: GraphSession, name: str, shape: Sequence[int]) -> list[int]:
+    """Slots of the engines that were built for one size, of those that take a cache like this one otherwise."""
+    if not step.fixed_sizes:
+        return []
+    listed = next(tensor for tensor in step.graph.inputs if tensor.name == name).shape
+    found = []
+    for sizes in step.fixed_sizes:
+        batch, heads, slots, width = (sizes.get(axis, axis) if isinstance(axis, str) else axis for axis in listed)
+        if (batch, heads, width) == (shape[0], shape[1], shape[3]) and isinstance(slots, int):
+            found.append(slots)
+    return found
+
+
+def _resize_cache(present_BKSD: Any, slots: int) -> Array:
+    """The same tensor with `slots` slots, on the host; new ones are zero, cut ones are padding."""
     batch, heads, held, width = present_BKSD.shape
+    if held == slots:
+        same: Array = present_BKSD
+        return same
+    if isinstance(present_BKSD, DeviceArray):  # seldom: a cache doubles
+        present_BKSD = present_BKSD.to_numpy()
     past = np.zeros((batch, heads, slots, width), present_BKSD.dtype)
     past[:, :, :held] = present_BKSD[:, :, :slots]
     return past

@@ -24,7 +24,7 @@ from engines.runtime.fields import take_field, take_graph
 from engines.runtime.pipelines.base import Pipeline
 from engines.runtime.pipelines.batching import get_batch_range, pad_rows
 from engines.runtime.pipelines.codec import CodecDecoder
-from engines.runtime.pipelines.decoding import Sampler, fit_cache, get_axis_range, take_cache_names
+from engines.runtime.pipelines.decoding import Sampler, choose_kept, fit_cache, get_axis_range, take_cache_names
 from engines.runtime.pipelines.latent_diffusion import take_scale
 from engines.runtime.request import Answer, Request, Sound, require
 from engines.runtime.text import make_tokenizer
@@ -169,11 +169,12 @@ class TextToAudio(Pipeline):
         for step in range(steps):
             frame = np.concatenate([codes[:, :, step : step + 1]] * copies)
             if step == 0:
-                results = self._prefill.run({"codes": frame, **text})
+                results = self._prefill.run({"codes": frame, **text}, keep=choose_kept(self._cross, self._decode))
                 cross = {name: results[name] for name in self._cross}
             else:
                 feed = {"lengths": np.full(len(frame), step, np.int64), "text_lengths": text["text_lengths"]}
-                results = self._decode.run({"codes": frame, **feed, **self._fit_cache(results, step + 1), **cross})
+                feed |= {"codes": frame, **self._fit_cache(results, step + 1), **cross}
+                results = self._decode.run(feed, keep=choose_kept(self._names, self._decode))
             logits = guide(results["logits"], scale)
             chosen = sampler.choose(logits.reshape(-1, logits.shape[-1])).reshape(rows, self._codebooks)
             fixed_Q = pattern_QL[:, step + 1]
@@ -199,7 +200,7 @@ class TextToAudio(Pipeline):
 
     def _fit_cache(self, results: Mapping[str, Array], slots: int) -> dict[str, Array]:
         low, high = get_axis_range(self._decode, "past_keys_0", 2)
-        return fit_cache(results, self._names, slots=slots, low=low, high=high or slots)
+        return fit_cache(results, self._names, self._decode, slots=slots, low=low, high=high or slots)
 
     def _choose_steps(self, max_new_tokens: int | None) -> int:
         _, slots = get_axis_range(self._decode, "past_keys_0", 2)

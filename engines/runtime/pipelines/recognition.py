@@ -41,7 +41,7 @@ class SpeechRecognition(Pipeline):
         config = manifest.pipeline
         cross, states = [f"cross_{name}" for name in take_cache_names(config)], ("encoder_states",)
         self._encoder = take_graph(config, "encoder", graphs, inputs=("samples",), outputs=states)
-        self._cross = take_graph(config, "cross", graphs, inputs=states, outputs=cross)
+        self._cross_names, self._cross = cross, take_graph(config, "cross", graphs, inputs=states, outputs=cross)
         self._decoder = CachedDecoder(config, graphs, shared=cross)
         self.sample_rate = take_field(config, "sample_rate", int)
         self.num_samples = take_field(config, "num_samples", int)
@@ -146,7 +146,7 @@ class SpeechRecognition(Pipeline):
         for start in range(0, len(samples), step):
             rows, block = owners[start : start + step], samples[start : start + step].astype(np.float32, copy=False)
             states = self._encoder.run({"samples": pad_rows(block, low)}, check_finite=True)
-            cross = self._cross.run(states)
+            cross = self._cross.run(states, keep=self._decoder.choose_kept(self._cross_names))
             prompts = pad_rows(self._fill_prompts(prompt, rows, cross, heard), low)
             found += self._generate(prompts, cross, most)[: len(rows)]
         return found
@@ -159,7 +159,7 @@ class SpeechRecognition(Pipeline):
         if None in prompt:
             place = prompt.index(None)
             if not all(int(owner) in heard for owner in owners):
-                rows = len(next(iter(cross.values())))
+                rows = next(iter(cross.values())).shape[0]
                 logits = self._decoder.read([filled[0, :place].tolist()] * rows, cross)["logits"]
                 languages = np.array(sorted(self._languages.values()))
                 best = languages[logits[:, languages].argmax(axis=1)]

@@ -6,7 +6,7 @@ import ctypes
 import gc
 import sys
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from engines.runtime import tensorrt as runtime
 from engines.runtime.device_arrays import DeviceArray
 from engines.runtime.dlpack import make_capsule, read_capsule
 from engines.runtime.graph_session import Choice, GraphSession
+from engines.runtime.staging import copy_into
 from engines.runtime.tensorrt import TensorRTEngine
 from specs.errors import InputError, ParityError, PreflightError
 from tests.engines.runtime.tensorrt_stand_in import MODULE, Device, Stream
@@ -381,3 +382,78 @@ def test_a_capsule_lets_its_owner_go_once_whoever_has_it(monkeypatch: pytest.Mon
     del part
     gc.collect()
     assert Owner.alive == 0 and not dlpack._lent
+
+
+class Tensor:
+    """As torch's, which this machine has for the CPU alone."""
+
+    def __init__(self, array: OnDevice, **changes: Any) -> None:
+        self.array, self.shape = array, array.shape
+        self.dtype, self.device = f"torch.{array.dtype}", SimpleNamespace(index=0)
+        self.is_cuda, self.requires_grad, self.contiguous, self.conjugate, self.negated = (
+            True,
+            False,
+            True,
+            False,
+            False,
+        )
+        self.__dict__.update(changes)
+
+    def is_contiguous(self) -> bool:
+        return self.contiguous
+
+    def is_conj(self) -> bool:
+        return self.conjugate
+
+    def is_neg(self) -> bool:
+        return self.negated
+
+    def data_ptr(self) -> int:
+        return self.array.address
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (dlpack.CUDA, 0)
+
+    def __dlpack__(self, *, stream: int | None = None) -> object:
+        raise BufferError("by DLPack")
+
+
+@pytest.fixture
+def _torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    current = SimpleNamespace(current_stream=lambda device: SimpleNamespace(cuda_stream=77))
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(Tensor=Tensor, cuda=current))
+
+
+@pytest.mark.usefixtures("_torch")
+def test_a_tensor_of_torch_is_read_without_dlpack_and_its_stream_waited_for(session: GraphSession) -> None:
+    feed = make_feed(2)
+    given = {"a": Tensor(narrow(feed)["a"]), "n": feed["n"]}
+    assert np.array_equal(session.run(given)["y"].to_numpy(), expect(feed))
+    assert Device.ordered == [(100, 77)]
+
+
+@pytest.mark.usefixtures("_torch")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"requires_grad": True}, {"contiguous": False}, {"conjugate": True}, {"negated": True}, {"is_cuda": False},
+        {"device": SimpleNamespace(index=1)}, {"dtype": "torch.bfloat16"},
+    ],
+)  # fmt: skip
+def test_of_any_other_tensor_dlpack_decides(session: GraphSession, changes: dict[str, Any]) -> None:
+    feed = make_feed(2)
+    with pytest.raises(InputError, match="by DLPack"):
+        session.run({"a": Tensor(narrow(feed)["a"], **changes), "n": feed["n"]})
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 9])
+def test_large_inputs_are_copied_whole_by_several_threads(count: int) -> None:
+    value = np.random.default_rng(0).integers(-99, 99, (count, 5, 1 << 16)).transpose(0, 2, 1)
+    view = np.zeros(value.shape, np.int32)
+    copy_into(view, value)
+    assert np.array_equal(view, value) and view.nbytes > 1 << 20
+    copy_into(empty := np.zeros((0, 4), np.float32), np.zeros((0, 4), np.float32))
+    copy_into(scalar := np.zeros((), np.float32), np.full((), 3, np.float32))
+    assert scalar == 3 and not empty.size
+    with pytest.raises(TypeError):
+        copy_into(view, value + 0.5)
