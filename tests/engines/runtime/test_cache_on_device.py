@@ -10,9 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tensorrt_stand_in as stand_in
-from tensorrt_stand_in import MODULE, Device, Stream
-from test_runtime_tensorrt import CANDIDATE
 
 from engines.runtime import tensorrt as runtime
 from engines.runtime.device_arrays import BlockPool, DeviceArray
@@ -22,6 +19,9 @@ from engines.runtime.pipelines.cached_decoder import CachedDecoder
 from engines.runtime.pipelines.decoding import fit_cache
 from engines.runtime.tensorrt import TensorRTEngine
 from specs.bundle import Graph, IoTensor
+from tests.engines.runtime import tensorrt_stand_in as stand_in
+from tests.engines.runtime.tensorrt_stand_in import MODULE, Device, Stream
+from tests.engines.runtime.test_tensorrt import CANDIDATE
 
 WORDS, HEADS, WIDTH, MOST_SLOTS = 101, 1, 2, 256
 CACHE = ("batch", HEADS, "cache", WIDTH)
