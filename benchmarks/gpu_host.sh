@@ -1,39 +1,59 @@
 #!/usr/bin/env bash
 # Everything of benchmarks/RESULTS.md that TensorRT 8.6 on an H200 has measured, again, on such a host:
-#   benchmarks/gpu_host.sh OUT [TARGET]        about 15 minutes; TARGET is h200@trt8.6 unless given
+#   benchmarks/gpu_host.sh OUT [TARGET]        about 20 minutes; TARGET is h200@trt8.6 unless given
 # PYTHON exports and runs torch, TRT_PYTHON has tensorrt, numpy and polygraphy; they may be one.
-# Ends with status 1 where a check or a token is wrong. Logs and bundles are left in OUT.
+# TENSORRT_INCLUDE_DIR, TensorRT's headers, adds the plugin. STEPS="export build" does these alone; OUT has what earlier
+# ones left. Ends with status 1 where a check or a token is wrong. Logs and bundles are left in OUT.
 set -euo pipefail
 out=${1:?usage: gpu_host.sh OUT [TARGET]}; target=${2:-h200@trt8.6}
-python=${PYTHON:-python3}; trt=${TRT_PYTHON:-$python}
-cd "$(dirname "$0")/.."; export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+python=${PYTHON:-python3}; trt=${TRT_PYTHON:-$python}; bench=benchmarks/bench_tensorrt.py
 mkdir -p "$out"; out=$(cd "$out" && pwd); failed=0
+cd "$(dirname "$0")/.."; export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+llm=$out/llm.bundle vit=$out/vit.bundle digits=$out/digits.bundle
 deploy() { "$1" -m metagen_deploy "${@:2}"; }
-say() { printf '\n== %s\n' "$*"; }
 
-say "export"
-deploy "$python" export text_llm_tiny -o "$out/llm.bundle" --target "$target" --precision fp16
-deploy "$python" export image_vit_base -o "$out/vit.bundle" --target "$target" --precision fp16 --dim batch=1:32:32
-deploy "$python" export image_vit_digits -o "$out/digits.bundle" --target "$target" --precision fp16 --precision int8
-"$python" benchmarks/greedy_tokens.py torch "$out/llm.bundle" "$out/tokens.npz"
+export_bundles() {
+  deploy "$python" export text_llm_tiny -o "$llm" --target "$target" --precision fp16
+  deploy "$python" export image_vit_base -o "$vit" --target "$target" --precision fp16 --dim batch=1:32:32
+  deploy "$python" export image_vit_digits -o "$digits" --target "$target" --precision fp16 --precision int8
+  "$python" benchmarks/greedy_tokens.py torch "$llm" "$out/tokens.npz"
+  "$python" $bench stock "$vit" "$out/stock.onnx" --batch 1
+}
+build_engines() {
+  deploy "$trt" build "$llm" --target "$target" --fixed batch=1,cache=1024
+  deploy "$trt" build "$vit" --target "$target" --fixed batch=1 --fixed batch=32
+  deploy "$trt" build "$digits" --target "$target"
+}
+check_engines() {
+  for bundle in "$llm" "$vit" "$digits"; do deploy "$trt" check "$bundle" --backend tensorrt || failed=1; done
+  "$trt" benchmarks/greedy_tokens.py engines "$llm" "$out/tokens.npz" || failed=1
+  "$trt" benchmarks/check_tensorrt_session.py "$digits" "$vit" || failed=1
+}
+time_engines() {
+  "$trt" $bench engines "$llm" --graph decoder.decode --batch 1 8
+  "$trt" $bench engines "$vit" --batch 1 32
+  "$trt" $bench engines "$digits" --batch 8
+  "$trt" benchmarks/bench_tensorrt_session.py "$digits" --batch 8
+  "$trt" benchmarks/bench_tensorrt_session.py "$vit" --batch 1 32
+}
+time_torch() {
+  "$python" $bench torch "$llm" --graph decoder.decode --batch 1
+  "$python" $bench torch "$vit" --batch 1 32
+}
+time_plugin() {
+  cmake -S engines/plugins/cpp -B "$out/plugin" -DTENSORRT_INCLUDE_DIR="$TENSORRT_INCLUDE_DIR" -DCMAKE_BUILD_TYPE=Release -DCMAKE_CUDA_ARCHITECTURES=native
+  cmake --build "$out/plugin" -j
+  "$python" benchmarks/bench_grid_sample_3d.py "$out/plugin/libmetagen_plugins.so"
+}
+time_stock() { "$trt" $bench onnx "$out/stock.onnx" --batch 1 --profile 1 1 1; }
 
-say "build"
-deploy "$trt" build "$out/llm.bundle" --target "$target" --fixed batch=1,cache=1024
-deploy "$trt" build "$out/vit.bundle" --target "$target" --fixed batch=1 --fixed batch=32
-deploy "$trt" build "$out/digits.bundle" --target "$target"
-
-say "check"
-for name in llm vit digits; do deploy "$trt" check "$out/$name.bundle" --backend tensorrt || failed=1; done
-"$trt" benchmarks/greedy_tokens.py engines "$out/llm.bundle" "$out/tokens.npz" || failed=1
-"$trt" benchmarks/check_tensorrt_session.py "$out/digits.bundle" "$out/vit.bundle" || failed=1
-
-say "times"
-bench=benchmarks/bench_tensorrt.py
-"$trt" $bench engines "$out/llm.bundle" --graph decoder.decode --batch 1 8
-"$trt" $bench engines "$out/vit.bundle" --batch 1 32
-"$trt" $bench engines "$out/digits.bundle" --batch 8
-"$trt" benchmarks/bench_tensorrt_session.py "$out/digits.bundle" --batch 8
-"$trt" benchmarks/bench_tensorrt_session.py "$out/vit.bundle" --batch 1 32
-"$python" $bench torch "$out/llm.bundle" --graph decoder.decode --batch 1 --modes reduce-overhead
-"$python" $bench torch "$out/vit.bundle" --batch 1 32 --modes reduce-overhead
+for step in ${STEPS:-export build check engines torch stock ${TENSORRT_INCLUDE_DIR:+plugin}}; do
+  printf '\n== %s, second %s\n' "$step" $SECONDS
+  case $step in
+    export) export_bundles ;; build) build_engines ;; check) check_engines ;;
+    engines) time_engines ;; torch) time_torch ;; stock) time_stock ;; plugin) time_plugin ;;
+    *) echo "no step '$step'; there are: export build check engines torch stock plugin" >&2; exit 2 ;;
+  esac
+done
+echo "done after $SECONDS s"
 exit $failed
