@@ -131,29 +131,15 @@ def _build_one(
     earlier: dict[str, BuildRow],
     progress: Progress,
 ) -> tuple[Manifest, BuildRow]:
-    typed, backend = job.typed, job.backend
-    chosen = choose_source(folder, job.typed, job.backend, job.available)
+    typed, backend, file = job.typed, job.backend, job.file
+    chosen = choose_source(folder, typed, backend, job.available)
     source = folder / chosen.file
     progress("checking the graph's files", 0.0)
     weights = require_listed_weights(folder, manifest, chosen.file)
     external = {str(PurePosixPath(name).relative_to(PurePosixPath(typed.file).parent)): name for name in weights}
-    file = job.file
     cache, notes = _choose_timing_cache(folder, job, timing_cache)
-    profile = make_profiles(job.graph.inputs, job.narrow(manifest.dims), where=f"graph '{job.graph.name}'")
-    profile, wide = split_profile(profile) if backend.takes_two_profiles else (profile, ())
-    request = CompileRequest(
-        model=source,
-        output=_name_temporary(folder / file) if backend.writes_engines else None,
-        precision=typed.precision,
-        profile=profile,
-        wide_profile=wide,
-        compute_capabilities=(job.target.compute_capability,) if backend.writes_engines else (),
-        keep_fp32=tuple(entry.split(":")[0] for entry in typed.keep_fp32),
-        workspace_bytes=(job.target.memory_bytes - job.target.reserved_bytes) // 2 if backend.writes_engines else None,
-        timing_cache=cache,
-        plugins=tuple(dict.fromkeys(library.path for library in chosen.libraries.values())),
-    )
-    notes = (*notes, *chosen.notes, *describe_profiles(profile, wide), *job.describe_sizes())
+    request = _make_request(folder, manifest, job, chosen, cache)
+    notes += (*chosen.notes, *describe_profiles(request.profile, request.wide_profile), *job.describe_sizes())
     key = _make_key(manifest, job, request, external, chosen)
     old = next((e for e in job.graph.engines if e.file == file and e.key == key), None)
     if old is not None and _is_whole(folder, manifest, file):
@@ -185,6 +171,24 @@ def _build_one(
         if request.output is not None:
             request.output.unlink(missing_ok=True)
     return manifest, _make_row(job, file, result, result.bytes, None, None, notes)
+
+
+def _make_request(folder: Path, manifest: Manifest, job: Job, chosen: Source, cache: Path | None) -> CompileRequest:
+    typed, backend, target = job.typed, job.backend, job.target
+    profile = make_profiles(job.graph.inputs, job.narrow(manifest.dims), where=f"graph '{job.graph.name}'")
+    profile, wide = split_profile(profile) if backend.takes_two_profiles else (profile, ())
+    return CompileRequest(
+        model=folder / chosen.file,
+        output=_name_temporary(folder / job.file) if backend.writes_engines else None,
+        precision=typed.precision,
+        profile=profile,
+        wide_profile=wide,
+        compute_capabilities=(target.compute_capability,) if backend.writes_engines else (),
+        keep_fp32=tuple(entry.split(":")[0] for entry in typed.keep_fp32),
+        workspace_bytes=(target.memory_bytes - target.reserved_bytes) // 2 if backend.writes_engines else None,
+        timing_cache=cache,
+        plugins=tuple(dict.fromkeys(library.path for library in chosen.libraries.values())),
+    )
 
 
 def _is_whole(folder: Path, manifest: Manifest, file: str) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -71,12 +72,7 @@ def export_model(
     model = read.model
     for note in read.notes:
         progress(f"{source.name}: {note}", None)
-    interface = tuple(_describe(value, source) for value in name_dynamic_dims(model))
-    ranges = _choose_dims(interface, dims, source)
-    inputs = _fix_single_sizes(model, interface, ranges)
-    ranges = {name: dim for name, dim in ranges.items() if dim.min < dim.max}
-    common.LiftConstantsToInitializersPass(size_limit=INLINE_BYTES)(model)
-    common.LiftSubgraphInitializersToMainGraphPass()(model)
+    inputs, ranges = _settle_interface(model, dims, source)
 
     progress("golden data from ONNX Runtime", None)
     near = choose_sizes(ranges, near=_GOLDEN_NEAR)
@@ -89,25 +85,6 @@ def export_model(
     (folder / COMPONENT).mkdir()
     pool = WeightPool(folder / COMPONENT)
     pool.store(model)
-    portable = folder / COMPONENT / "model.onnx"
-    ir.save(model, portable)
-    del read, model
-    own = find_precision(portable)
-    _require_reachable(own, precisions, source)
-    write_golden(folder / COMPONENT / "model.golden.npz", reference.feed, reference.outputs)
-    typed = write_typed_graphs(
-        portable,
-        [
-            Variant(target=target, precision=precision, as_it_is=precision == own)
-            for target in targets
-            for precision in precisions or (own,)
-        ],
-        pool,
-        samples=lambda: samples or list(_make_samples(inputs, reference)),
-        calibration_method="max",
-        decided={},
-        progress=progress,
-    )
     graph = Graph(
         name=COMPONENT,
         component=COMPONENT,
@@ -115,8 +92,20 @@ def export_model(
         golden=f"{COMPONENT}/model.golden.npz",
         inputs=inputs,
         outputs=outputs,
-        precision=own,
-        typed=typed,
+    )
+    ir.save(model, folder / graph.file)
+    del read, model
+    own = find_precision(folder / graph.file)
+    _require_reachable(own, precisions, source)
+    write_golden(folder / graph.golden, reference.feed, reference.outputs)
+    typed = write_typed_graphs(
+        folder / graph.file,
+        [Variant(target=t, precision=p, as_it_is=p == own) for t in targets for p in precisions or (own,)],
+        pool,
+        samples=lambda: samples or list(_make_samples(inputs, reference)),
+        calibration_method="max",
+        decided={},
+        progress=progress,
     )
     manifest = Manifest(
         name=re.sub(r"[^A-Za-z0-9_.-]", "_", source.stem) or COMPONENT,
@@ -124,9 +113,21 @@ def export_model(
         created_by=list_versions(),
         dims={name: (dim.min, dim.opt, dim.max) for name, dim in ranges.items()},
         pipeline={"kind": "tensors", "graph": COMPONENT},
-        graphs=(graph,),
+        graphs=(replace(graph, precision=own, typed=typed),),
     )
     return finish_bundle(folder, manifest, components={COMPONENT: pool})
+
+
+def _settle_interface(
+    model: ir.Model, dims: Mapping[str, Dim], source: Path
+) -> tuple[tuple[IoTensor, ...], dict[str, Dim]]:
+    """The inputs and the ranges of their dynamic dims; constants become initializers of the main graph on the way."""
+    interface = tuple(_describe(value, source) for value in name_dynamic_dims(model))
+    ranges = _choose_dims(interface, dims, source)
+    inputs = _fix_single_sizes(model, interface, ranges)
+    common.LiftConstantsToInitializersPass(size_limit=INLINE_BYTES)(model)
+    common.LiftSubgraphInitializersToMainGraphPass()(model)
+    return inputs, {name: dim for name, dim in ranges.items() if dim.min < dim.max}
 
 
 def name_dynamic_dims(model: ir.Model) -> Sequence[ir.Value]:

@@ -9,7 +9,7 @@ here is a model's host loop: see `engines.runtime.pipelines`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -193,10 +193,14 @@ def _open_graph(
             allocate=opened.allocate,
             fixed_sizes=[faster.sizes for faster, _ in fixed],
         )
-    raise PreflightError(
+    raise _refuse_all(folder, graph, passed_over)
+
+
+def _refuse_all(folder: Path, graph: Graph, reasons: Iterable[str]) -> PreflightError:
+    return PreflightError(
         f"nothing of what was asked runs graph '{graph.name}' on this machine",
         where=str(folder),
-        got="\n           ".join(passed_over),
+        got="\n           ".join(reasons),
         fix="metagen-deploy build BUNDLE makes an engine for this machine; or ask for no backend and no precision",
     )
 

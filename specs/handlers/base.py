@@ -40,14 +40,18 @@ class Handler(ABC):
         """The module of each component, with parameters that are not filled yet."""
 
     @abstractmethod
+    def describe_pipeline(self, spec: Spec) -> dict[str, Any]:
+        """What a host needs to drive the graphs, as JSON (`Manifest.pipeline`)."""
+
     def make_tensor(
         self, spec: Spec, graph: GraphSpec, tensor: TensorSpec, shape: tuple[int, ...], random: np.random.Generator
     ) -> NDArray[Any]:
-        """A realistic value of one input."""
-
-    @abstractmethod
-    def describe_pipeline(self, spec: Spec) -> dict[str, Any]:
-        """What a host needs to drive the graphs, as JSON (`Manifest.pipeline`)."""
+        """A realistic value of one input: any ids, lengths as shares, and states as norms leave them."""
+        if tensor.name.endswith("lengths"):
+            return random.random(shape)  # a share of what is possible; `tie_inputs` knows how much that is
+        if tensor.dtype == "int64":
+            return random.integers(int(tensor.low), int(tensor.high), shape)
+        return random.standard_normal(shape, dtype=np.float32)
 
     def make_graph_module(self, graph: GraphSpec, component: nn.Module) -> nn.Module:
         """The module of one graph; the component's own, unless it has several graphs."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, cast, final
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
 from specs.components.blocks import BlockDecoderComponent, ModeComponent, StructureComponent
@@ -14,7 +13,7 @@ from specs.graphs import GraphSpec, name_roles
 from specs.handlers.base import Arrays, Handler
 from specs.handlers.tokenizers import describe_tokenizer
 from specs.models.blocks import BlockDecoder, Mode, ReadElement, ReadStream, Structure
-from specs.schema import Spec, TensorSpec
+from specs.schema import Spec
 
 
 @final
@@ -38,15 +37,6 @@ class BlockGenerationHandler(Handler):
         if graph.file_stem == "embed":
             return cast("Structure | Mode", component).embed
         return component if isinstance(component, Structure) else cast(Mode, component).head
-
-    def make_tensor(
-        self, spec: Spec, graph: GraphSpec, tensor: TensorSpec, shape: tuple[int, ...], random: np.random.Generator
-    ) -> NDArray[Any]:
-        if tensor.dtype == "int64" and tensor.name != "lengths":
-            return random.integers(int(tensor.low), int(tensor.high), shape)
-        if tensor.name == "lengths":
-            return random.random(shape)  # a share of what is possible; `tie_inputs` knows how much that is
-        return random.standard_normal(shape, dtype=np.float32)
 
     def tie_inputs(self, graph: GraphSpec, inputs: Arrays) -> Arrays:
         """Ragged rows, the first as long as can be; a cache holds zeros beyond its length."""

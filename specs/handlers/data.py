@@ -130,6 +130,18 @@ def take_batch(arrays: Arrays, start: int, count: int, total: int) -> Arrays:
     return {name: array[index] for name, array in arrays.items()}
 
 
+def check_lengths(path: Path, lengths: NDArray[Any], *, tokens: int) -> None:
+    """Refuse with CalibrationError what says that a row has more than `tokens` valid ones."""
+    if lengths.max() > tokens:
+        raise CalibrationError(
+            "array 'lengths' says more tokens than 'token_ids' has",
+            where=str(path),
+            got=f"up to {lengths.max()}",
+            allowed=f"1 to {tokens}",
+            fix="save how many tokens of each row are valid",
+        )
+
+
 def check_labels(path: Path, labels: NDArray[Any], *, count: int, graph: GraphSpec) -> NDArray[np.int64]:
     """Class indices [samples], int64.
 

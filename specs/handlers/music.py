@@ -47,15 +47,6 @@ class MusicHandler(Handler):
             return MusicgenPrefill(component) if graph.file_stem == "prefill" else MusicgenDecode(component)
         return component if isinstance(component, T5Encoder) else make_codec_graph(graph, component)
 
-    def make_tensor(
-        self, spec: Spec, graph: GraphSpec, tensor: TensorSpec, shape: tuple[int, ...], random: np.random.Generator
-    ) -> NDArray[Any]:
-        if tensor.name in ("token_ids", "codes"):
-            return random.integers(int(tensor.low), int(tensor.high), shape)
-        if tensor.name.endswith("lengths"):
-            return random.random(shape)  # a share of what is possible; `tie_inputs` knows how much that is
-        return random.standard_normal(shape, dtype=np.float32)  # states end in a norm
-
     def tie_inputs(self, graph: GraphSpec, inputs: Arrays) -> Arrays:
         """Ragged texts, the first as long as can be, the last row without one; a cache holds zeros beyond its end."""
         if graph.file_stem == "model":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, final
 
 import numpy as np
@@ -11,10 +12,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from specs.components import WhisperEncoderComponent
-from specs.errors import CalibrationError
 from specs.families.recognition import get_sides
 from specs.graphs import GraphSpec, list_graphs, name_roles
 from specs.handlers.base import Arrays, GraphModule, Handler
+from specs.handlers.data import check_lengths
 from specs.handlers.sound import make_sound
 from specs.handlers.tokenizers import describe_tokenizer
 from specs.models.whisper import Cross, Decode, Prefill, WhisperDecoder, WhisperEncoder
@@ -48,11 +49,7 @@ class SpeechRecognitionHandler(Handler):
             config = spec.components[graph.component]
             assert isinstance(config, WhisperEncoderComponent)
             return make_sound(shape, random, sample_rate=config.sample_rate)
-        if tensor.name == "token_ids":
-            return random.integers(int(tensor.low), int(tensor.high), shape)
-        if tensor.name == "lengths":
-            return random.random(shape)  # a share of what is possible; `tie_inputs` knows how much that is
-        return random.standard_normal(shape, dtype=np.float32)  # the encoder ends in LayerNorm
+        return super().make_tensor(spec, graph, tensor, shape, random)  # the encoder ends in LayerNorm
 
     def tie_inputs(self, graph: GraphSpec, inputs: Arrays) -> Arrays:
         """Ragged rows: the first is as long as can be, the others 1 or more."""
@@ -84,14 +81,7 @@ class SpeechRecognitionHandler(Handler):
         if graph.file_stem not in ("prefill", "decode"):
             return arrays
         tokens = arrays["token_ids"].shape[1]
-        if arrays["lengths"].max() > tokens:
-            raise CalibrationError(
-                "array 'lengths' says more tokens than 'token_ids' has",
-                where=spec.calibration.source,
-                got=f"up to {arrays['lengths'].max()}",
-                allowed=f"1 to {tokens}",
-                fix="save how many tokens of each row are valid",
-            )
+        check_lengths(Path(spec.calibration.source), arrays["lengths"], tokens=tokens)
         capacity = min(max(spec.dims["cache"].opt, tokens + 1), spec.dims["cache"].max)
         return self._fill_state(graph, arrays, capacity=capacity)
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, final
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
 from specs.components.vits import VitsTextComponent
@@ -17,7 +16,7 @@ from specs.handlers.tokenizers import describe_tokenizer
 from specs.models.hifigan import Hifigan
 from specs.models.vits import PlainDurations, StochasticDurations, VitsTextEncoder
 from specs.models.vits_flow import VitsFlow
-from specs.schema import Spec, TensorSpec
+from specs.schema import Spec
 
 
 @final
@@ -36,15 +35,6 @@ class TextToSpeechHandler(Handler):
             roles["vocoder"]: lambda: Hifigan(parts.vocoder),
         }
         return {name: make[name]() for name in spec.components}
-
-    def make_tensor(
-        self, spec: Spec, graph: GraphSpec, tensor: TensorSpec, shape: tuple[int, ...], random: np.random.Generator
-    ) -> NDArray[Any]:
-        if tensor.dtype == "int64" and tensor.name != "lengths":
-            return random.integers(int(tensor.low), int(tensor.high), shape)
-        if tensor.name == "lengths":
-            return random.random(shape)  # a share of what is possible; `tie_inputs` knows how much that is
-        return random.standard_normal(shape, dtype=np.float32)
 
     def tie_inputs(self, graph: GraphSpec, inputs: Arrays) -> Arrays:
         """Ragged rows: the first is as long as can be, the others at least half of that."""

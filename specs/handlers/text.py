@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast, final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from specs.components import CausalComponent, Component, DecoderComponent, Gpt2Component, NeoxComponent
-from specs.errors import CalibrationError
 from specs.graphs import GraphSpec, list_graphs, name_roles
 from specs.handlers.base import Arrays, GraphModule, Handler
+from specs.handlers.data import check_lengths
 from specs.handlers.tokenizers import describe_tokenizer
 from specs.models.causal import CausalModel, Decode, Prefill
 from specs.models.decoder import Decoder
@@ -32,15 +32,6 @@ class TextHandler(Handler):
     def make_graph_module(self, graph: GraphSpec, component: nn.Module) -> nn.Module:
         assert isinstance(component, CausalModel)
         return Prefill(component) if graph.file_stem == "prefill" else Decode(component)
-
-    def make_tensor(
-        self, spec: Spec, graph: GraphSpec, tensor: TensorSpec, shape: tuple[int, ...], random: np.random.Generator
-    ) -> NDArray[Any]:
-        if tensor.name == "token_ids":
-            return random.integers(int(tensor.low), int(tensor.high), shape)
-        if tensor.name == "lengths":
-            return random.random(shape)  # a share of what is possible; `tie_inputs` knows how much that is
-        return random.standard_normal(shape, dtype=np.float32)
 
     def tie_inputs(self, graph: GraphSpec, inputs: Arrays) -> Arrays:
         """Ragged rows: the first is as long as can be, the others 1 or more; a cache holds zeros beyond its length."""
@@ -70,14 +61,7 @@ class TextHandler(Handler):
 
     def finish_calibration(self, spec: Spec, graph: GraphModule, arrays: Arrays) -> Arrays:
         tokens = arrays["token_ids"].shape[1]
-        if arrays["lengths"].max() > tokens:
-            raise CalibrationError(
-                "array 'lengths' says more tokens than 'token_ids' has",
-                where=spec.calibration.source,
-                got=f"up to {arrays['lengths'].max()}",
-                allowed=f"1 to {tokens}",
-                fix="save how many tokens of each row are valid",
-            )
+        check_lengths(Path(spec.calibration.source), arrays["lengths"], tokens=tokens)
         if graph.file_stem == "prefill":
             return arrays
         capacity = max(spec.dims["cache"].opt, tokens + 1)
