@@ -21,7 +21,11 @@ class FramesComponent(VisionTransformerComponent, EncoderComponent):
     """
 
     STRUCTURE: ClassVar[frozenset[str]] = VisionTransformerComponent.STRUCTURE
-    DIMS: ClassVar = {"frames": (1, 16, 64), "height": (1, 480, 2160), "width": (1, 640, 3840)}
+    DIMS: ClassVar[Mapping[str, tuple[int, int, int]]] = {
+        "frames": (1, 16, 64),
+        "height": (1, 480, 2160),
+        "width": (1, 640, 3840),
+    }
 
     kind: Literal["video.frames"]  # type: ignore[assignment]  # a tower of a kind of its own
     num_frames: Size = Field(default=8, description="frames that are looked at, of however many there are")

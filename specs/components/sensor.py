@@ -69,7 +69,7 @@ class PointsComponent(PooledSensor):
     points means nothing.
     """
 
-    DIMS: ClassVar = {"points": (1, 4096, 16384)}
+    DIMS: ClassVar[Mapping[str, tuple[int, int, int]]] = {"points": (1, 4096, 16384)}
 
     kind: Literal["sensor.points"]
     point_size: Annotated[int, Field(ge=3, le=64)] = Field(default=4, description="x, y, z, and what else a point has")
@@ -112,7 +112,7 @@ class SeriesComponent(PooledSensor):
     sinusoidal positions and pass through pre-norm layers (PatchTST; Nie et al. 2023), then are pooled by attention.
     """
 
-    DIMS: ClassVar = {"steps": (1, 256, 2048)}
+    DIMS: ClassVar[Mapping[str, tuple[int, int, int]]] = {"steps": (1, 256, 2048)}
 
     kind: Literal["sensor.series"]
     num_channels: Size = Field(description="values a step: 6 of an IMU, 32 of an EEG cap")

@@ -1,4 +1,5 @@
-"""The runtime on Python 3.10 with numpy and ONNX Runtime alone, as on a Jetson: the same answers as here.
+"""Python 3.10, as on a Jetson: the runtime with numpy and ONNX Runtime alone gives the same answers as here, and the
+command line works with what it needs beside them.
 
 The environment is made once, outside the checkout (`$XDG_CACHE_HOME/metagen-deploy-tests`), from a Python 3.10 of this
 machine and the package registry; without either the tests are skipped and say so.
@@ -10,15 +11,18 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from engines.runtime import load
+from tests.engines.bundles import make_model, make_weights, write_bundle
 from tests.small_bundles import SIDE, make_decoder_weights, write_classifier, write_decoder
 
 PACKAGES = ("numpy==2.2.6", "onnxruntime==1.23.2")  # the newest with wheels for Python 3.10
+COMMAND_LINE = ("click", "pyyaml", "pydantic", "rich", "polygraphy")
 INSTALL_SECONDS = 300
 
 SCRIPT = """
@@ -53,13 +57,13 @@ def find_python310() -> Path | None:
     return None
 
 
-@pytest.fixture(scope="module")
-def python310() -> Path:
+def make_environment(packages: Sequence[str]) -> Path:
+    """The interpreter of an environment with these packages, made where it is not there yet."""
     base = find_python310()
     if base is None:
         pytest.skip("no Python 3.10 on this machine (pyenv install 3.10 adds one)")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metagen-deploy-tests"
-    folder = cache / ("py310-" + "-".join(PACKAGES).replace("==", "-"))
+    folder = cache / ("py310-" + "-".join(packages).replace("==", "-"))
     python = folder / "bin" / "python"
     if (folder / "complete").is_file():
         return python
@@ -67,16 +71,26 @@ def python310() -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     subprocess.run([base, "-m", "venv", folder], check=True, capture_output=True)
     done = subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:", *PACKAGES],
+        [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:", *packages],
         capture_output=True,
         text=True,
         timeout=INSTALL_SECONDS,
         check=False,
     )
     if done.returncode != 0:
-        pytest.skip(f"numpy and onnxruntime cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
+        pytest.skip(f"the packages cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
     (folder / "complete").touch()
     return python
+
+
+@pytest.fixture(scope="module")
+def python310() -> Path:
+    return make_environment(PACKAGES)
+
+
+@pytest.fixture(scope="module")
+def command310() -> Path:
+    return make_environment((*PACKAGES, *COMMAND_LINE))
 
 
 def test_python_310_gives_the_same_answers(tmp_path: Path, python310: Path, repository: Path) -> None:
@@ -107,3 +121,25 @@ def test_python_310_gives_the_same_answers(tmp_path: Path, python310: Path, repo
     assert there["notes"] == load(classifier).describe()
     assert there["text"] == load(decoder).pipeline.generate(["hello", "hi"], max_new_tokens=50)
     assert not {"torch", "onnx", "pydantic", "click", "yaml", "rich", "polygraphy"} & set(there["modules"])
+
+
+def test_the_command_line_works_on_python_310(tmp_path: Path, command310: Path, repository: Path) -> None:
+    """As on a Jetson, where engines are built and checked: every module that a verb there imports, and every spec."""
+    write_bundle(tmp_path / "c.bundle", {("cpu", "fp32"): make_model(make_weights())})
+
+    def deploy(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [command310, "-W", "error", "-m", "metagen_deploy", *arguments],
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(repository), "PYTHONDONTWRITEBYTECODE": "1"},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    for arguments in (("specs",), ("targets",), ("doctor",), ("inspect", "c.bundle"), ("check", "c.bundle")):
+        done = deploy(*arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "video_to_text" in deploy("specs").stdout
+    refused = deploy("build", "c.bundle", "--target", "h200@trt8.6")
+    assert refused.returncode == 1 and "Traceback" not in refused.stderr, refused.stderr
