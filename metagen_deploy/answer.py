@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import sys
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from engines.runtime import Answer, Request, Session, answer, load
 from engines.runtime.media import SUFFIXES, encode_medium
+from engines.runtime.request import Medium
 from metagen_deploy.tables import print_table
 from specs.bundle_files import read_manifest, verify_files
 from specs.disk import translate_os_errors
@@ -121,17 +123,24 @@ def _print_pieces(request: Request, pieces: Iterator[str]) -> Answer:
 
 
 def _write_answer(path: Path, found: Answer) -> None:
-    """Write the answer to `path`; several pictures, sounds, ... to `<stem>-1`, `<stem>-2`, ... beside it."""
+    """Write the answer to `path`; several pictures, sounds, ... to `<stem>-1`, `<stem>-2`, ... beside it.
+
+    An .npz holds the answer's tensors, or those of a picture, film, sound or mesh before a file's levels round them.
+    """
     if path.suffix in SUFFIXES.values():
         made = [one for one in found.media if SUFFIXES[type(one)] == path.suffix]
         if not made:
             raise InputError(
                 f"this answer holds nothing that a {path.suffix} could", got=str(path), fix=f"-o {path.stem}.json"
             )
-        for index, one in enumerate(made, 1):
+        for numbered, one in _number(path, made):
             data = encode_medium(one)
-            numbered = path if len(made) == 1 else path.with_name(f"{path.stem}-{index}{path.suffix}")
             _write_file(numbered, lambda stream, data=data: stream.write(data))  # type: ignore[misc]
+        return
+    if path.suffix == ".npz" and not found.arrays and found.media:
+        for numbered, one in _number(path, found.media):
+            arrays = {key.name: np.asarray(getattr(one, key.name)) for key in fields(one)}
+            _write_file(numbered, lambda stream, arrays=arrays: _write_arrays(stream, arrays))  # type: ignore[misc]
         return
     if path.suffix == ".npz" and not found.arrays:
         raise InputError(
@@ -143,6 +152,12 @@ def _write_answer(path: Path, found: Answer) -> None:
         ".txt": lambda stream: stream.write((found.to_text() + "\n").encode(errors="replace")),
     }
     _write_file(path, writers[path.suffix])
+
+
+def _number(path: Path, media: Sequence[Medium]) -> Iterator[tuple[Path, Medium]]:
+    """`path` for one, `<stem>-1`, `<stem>-2`, ... for several."""
+    for index, one in enumerate(media, 1):
+        yield path if len(media) == 1 else path.with_name(f"{path.stem}-{index}{path.suffix}"), one
 
 
 def _write_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:

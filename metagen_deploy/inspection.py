@@ -67,7 +67,7 @@ def _print_bundle(folder: Path, manifest: Manifest) -> None:
         [row for graph in manifest.graphs for row in _describe_graph(folder, graph, sizes)],
     )
     kept = {
-        (graph.name, f"{typed.target}-{typed.precision}"): Counter(item.rpartition(": ")[2] for item in typed.keep_fp32)
+        (graph.name, f"{typed.target}-{typed.precision}"): Counter(item.partition(": ")[2] for item in typed.keep_fp32)
         for graph in manifest.graphs
         for typed in graph.typed
         if typed.keep_fp32

@@ -15,7 +15,7 @@ from rich.text import Text
 
 Cell = str | Text
 
-_PIPE_WIDTH = 240  # columns: a row that is read by a program is never folded
+_PIPE_WIDTH = 1 << 20  # columns: a row that is read by a program is never folded, however long it is
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from engines.runtime.arrays import Array
 
 #: A value of an answer; a tuple is a shape, None a number that there is none of.
-Cell = str | float | tuple[int, ...] | None
+Cell = str | int | float | tuple[int, ...] | None
 
 
 @dataclass(frozen=True, kw_only=True)

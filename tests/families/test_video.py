@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from PIL import Image
 from torch import nn
 
 from engines.runtime import Film, Request, load
@@ -132,6 +134,21 @@ def test_film_equals_torch(bundle: Path, modules: dict[str, nn.Module]) -> None:
     assert film.frames.shape == (9, 32, 48, 3)
     assert np.abs(film.frames - expected).max() < 1 / 255
     assert np.abs(film.frames - other.frames).max() > 1 / 255, "the prompt makes no difference"
+
+
+def test_film_as_arrays_is_the_film_unrounded(bundle: Path, metagen: Callable[..., Any], tmp_path: Path) -> None:
+    for name in ("film.npz", "film.png"):
+        done = metagen("run", bundle, "--prompt", "a cat", "-o", name)
+        assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "film.npz", allow_pickle=False) as found:
+        frames, rate = found["frames"], found["frames_per_second"]
+    with Image.open(tmp_path / "film.png") as film:
+        shown = []
+        for index in range(film.n_frames):
+            film.seek(index)
+            shown.append(np.asarray(film.convert("RGB")) / 255)
+    assert (frames.dtype, frames.shape, rate) == (np.float32, (9, 32, 48, 3), 8)
+    assert 0 < np.abs(frames - np.stack(shown)).max() <= 0.5 / 255 + 1e-6
 
 
 def test_request_is_prompts(bundle: Path) -> None:

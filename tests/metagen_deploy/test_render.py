@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from metagen_deploy.render import fold_layers
+from metagen_deploy.tables import print_table
 from specs.report import ParityRow, TensorDifference
 
 
@@ -44,3 +47,11 @@ def test_what_failed_is_shown_by_itself() -> None:
 def test_two_layers_are_shown_as_they_are() -> None:
     rows = [make_row(f"keys_{layer}", 1e-6) for layer in range(2)]
     assert [name for name, _ in fold_layers(rows)] == ["keys_0", "keys_1"]
+
+
+def test_a_row_in_a_pipe_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table("", ("sound", "transcript"), [("a.wav", "word " * 400), ("b.wav", "word")])
+    header, rule, *rows = capsys.readouterr().out.splitlines()
+    assert header.split() == ["sound", "transcript"]
+    assert set(rule.strip()) == {"─"}
+    assert [row.split()[0] for row in rows if row] == ["a.wav", "b.wav"]

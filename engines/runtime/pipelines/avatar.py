@@ -84,7 +84,7 @@ class Avatar(Pipeline):
                 fix="metagen-deploy run BUNDLE PICTURE.png VOICE.wav -o FILM.png",
             )
         film = self.animate(pictures[0], voices[0])
-        row = (pictures[0], voices[0], float(len(film.frames)), float(film.frames_per_second))
+        row = (pictures[0], voices[0], len(film.frames), film.frames_per_second)
         return Answer(header=("picture", "voice", "frames", "frames per second"), rows=(row,), media=(film,))
 
 

@@ -145,7 +145,7 @@ class BlockGeneration(Pipeline):
                     shown = "a picture: -o FILE.png writes it"
                 else:
                     shown = self.tokenizer.decode(block.tokens)
-                rows.append((prompt, float(number), block.mode, block.shape, shown))
+                rows.append((prompt, number, block.mode, block.shape, shown))
         header = ("prompt", "block", "mode", "shape", "content")
         return Answer(header=header, rows=tuple(rows), media=tuple(pictures))
 

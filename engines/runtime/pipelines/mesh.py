@@ -98,10 +98,7 @@ class TextToMesh(Pipeline):
     def answer(self, request: Request) -> Answer:
         require(request, "texts", prompts=True)
         made = [self.make_mesh(text, seed=request.seed) for text in request.prompts]
-        rows = [
-            (text, float(len(mesh.vertices)), float(len(mesh.faces)))
-            for text, mesh in zip(request.prompts, made, strict=True)
-        ]
+        rows = [(text, len(mesh.vertices), len(mesh.faces)) for text, mesh in zip(request.prompts, made, strict=True)]
         return Answer(header=("text", "vertices", "faces"), rows=tuple(rows), media=tuple(made))
 
     def _count_rows(self) -> int:
