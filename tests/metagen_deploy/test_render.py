@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from rich.console import Console
 
+from metagen_deploy import tables
 from metagen_deploy.render import fold_layers
-from metagen_deploy.tables import print_table
 from specs.report import ParityRow, TensorDifference
 
 
@@ -50,8 +51,26 @@ def test_two_layers_are_shown_as_they_are() -> None:
 
 
 def test_a_row_in_a_pipe_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    print_table("", ("sound", "transcript"), [("a.wav", "word " * 400), ("b.wav", "word")])
+    tables.print_table("", ("sound", "transcript"), [("a.wav", "word " * 400), ("b.wav", "word")])
     header, rule, *rows = capsys.readouterr().out.splitlines()
     assert header.split() == ["sound", "transcript"]
     assert set(rule.strip()) == {"─"}
     assert [row.split()[0] for row in rows if row] == ["a.wav", "b.wav"]
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 120, 200])
+def test_no_word_is_broken_on_a_terminal(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tables, "_open_console", lambda: Console(width=width, highlight=False))
+    columns = ("name", "parameters>", "parts", "verdict")
+    rows = [
+        ("image_diffusion_sdxl", "5.73 G", "2 text.clip, diffusion.unet, diffusion.scheduler", tables.mark(True)),
+        ("", "451 k", "", tables.mark(False, "needs 3 GB more")),
+    ]
+    tables.print_table("", columns, rows)
+    said = capsys.readouterr().out
+    for word in " ".join(str(cell) for row in rows for cell in row).split():
+        assert word in said.split(), said
+    assert max(map(len, said.splitlines())) <= width
+    assert ("name" in said) == (width >= 80), "narrower than its words, a table is a list"
