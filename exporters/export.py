@@ -31,6 +31,7 @@ from exporters.passes import (
     Range,
     list_quantizable_tensors,
     run_pipeline,
+    share_beginnings,
     takes_plugins,
     uses_ranges,
 )
@@ -185,21 +186,23 @@ def write_typed_graphs(
     typed: list[TypedGraph] = []
     done: dict[tuple[str, Precision], tuple[bytes, bytes | None, PipelineResult]] = {}
     ranges: Mapping[str, Range] | None = None
+    model = ir.load(portable)
+    begun = share_beginnings(model, [(variant.target.lowering, _find_typing(variant)) for variant in wanted])
     for variant in wanted:
         target, precision = variant.target, variant.precision
-        typing: Precision = "fp32" if variant.as_it_is else precision
+        typing = _find_typing(variant)
         key = (target.lowering, typing)
         if key not in done:
             progress(f"{component}/{stem}: lowering to {precision} for {target.name}", None)
             if ranges is None and uses_ranges(target.lowering, typing):
-                tensors = list_quantizable_tensors(ir.load(portable))
+                tensors = list_quantizable_tensors(model)
                 ranges = measure_ranges(portable, tensors, samples(), method=calibration_method, progress=progress)
             lower_graph = partial(
-                run_pipeline, lowering=target.lowering, precision=typing, ranges=ranges, decided=decided
+                run_pipeline, begun, lowering=target.lowering, precision=typing, ranges=ranges, decided=decided
             )
-            result = lower_graph(ir.load(portable))
+            result = lower_graph()
             pool.store(result.model)
-            with_plugins = _lower_with_plugins(portable, target.lowering, lower_graph, pool)
+            with_plugins = _lower_with_plugins(model, target.lowering, lower_graph, pool)
             done[key] = (ir.to_proto(result.model).SerializeToString(), with_plugins, result)
         data, with_plugins, result = done[key]
         path = portable.parent / f"{stem}.{target.name}-{precision}.onnx"
@@ -220,8 +223,13 @@ def write_typed_graphs(
     return tuple(typed)
 
 
+def _find_typing(variant: Variant) -> Precision:
+    """The precision that the pipeline writes into the graph."""
+    return "fp32" if variant.as_it_is else variant.precision
+
+
 def _lower_with_plugins(
-    portable: Path,
+    model: ir.Model,
     lowering: str,
     lower_graph: Callable[..., PipelineResult],
     pool: WeightPool,
@@ -230,10 +238,9 @@ def _lower_with_plugins(
 
     Its weights are those of the graph with bodies, so it costs a few kilobytes.
     """
-    model = ir.load(portable)
     if not takes_plugins(model, lowering):
         return None
-    result = lower_graph(model, plugins=True)
+    result = lower_graph(plugins=True)
     pool.store(result.model)
     data: bytes = ir.to_proto(result.model).SerializeToString()
     return data

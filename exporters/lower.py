@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import copy
 import fnmatch
 import logging
 import os
@@ -23,6 +24,7 @@ import onnxscript.optimizer
 import torch
 from onnx_ir.passes import common
 from torch.export import ExportedProgram
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from exporters.ops import CUSTOM_OPS, attach_bodies, registered_schemas
 from exporters.ops.lstm import STANDARD_OPS
@@ -47,6 +49,7 @@ _SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 #: Weights are stored as products take them, in the type that they came in: typed graphs then share their bytes.
 _TURN_WEIGHTS = (WidenWeights(), FoldTransposedWeights(keep_tied=True), StoreNarrowWeights())
 _SMALL_ELEMENTS = 1024
+_TRANSLATIONS: dict[int, ONNXRegistry] = {}  # by opset
 
 
 def lower(program: ExportedProgram, graph: GraphModule) -> ir.Model:
@@ -144,18 +147,38 @@ def _keeps_type(node: torch.fx.Node) -> bool:
 
 
 def _call_exporter(program: ExportedProgram, graph: GraphModule) -> ir.Model:
-    exported = torch.onnx.export(
-        program,
-        dynamo=True,
-        opset_version=PORTABLE_OPSET,
-        input_names=[tensor.name for tensor in graph.inputs],
-        output_names=[tensor.name for tensor in graph.outputs],
-        custom_translation_table={op.torch_op: op.translate for op in CUSTOM_OPS.values()} | STANDARD_OPS,
-        verbose=False,
-        optimize=False,  # done by the caller, where weights can be left alone
-    )
+    with _keep_translations():
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=PORTABLE_OPSET,
+            input_names=[tensor.name for tensor in graph.inputs],
+            output_names=[tensor.name for tensor in graph.outputs],
+            custom_translation_table={op.torch_op: op.translate for op in CUSTOM_OPS.values()} | STANDARD_OPS,
+            verbose=False,
+            optimize=False,  # done by the caller, where weights can be left alone
+        )
     assert exported is not None
     return exported.model
+
+
+@contextlib.contextmanager
+def _keep_translations() -> Iterator[None]:
+    """Inside, torch.onnx reads its table of translations once a process: it parses 500 functions for each graph."""
+    own, read = ONNXRegistry.__dict__["from_torchlib"], ONNXRegistry.from_torchlib
+
+    def copy_known(opset_version: int) -> ONNXRegistry:
+        if opset_version not in _TRANSLATIONS:
+            _TRANSLATIONS[opset_version] = read(opset_version)
+        registry = copy.copy(_TRANSLATIONS[opset_version])
+        registry.functions = {name: [*found] for name, found in registry.functions.items()}  # custom ones are put in
+        return registry
+
+    ONNXRegistry.from_torchlib = staticmethod(copy_known)  # torch.onnx.export takes no table that is there already
+    try:
+        yield
+    finally:
+        ONNXRegistry.from_torchlib = own
 
 
 def export_stock(graph: GraphModule, dims: Mapping[str, Dim], inputs: Mapping[str, np.ndarray], path: Path) -> None:

@@ -24,12 +24,13 @@ There is no bf16 for onnxruntime (its CPU kernels take none) nor for tensorrt-8 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from exporters.passes._beginnings import Beginnings, Pipeline, run_passes
 from exporters.passes._graph import notes_of
 from exporters.passes._ranges import Range, set_ranges
 from exporters.passes._scaling import Decided, set_decided
@@ -58,29 +59,31 @@ from exporters.passes.slice_shapes import SliceShapes
 from exporters.passes.spell_elu import SpellElu
 from exporters.passes.store_narrow_weights import StoreNarrowWeights
 from exporters.passes.widen_weights import WidenWeights
-from specs.errors import MetagenError, TargetError, name_nearest
+from specs.errors import TargetError, name_nearest
 
 __all__ = [
     "PIPELINES",
+    "Beginnings",
     "Decided",
     "PipelineResult",
     "Range",
     "list_quantizable_tensors",
     "run_pipeline",
+    "share_beginnings",
     "takes_plugins",
     "uses_ranges",
 ]
 
-Pipeline = tuple[ir.passes.PassBase, ...]
-
 _BF16 = ir.DataType.BFLOAT16
+# one object each, so that pipelines begin alike (`_beginnings`)
+_KEEP_PLUGINS, _INFER_TYPES = KeepPlugins(), InferTypes()
 _BODY: Pipeline = (
     InlineFunctions(),
     WidenWeights(),
     FoldBatchNorm(),
     FoldTransposedWeights(keep_tied=True),
     common.RemoveUnusedNodesPass(),
-    InferTypes(),
+    _INFER_TYPES,
 )
 _END: Pipeline = (common.RemoveUnusedNodesPass(), CheckGraph())
 #: ONNX Runtime folds Casts of weights when it loads: float32 weights keep the bytes of the portable graph.
@@ -88,18 +91,18 @@ _ORT_END: Pipeline = (StoreNarrowWeights(), *_END)
 # TensorRT 11 has Attention kernels in half precision only; heads of 8 and of 320 channels failed on RTX 1.7
 _TRT_HEADS = range(16, 257)
 
-_ATTENTION_3D: Pipeline = (InferTypes(), LowerAttention(fold_heads=True), LowerCachedAttention(scatter_elements=False))
+_ATTENTION_3D: Pipeline = (_INFER_TYPES, LowerAttention(fold_heads=True), LowerCachedAttention(scatter_elements=False))
 _ATTENTION_4D: Pipeline = (
-    InferTypes(),
+    _INFER_TYPES,
     LowerAttention(fold_heads=False, head_dims=_TRT_HEADS),
     LowerCachedAttention(scatter_elements=True, head_dims=_TRT_HEADS),
 )
 
-_ORT: Pipeline = (*_ATTENTION_3D, LowerGridSample(), *_BODY, FuseGelu(), SetOpset(minimum=7, maximum=26), InferTypes())
+_ORT: Pipeline = (*_ATTENTION_3D, LowerGridSample(), *_BODY, FuseGelu(), SetOpset(minimum=7, maximum=26), _INFER_TYPES)
 # QuantizeLinear exists from opset 10
-_ORT_INT8: Pipeline = (*_ORT, SetOpset(minimum=10, maximum=26), InferTypes())
+_ORT_INT8: Pipeline = (*_ORT, SetOpset(minimum=10, maximum=26), _INFER_TYPES)
 _TRT8: Pipeline = (
-    InferTypes(),
+    _INFER_TYPES,
     LowerCachedStep(),
     UniteGroupNorm(),
     *_BODY,
@@ -108,22 +111,16 @@ _TRT8: Pipeline = (
     FlattenTokens(),
     SetOpset(minimum=7, maximum=17),
     SliceShapes(),
-    InferTypes(),
+    _INFER_TYPES,
 )
-_TRT10: Pipeline = (UniteGroupNorm(), *_BODY, SetOpset(minimum=9, maximum=20), InferTypes())
-_TRT11: Pipeline = (LowerGroupNorm(), *_BODY, FuseGelu(), SpellElu(), SetOpset(minimum=9, maximum=24), InferTypes())
+_TRT10_FORM: Pipeline = (UniteGroupNorm(), *_BODY)
+_TRT10: Pipeline = (*_TRT10_FORM, SetOpset(minimum=9, maximum=20), _INFER_TYPES)
+_TRT11_FORM: Pipeline = (LowerGroupNorm(), *_BODY, FuseGelu(), SpellElu())
+_TRT11: Pipeline = (*_TRT11_FORM, SetOpset(minimum=9, maximum=24), _INFER_TYPES)
 _TRT11_HALF: Pipeline = (*_ATTENTION_4D, *_TRT11)
 # float16 scales exist from opset 19
-_TRT10_INT8: Pipeline = (UniteGroupNorm(), *_BODY, SetOpset(minimum=19, maximum=20), InferTypes())
-_TRT11_INT8: Pipeline = (
-    *_ATTENTION_4D,
-    LowerGroupNorm(),
-    *_BODY,
-    FuseGelu(),
-    SpellElu(),
-    SetOpset(minimum=19, maximum=24),
-    InferTypes(),
-)
+_TRT10_INT8: Pipeline = (*_TRT10_FORM, SetOpset(minimum=19, maximum=20), _INFER_TYPES)
+_TRT11_INT8: Pipeline = (*_ATTENTION_4D, *_TRT11_FORM, SetOpset(minimum=19, maximum=24), _INFER_TYPES)
 
 PIPELINES: dict[tuple[str, str], Pipeline] = {
     ("onnxruntime", "fp32"): (*_ORT, *_ORT_END),
@@ -164,8 +161,19 @@ class PipelineResult:
     log: tuple[str, ...]
 
 
+def share_beginnings(model: ir.Model, wanted: Sequence[tuple[str, str]]) -> Beginnings:
+    """`model` for several calls of `run_pipeline`, with these lowerings and precisions: done once, what is alike.
+
+    Raises:
+        TargetError: there is no such pipeline.
+    """
+    pipelines = [_find_pipeline(lowering, precision) for lowering, precision in wanted]
+    with_plugins = [(_KEEP_PLUGINS, *passes) for passes in pipelines] if has_plugin_ops(model) else []
+    return Beginnings(model, [*pipelines, *with_plugins])
+
+
 def run_pipeline(
-    model: ir.Model,
+    model: ir.Model | Beginnings,
     *,
     lowering: str,
     precision: str,
@@ -176,6 +184,7 @@ def run_pipeline(
     """Lower a copy of `model`; weights are shared with it, and those that change are computed when they are written.
 
     Args:
+        model: the portable graph, or what `share_beginnings` made of it.
         ranges: needed by int8 for TensorRT, of use to int8 for ONNX Runtime; of the tensors that
             `list_quantizable_tensors` names.
         decided: what earlier graphs decided about weights that this one may share; added to.
@@ -187,18 +196,13 @@ def run_pipeline(
         CalibrationError: int8 without ranges.
     """
     passes = _find_pipeline(lowering, precision)
-    model = model.clone()
-    model.meta.clear()
+    passes = (_KEEP_PLUGINS, *passes) if plugins else passes
+    begun = model if isinstance(model, Beginnings) else Beginnings(model)
+    model, done = begun.start(passes)
     if ranges is not None:
         set_ranges(model, ranges)
     set_decided(model, {} if decided is None else decided)
-    for step in (KeepPlugins(), *passes) if plugins else passes:
-        try:
-            step(model)
-        except ir.passes.PreconditionError as error:
-            if isinstance(error.__cause__, MetagenError):
-                raise error.__cause__ from None
-            raise
+    run_passes(model, passes, done=done)
     notes = notes_of(model)
     kept = tuple(f"{name}: {reason}" for name, reason in notes.keep_fp32.items())
     return PipelineResult(model=model, keep_fp32=kept, log=tuple(notes.log))

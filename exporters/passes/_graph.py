@@ -33,6 +33,13 @@ def notes_of(model: ir.Model) -> Notes:
     return notes
 
 
+def copy_notes(source: ir.Model, model: ir.Model) -> None:
+    """Let `model` begin with the notes of `source`, and add to them without changing those."""
+    if _NOTES_KEY in source.meta:
+        notes = notes_of(source)
+        model.meta[_NOTES_KEY] = Notes(log=[*notes.log], keep_fp32={**notes.keep_fp32})
+
+
 def describe_node(node: ir.Node) -> str:
     """`MatMul 'blocks.0.mlp'`: how errors and the log name a node."""
     prefix = f"{node.domain}::" if node.domain else ""
