@@ -22,6 +22,7 @@ from exporters.calibrate import Method as CalibrationMethod
 from exporters.calibrate import measure_ranges
 from exporters.checkpoints import open_checkpoint, write_report
 from exporters.checkpoints.assets import write_tokenizer
+from exporters.garbage import collect_rarely
 from exporters.golden import compute_outputs, measure_noise_floor, write_evaluation, write_golden
 from exporters.lower import PORTABLE_OPSET, lower
 from exporters.memory import page_out, release
@@ -80,6 +81,7 @@ class _Component:
     decided: Decided = field(default_factory=dict)
 
 
+@collect_rarely()
 def export_spec(
     spec: Spec,
     folder: Path,

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from exporters.export import Variant, finish_bundle, list_versions, write_typed_graphs
+from exporters.garbage import collect_rarely
 from exporters.golden import write_golden
 from exporters.passes._graph import describe_node
 from exporters.read_model import read_source
@@ -43,6 +44,7 @@ _MOST_NAMED = 5
 _NUMBERS = "fiub"  # numpy's kinds of floats, integers and bools
 
 
+@collect_rarely()
 def export_model(
     source: Path,
     folder: Path,

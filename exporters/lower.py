@@ -174,11 +174,12 @@ def _keep_translations() -> Iterator[None]:
         registry.functions = {name: [*found] for name, found in registry.functions.items()}  # custom ones are put in
         return registry
 
-    ONNXRegistry.from_torchlib = staticmethod(copy_known)  # torch.onnx.export takes no table that is there already
+    # torch.onnx.export takes no table that is there already
+    ONNXRegistry.from_torchlib = staticmethod(copy_known)  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
-        ONNXRegistry.from_torchlib = own
+        ONNXRegistry.from_torchlib = own  # type: ignore[method-assign]
 
 
 def export_stock(graph: GraphModule, dims: Mapping[str, Dim], inputs: Mapping[str, np.ndarray], path: Path) -> None:

@@ -96,5 +96,5 @@ def _own_constant(node: ir.Node) -> None:
         return
     tensor = attribute.as_tensor()
     if tensor.dtype != ir.DataType.STRING:
-        own = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, shape=tensor.shape, name=tensor.name)
+        own = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=tensor.name)
         node.attributes["value"] = ir.AttrTensor("value", own)
