@@ -23,9 +23,10 @@ from exporters.calibrate import measure_ranges
 from exporters.checkpoints import open_checkpoint, write_report
 from exporters.checkpoints.assets import write_tokenizer
 from exporters.garbage import collect_rarely
-from exporters.golden import compute_outputs, measure_noise_floor, write_evaluation, write_golden
+from exporters.golden import compute_outputs, write_evaluation, write_golden
 from exporters.lower import PORTABLE_OPSET, lower
-from exporters.memory import page_out, release
+from exporters.memory import find_free_bytes, page_out, release
+from exporters.noise_floor import measure_noise_floor
 from exporters.passes import (
     Decided,
     PipelineResult,
@@ -88,6 +89,7 @@ def export_spec(
     *,
     targets: Sequence[Target],
     precisions: Sequence[Precision],
+    max_host_ram_bytes: int | None = None,
     progress: Progress,
 ) -> Manifest:
     """Write a bundle for `spec` into the empty `folder`.
@@ -95,6 +97,7 @@ def export_spec(
     Args:
         precisions: replaces the spec's choice for every component; several give several typed graphs a target.
             Empty: what the spec asks for.
+        max_host_ram_bytes: a noise floor that would take more is not measured; None: what the machine has.
 
     Raises:
         MetagenError: anything of the spec's making; see `specs.errors`.
@@ -116,7 +119,14 @@ def export_spec(
         shared = any(other.component == name for other in modules[1:])
         component.graphs.append(
             _export_graph(
-                spec, handler, modules.pop(0), component, wanted, keep_weights=shared, progress=_shift(progress, start)
+                spec,
+                handler,
+                modules.pop(0),
+                component,
+                wanted,
+                keep_weights=shared,
+                max_host_ram_bytes=max_host_ram_bytes,
+                progress=_shift(progress, start),
             )
         )
     (folder / "spec.yaml").write_text(dump_spec(spec), encoding="utf-8")
@@ -256,6 +266,7 @@ def _export_graph(
     wanted: Sequence[Variant],
     *,
     keep_weights: bool,
+    max_host_ram_bytes: int | None,
     progress: Progress,
 ) -> Graph:
     graph: GraphSpec = module
@@ -266,7 +277,11 @@ def _export_graph(
         inputs = handler.make_realistic_inputs(spec, module, sizes=sizes, seed=_GOLDEN_SEED)
     outputs = compute_outputs(module, inputs)
     write_golden(component.folder / f"{graph.file_stem}.golden.npz", inputs, outputs)
-    noise_floor = measure_noise_floor(module, inputs, outputs)
+    progress(f"{graph.name}: noise floor from torch in float64", None)
+    floor = measure_noise_floor(module, inputs, outputs, free_bytes=find_free_bytes(limit_bytes=max_host_ram_bytes))
+    if floor.unknown:
+        progress(f"{graph.name}: no noise floor: {floor.unknown}", None)
+    del inputs, outputs
     page_out(module.module)
 
     model = _trace_and_lower(spec, handler, module, progress)
@@ -299,7 +314,8 @@ def _export_graph(
         inputs=tuple(IoTensor(name=t.name, dtype=t.dtype, shape=t.shape) for t in graph.inputs),
         outputs=tuple(IoTensor(name=t.name, dtype=t.dtype, shape=t.shape) for t in graph.outputs),
         custom_ops=custom_ops,
-        noise_floor=noise_floor,
+        noise_floor=floor.values,
+        no_noise_floor=floor.unknown,
         evaluation=_write_evaluation(spec, handler, graph, component.folder),
         typed=typed,
     )

@@ -1,4 +1,4 @@
-"""Keeps an export's memory near the largest tensor instead of the whole model.
+"""Keeps an export's memory near the largest tensor instead of the whole model, and says how much there is.
 
 Parameters lie in mapped files (`specs.handlers.weights` puts them there). Between two steps that need them, `page_out`
 lets the system take their pages back; touching them reads them again, mostly from its cache. What happens while a
@@ -6,6 +6,8 @@ module computes is in `stored_parameters.py`.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -33,6 +35,48 @@ def release(module: nn.Module) -> None:
     for tensor in (*module.parameters(), *module.buffers()):
         tensor.data = torch.empty(0, dtype=tensor.dtype)
     trim_heap()
+
+
+def find_free_bytes(limit_bytes: int | None = None) -> int | None:
+    """Memory that this process may still take: the system's, its container's, and what `limit_bytes` leaves.
+
+    Args:
+        limit_bytes: what the process may have in all.
+
+    Returns:
+        None where nothing of it is known.
+    """
+    known = []
+    available = _read_kilobytes(Path("/proc/meminfo"), "MemAvailable:")
+    if available is not None:
+        known.append(available)
+    used = _read_kilobytes(Path("/proc/self/status"), "RssAnon:")
+    if limit_bytes is not None:
+        known.append(limit_bytes - (used or 0))
+    container = _read_container_bytes(Path("/sys/fs/cgroup"))
+    if container is not None:
+        known.append(container)
+    return min(known, default=None)
+
+
+def _read_kilobytes(path: Path, key: str) -> int | None:
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith(key)), None)
+
+
+def _read_container_bytes(folder: Path) -> int | None:
+    """What a cgroup (version 2) leaves: its limit less what is no cache of files. None without a limit."""
+    try:
+        limit = (folder / "memory.max").read_text(encoding="ascii").strip()
+        lines = (folder / "memory.stat").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    if limit == "max":
+        return None
+    return int(limit) - sum(int(line.split()[1]) for line in lines if line.startswith("anon "))
 
 
 def find_largest_tensor(spec: Spec) -> int:

@@ -66,7 +66,7 @@ def export(
             manifest = _write_model(Path(source), folder, targets, precisions, calibration, dims or {}, progress)
         else:
             spec = load_overridden(source, targets=targets, weights=weights, calibration=calibration, dims=dims)
-            manifest = _write_spec(spec, folder, precisions, progress)
+            manifest = _write_spec(spec, folder, precisions, max_host_ram_bytes, progress)
         report = check_bundle_apart(folder, progress=progress)
         write_report(folder, report)
         if not report.passed:
@@ -74,13 +74,22 @@ def export(
     return manifest, report
 
 
-def _write_spec(spec: Spec, folder: Path, precisions: Sequence[Precision], progress: Progress) -> Manifest:
+def _write_spec(
+    spec: Spec, folder: Path, precisions: Sequence[Precision], max_host_ram_bytes: int | None, progress: Progress
+) -> Manifest:
     targets = admit_targets(spec, precisions)  # before torch is imported, which takes seconds
     try:
         from exporters.export import export_spec
     except ImportError as error:
         raise translate_import_error(error, extra="export", needed_for="export") from error
-    manifest = export_spec(spec, folder, targets=targets, precisions=precisions, progress=progress)
+    manifest = export_spec(
+        spec,
+        folder,
+        targets=targets,
+        precisions=precisions,
+        max_host_ram_bytes=max_host_ram_bytes,
+        progress=progress,
+    )
     require_any_int8(folder, manifest)
     return manifest
 

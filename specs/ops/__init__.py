@@ -18,7 +18,7 @@ from specs.ops._grid_sample_3d import PaddingMode, SampleMode, grid_sample_3d
 from specs.ops._group_norm_silu import group_norm_silu
 from specs.ops._lstm import lstm
 from specs.ops._modality_fusion import modality_fusion
-from specs.ops._plain import plain_torch
+from specs.ops._plain import open_bodies, plain_torch
 
 __all__ = [
     "GateActivation",
@@ -33,5 +33,6 @@ __all__ = [
     "group_norm_silu",
     "lstm",
     "modality_fusion",
+    "open_bodies",
     "plain_torch",
 ]

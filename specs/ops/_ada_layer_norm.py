@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from specs.ops._plain import is_plain
+from specs.ops._plain import is_opened
 
 
 def _compute_ada_layer_norm(x_BTC: Tensor, shift_B1C: Tensor, scale_B1C: Tensor, eps: float) -> Tensor:
@@ -38,6 +38,6 @@ def ada_layer_norm(x_BTC: Tensor, shift_BC: Tensor, scale_BC: Tensor, *, eps: fl
             f" got {list(x_BTC.shape)}, {list(shift_BC.shape)} and {list(scale_BC.shape)}"
         )
     shift_B1C, scale_B1C = (t if t.dim() == 3 else t.unsqueeze(1) for t in (shift_BC, scale_BC))
-    run = _compute_ada_layer_norm if is_plain() else torch.ops.metagen.ada_layer_norm
+    run = _compute_ada_layer_norm if is_opened() else torch.ops.metagen.ada_layer_norm
     result: Tensor = run(x_BTC, shift_B1C, scale_B1C, eps)
     return result

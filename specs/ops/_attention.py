@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from specs.ops._plain import is_plain
+from specs.ops._plain import is_opened, is_plain
 
 
 def _repeat_heads(x_BKSD: Tensor, num_heads: int) -> Tensor:
@@ -136,7 +136,8 @@ def attention(
         return functional.scaled_dot_product_attention(
             q_BHTD, k_BKSD, v_BKSD, bias, is_causal=causal, scale=scale, enable_gqa=grouped
         )
-    result: Tensor = torch.ops.metagen.attention(q_BHTD, k_BKSD, v_BKSD, bias, scale, causal, window, softcap)
+    run = _compute_attention if is_opened() else torch.ops.metagen.attention
+    result: Tensor = run(q_BHTD, k_BKSD, v_BKSD, bias, scale, causal, window, softcap)
     return result
 
 
@@ -161,6 +162,6 @@ def cached_attention(
     Returns:
         attended [B, H, T, D], and the updated caches [B, K, S, D].
     """
-    run = _compute_cached_attention if is_plain() else torch.ops.metagen.cached_attention
+    run = _compute_cached_attention if is_opened() else torch.ops.metagen.cached_attention
     out, k, v = run(q_BHTD, k_BKTD, v_BKTD, past_k_BKSD, past_v_BKSD, start_B, scale, window, softcap)
     return out, k, v

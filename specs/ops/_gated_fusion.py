@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from specs.ops._plain import is_plain
+from specs.ops._plain import is_opened
 
 
 def _compute_gated_fusion(a: Tensor, b: Tensor, gate_weight_CG: Tensor, gate_bias_C: Tensor) -> Tensor:
@@ -21,6 +21,6 @@ def _gated_fusion_fake(a: Tensor, b: Tensor, gate_weight_CG: Tensor, gate_bias_C
 
 def gated_fusion(a: Tensor, b: Tensor, gate_weight_CG: Tensor, gate_bias_C: Tensor) -> Tensor:
     """g a + (1 - g) b with g = sigmoid([a; b] W^T + bias) (Arevalo et al. 2017). a, b [..., C]; G = 2C."""
-    run = _compute_gated_fusion if is_plain() else torch.ops.metagen.gated_fusion
+    run = _compute_gated_fusion if is_opened() else torch.ops.metagen.gated_fusion
     result: Tensor = run(a, b, gate_weight_CG, gate_bias_C)
     return result

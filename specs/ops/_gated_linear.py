@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from specs.ops._plain import is_plain
+from specs.ops._plain import is_opened
 
 GateActivation = Literal["silu", "gelu", "gelu_tanh"]
 
@@ -34,6 +34,6 @@ def _gated_linear_fake(x: Tensor, gate_weight_FC: Tensor, up_weight_FC: Tensor, 
 
 def gated_linear(x: Tensor, gate_weight_FC: Tensor, up_weight_FC: Tensor, *, activation: GateActivation) -> Tensor:
     """act(x Wg^T) * (x Wu^T): SwiGLU with silu, GEGLU with gelu (Shazeer 2020). [..., C] -> [..., F]."""
-    run = _compute_gated_linear if is_plain() else torch.ops.metagen.gated_linear
+    run = _compute_gated_linear if is_opened() else torch.ops.metagen.gated_linear
     result: Tensor = run(x, gate_weight_FC, up_weight_FC, activation)
     return result

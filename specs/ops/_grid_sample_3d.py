@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from specs.ops._plain import is_plain
+from specs.ops._plain import is_opened
 
 SampleMode = Literal["bilinear", "nearest"]
 PaddingMode = Literal["zeros", "border", "reflection"]
@@ -66,6 +66,6 @@ def grid_sample_3d(
             "grid_sample_3d takes a volume [N, C, D, H, W] and a grid [N, D', H', W', 3],"
             f" got {list(x_NCDHW.shape)} and {list(grid_NDHW3.shape)}"
         )
-    run = _compute_grid_sample_3d if is_plain() else torch.ops.metagen.grid_sample_3d
+    run = _compute_grid_sample_3d if is_opened() else torch.ops.metagen.grid_sample_3d
     result: Tensor = run(x_NCDHW, grid_NDHW3, mode, padding_mode, align_corners)
     return result

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from specs.ops._plain import is_plain
+from specs.ops._plain import is_opened
 
 
 def _compute_group_norm_silu(x: Tensor, weight_C: Tensor, bias_C: Tensor, groups: int, eps: float) -> Tensor:
@@ -38,6 +38,6 @@ def group_norm_silu(x: Tensor, weight_C: Tensor, bias_C: Tensor, *, groups: int,
             f"group_norm_silu takes x [B, C, *spatial] with C divisible by groups = {groups}, and weight and bias [C],"
             f" got {list(x.shape)}, {list(weight_C.shape)} and {list(bias_C.shape)}"
         )
-    run = _compute_group_norm_silu if is_plain() else torch.ops.metagen.group_norm_silu
+    run = _compute_group_norm_silu if is_opened() else torch.ops.metagen.group_norm_silu
     result: Tensor = run(x, weight_C, bias_C, groups, eps)
     return result

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from specs.ops._plain import is_plain
+from specs.ops._plain import is_opened
 
 #: ONNX's order (input, output, forget, cell) as rows of torch's (input, forget, cell, output).
 _TORCH_ORDER = (0, 2, 3, 1)
@@ -41,6 +41,6 @@ def lstm(x_TBC: Tensor, input_weight_GC: Tensor, state_weight_GH: Tensor, bias_2
         input_weight_GC, state_weight_GH: rows in ONNX's order: input, output, forget and cell gate, H rows each.
         bias_2G: of the input's product, then of the state's; both are added.
     """
-    run = _compute_lstm if is_plain() else torch.ops.metagen.lstm
+    run = _compute_lstm if is_opened() else torch.ops.metagen.lstm
     result: Tensor = run(x_TBC, input_weight_GC, state_weight_GH, bias_2G)
     return result

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from specs.ops._plain import is_plain
+from specs.ops._plain import is_opened
 
 
 def _compute_modality_fusion(
@@ -37,6 +37,6 @@ def modality_fusion(
     Returns:
         fused [B, C] and weights [B, M].
     """
-    run = _compute_modality_fusion if is_plain() else torch.ops.metagen.modality_fusion
+    run = _compute_modality_fusion if is_opened() else torch.ops.metagen.modality_fusion
     fused, weights = run(features_BMC, query_C, presence_BM, temperature)
     return fused, weights
