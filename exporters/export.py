@@ -278,7 +278,7 @@ def _export_graph(
     outputs = compute_outputs(module, inputs)
     write_golden(component.folder / f"{graph.file_stem}.golden.npz", inputs, outputs)
     progress(f"{graph.name}: noise floor from torch in float64", None)
-    floor = measure_noise_floor(module, inputs, outputs, free_bytes=find_free_bytes(limit_bytes=max_host_ram_bytes))
+    floor = measure_noise_floor(module, inputs, outputs, free_bytes=find_free_bytes(max_host_ram_bytes))
     if floor.unknown:
         progress(f"{graph.name}: no noise floor: {floor.unknown}", None)
     del inputs, outputs

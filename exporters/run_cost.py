@@ -1,6 +1,6 @@
 """What one run of a module costs, found out without running it: multiply-accumulates, and the most bytes at once.
 
-    estimate_cost:  module(fake x) --every operator of torch-->  + its multiply-accumulates,  + new storages, - freed ones
+    run(fake x)  --every operator of torch-->  + its multiply-accumulates,  + new storages, - freed ones
 
 Fake tensors have shapes and no values. Multiply-accumulates are torch's own count (`torch.utils.flop_counter`): of
 products and convolutions. Bytes are those of tensors that operators make, widened parameters among them; not what an
@@ -44,21 +44,24 @@ def estimate_cost(run: Callable[..., object], *inputs: torch.Tensor) -> RunCost:
     return RunCost(macs=counter.get_total_flops() // 2, peak_bytes=watch.peak_bytes)
 
 
-class _WatchStorages(TorchDispatchMode):
+class _WatchStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own has no types
     """Adds up the storages that operators make, until nobody holds them any more."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live: set[int] = set()
         self.live_bytes = self.peak_bytes = 0
 
     def __torch_dispatch__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        func: torch._ops.OpOverload[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        given = {_key(storage) for storage in _list_storages((args, kwargs))}
-        for storage in _list_storages(result):
-            if _key(storage) not in given:
+        if all(output.alias_info is None for output in func._schema.returns):  # a view makes nothing
+            for storage in _list_storages(result):
                 self.add(storage)
         return result
 

@@ -1,4 +1,4 @@
-"""Golden data: what torch answers, its noise floor, and the refusal of a reference that is none."""
+"""Golden data: what torch answers, and the refusal of a reference that is none."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from exporters import golden
-from exporters.golden import compute_outputs, measure_noise_floor, write_golden
+from exporters.golden import compute_outputs, write_golden
 from exporters.trace import choose_sizes, make_dynamic_shapes
 from specs.errors import ExportError
 from specs.handlers import GraphModule
@@ -34,22 +33,6 @@ def test_a_reference_that_is_not_finite_is_refused(value: float) -> None:
     assert set(compute_outputs(graph, {"x": np.ones((2, 64), np.float32)})) == {"y0", "y1"}
     with pytest.raises(ExportError, match="the torch model itself answers NaN or infinity in 'y1'"):
         compute_outputs(graph, {"x": np.full((2, 64), value, np.float32)})
-
-
-def test_the_noise_floor_is_the_distance_to_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    graph = make_graph(nn.Linear(64, 64))
-    x = np.random.default_rng(0).standard_normal((4, 64), dtype=np.float32)
-    outputs = compute_outputs(graph, {"x": x})
-    weight, bias = (parameter.detach().double().numpy() for parameter in graph.module.parameters())
-    floor = measure_noise_floor(graph, {"x": x}, outputs)
-    assert floor == {
-        "y0": pytest.approx(np.abs(outputs["y0"] - (x.astype(np.float64) @ weight.T + bias)).max(), rel=1e-6)
-    }
-    assert 0 < floor["y0"] < 1e-5
-    assert {parameter.dtype for parameter in graph.module.parameters()} == {torch.float32}, "a copy was widened"
-    monkeypatch.setattr(golden, "NOISE_FLOOR_PARAMETERS", 10)
-    assert measure_noise_floor(graph, {"x": x}, outputs) == {}
 
 
 def test_what_is_written_is_what_was_computed(tmp_path: Path) -> None:
