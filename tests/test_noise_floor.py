@@ -210,7 +210,8 @@ print(read_mb("VmHWM") - before, value)
 def test_memory_holds_one_float64_weight_at_a_time(tmp_path: Path) -> None:
     """Twelve layers of 4 MB in a file: a copy takes 96 MB beside them, a widened weight 8."""
     save_file(dict(Deep().state_dict()), tmp_path / "w.safetensors")
-    grown, values = {}, set()
+    grown: dict[str, float] = {}
+    values: set[str] = set()
     for how in ("streamed", "copied"):
         command = [sys.executable, "-c", _MEASURE, str(tmp_path / "w.safetensors"), how]
         said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
@@ -266,7 +267,8 @@ def test_what_costs_too_much_is_not_run_and_said(monkeypatch: pytest.MonkeyPatch
 def test_the_bundle_and_both_reports_say_why_there_is_no_floor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked, said = [], []
+    asked: list[int | None] = []
+    said: list[str] = []
     monkeypatch.setattr(noise_floor, "MOST_MACS", 1000)
     monkeypatch.setattr("exporters.export.find_free_bytes", asked.append)
     manifest, report = pipeline.export(

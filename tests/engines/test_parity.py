@@ -15,7 +15,6 @@ import torch
 from engines.backends import load_backend
 from engines.backends.base import Availability
 from engines.compare import StageName, judge_difference, measure_difference
-from engines.culprit import _choose, _measure_error, find_divergence
 from engines.parity import REPORT_NAME, _restore_interface, check_bundle, judge_outputs, write_report
 from specs.bundle import EngineFile, IoTensor, Manifest
 from specs.bundle_files import index_files, read_manifest, verify_files, write_manifest
@@ -108,23 +107,6 @@ def test_the_divergence_names_its_module(weights: dict[str, np.ndarray], tmp_pat
     found = report.divergences["block/model.cpu-fp32.onnx"]
     assert (found.op_type, found.module_path) == ("Mul", "layers.mlp")
     assert found.difference.max_abs > 1e-3
-
-
-def test_where_a_graph_first_leaves_its_reference(tmp_path: Path) -> None:
-    assert _choose({"a": 1e-6, "b": 0.4, "c": 0.9}, 0.3) == "b"
-    assert _choose({"a": 1e-6, "b": 2e-6, "c": 0.2, "d": 0.25}, 0.3) == "c", "none is beyond: the largest jump"
-    assert _measure_error(np.ones(3), np.zeros(3)) == np.inf
-    assert _measure_error(np.array([1, np.nan]), np.ones(2)) == np.inf
-    files = []
-    for name, perm in (("before", [0, 1]), ("after", [1, 0])):  # `h` means another thing in each
-        text = f"""<ir_version: 10, opset_import: ["": 18]> g (float[2,3] x) => (float[2,3] y) {{
-            h = Transpose <perm = {perm}> (x) back = Transpose <perm = {perm}> (h) z = Neg (back)
-            y = {"Abs" if name == "after" else "Identity"} (z)
-        }}"""
-        files.append(tmp_path / f"{name}.onnx")
-        onnx.save(onnx.parser.parse_model(text), files[-1])
-    found = find_divergence(*files, {"x": np.ones((2, 3), np.float32)}, limit=0.1)
-    assert found is not None and (found.tensor, found.op_type) == ("y", "Abs")
 
 
 def test_a_wrong_output_name_or_order_says_both(weights: dict[str, np.ndarray], tmp_path: Path) -> None:
