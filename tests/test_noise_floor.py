@@ -58,7 +58,8 @@ class Tied(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         ids = (x * 0).to(torch.int64) + torch.arange(x.shape[1])
         x = self.embedding(ids) + x[..., None] + self.table[: x.shape[1]]
-        return self.out(self.norm(x)[..., self.order] * self.scale @ self.basis) @ self.embedding.weight
+        y: torch.Tensor = self.out(self.norm(x)[..., self.order] * self.scale @ self.basis) @ self.embedding.weight
+        return y
 
 
 class Deep(nn.Sequential):
