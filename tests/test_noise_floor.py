@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
-from exporters import memory, noise_floor
+from exporters import memory, noise_floor, stored_parameters
 from exporters.golden import compute_outputs, run_module
 from exporters.memory import find_free_bytes
 from exporters.noise_floor import (
@@ -27,7 +24,7 @@ from exporters.noise_floor import (
     find_obstacle,
     measure_noise_floor,
 )
-from exporters.run_cost import RunCost, estimate_cost
+from exporters.run_cost import RunCost, _WatchStorages, estimate_cost
 from exporters.stored_parameters import streaming_parameters
 from exporters.trace import choose_sizes
 from metagen_deploy import pipeline
@@ -63,7 +60,7 @@ class Tied(nn.Module):
 
 
 class Deep(nn.Sequential):
-    def __init__(self, layers: int = 12, width: int = 1024) -> None:
+    def __init__(self, layers: int, width: int) -> None:
         super().__init__(*(nn.Linear(width, width, bias=False) for _ in range(layers)))
 
 
@@ -183,43 +180,28 @@ def test_a_module_without_a_floor_says_why(module: nn.Module, reason: str) -> No
     assert not floor.values and floor.unknown.startswith(reason)
 
 
-_MEASURE = """
-import sys, torch
-from pathlib import Path
-from safetensors import safe_open
-from tests.test_noise_floor import Deep, copy_in_float64, draw, make_graph
-from exporters.noise_floor import compute_exact_outputs, estimate_exact_cost
-
-def read_mb(key):
-    return next(int(line.split()[1]) >> 10 for line in open("/proc/self/status") if line.startswith(key))
-
-with torch.device("meta"):
-    module = Deep()
-file = safe_open(sys.argv[1], framework="pt")
-for name, _ in list(module.named_parameters()):
-    setattr(module[int(name.split(".")[0])], "weight", torch.nn.Parameter(file.get_tensor(name), requires_grad=False))
-graph, inputs = make_graph(module, 1024), draw(1024)
-estimate_exact_cost(graph, inputs)  # what is imported at the first use
-before = read_mb("VmHWM")
-run = compute_exact_outputs if sys.argv[2] == "streamed" else copy_in_float64
-value = float(run(graph, inputs)["y"].sum())
-print(read_mb("VmHWM") - before, value)
-"""
+def measure_real_bytes(run: Callable[[GraphModule, Arrays], Arrays], graph: GraphModule, inputs: Arrays) -> int:
+    with _WatchStorages() as watch:
+        run(graph, inputs)
+    return int(watch.peak_bytes)
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel's figures are read from /proc")
-def test_memory_holds_one_float64_weight_at_a_time(tmp_path: Path) -> None:
-    """Twelve layers of 4 MB in a file: a copy takes 96 MB beside them, a widened weight 8."""
-    save_file(dict(Deep().state_dict()), tmp_path / "w.safetensors")
-    grown: dict[str, float] = {}
-    values: set[str] = set()
-    for how in ("streamed", "copied"):
-        command = [sys.executable, "-c", _MEASURE, str(tmp_path / "w.safetensors"), how]
-        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-        grown[how], values = float(said[0]), values | {said[1]}
-    assert grown["copied"] > 90, "or there is nothing to gain"
-    assert grown["streamed"] < 70, grown  # the file's own pages are among them: 48 MB
-    assert len(values) == 1
+def test_memory_holds_one_float64_weight_at_a_time() -> None:
+    """Twelve layers of 2 MB in float64."""
+    graph, inputs = make_graph(Deep(12, 512), 512), draw(512)
+    weight_bytes = 8 * 512 * 512
+    assert measure_real_bytes(copy_in_float64, graph, inputs) > 12 * weight_bytes
+    streamed = measure_real_bytes(compute_exact_outputs, graph, inputs)
+    assert weight_bytes <= streamed < 1.1 * weight_bytes
+    assert estimate_exact_cost(graph, inputs).peak_bytes == streamed, "what is foretold is what is taken"
+
+
+def test_a_large_linear_is_widened_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, inputs = make_graph(Deep(2, 512), 512), draw(512)
+    wanted = compute_exact_outputs(graph, inputs)["y"]
+    monkeypatch.setattr(stored_parameters, "_WIDENED_AT_ONCE_BYTES", 8 * 512 * 100)
+    np.testing.assert_allclose(compute_exact_outputs(graph, inputs)["y"], wanted, rtol=1e-12)
+    assert measure_real_bytes(compute_exact_outputs, graph, inputs) < 8 * 512 * 150
 
 
 def test_the_cost_is_counted_without_running() -> None:
