@@ -11,6 +11,9 @@ fp64| for this very graph and input, so a shallow graph gets a sharp limit and a
 
     limit = clip(floor_factor * floor / rms(r), least, most)      or `unknown` without a floor
 
+Floors are measured for models of every size (`exporters.noise_floor`); `unknown` is for ONNX files, which have no torch
+to ask, and for graphs whose float64 run does not fit into memory or takes too long, which the manifest says.
+
 Measured 2026-11 on random ViTs of 2 to 12 layers, width 64 to 768, two initialisations (max |y - r| / rms(r)):
 
     torch fp32 - fp64   3.9e-7 ... 3.0e-6          the floor
