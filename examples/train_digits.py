@@ -6,7 +6,8 @@ scikit-learn's 1797 handwritten digits (8 by 8 pixels, Alpaydin and Kaynak 1998)
 train on, 360 held out. Every image is moved, turned, scaled and made noisy anew in each epoch; weights are averaged
 over the last steps. Same seed, same machine: same weights. Takes minutes on one core.
 
-FOLDER is specs/zoo when absent; it gets weights/image_vit_digits.safetensors and data/digits_*.npz.
+FOLDER is specs/zoo when absent; it gets weights/image_vit_digits.safetensors and data/digits_*.npz. These hold every
+image twice: as float32 for a graph that takes `image`, and as bytes for one that takes `pixels`.
 """
 
 from __future__ import annotations
@@ -129,9 +130,19 @@ def main() -> None:
     (folder / "data").mkdir(parents=True, exist_ok=True)
     state = {f"classifier.{name}": value.detach().contiguous() for name, value in model.state_dict().items()}
     save_file(state, folder / "weights" / "image_vit_digits.safetensors")
-    calibration = images[:CALIBRATION_SAMPLES].numpy()
-    np.savez_compressed(folder / "data" / "digits_calibration.npz", image=calibration)
-    np.savez_compressed(folder / "data" / "digits_heldout.npz", image=held_images.numpy(), labels=held_labels.numpy())
+    calibration, held_out = images[:CALIBRATION_SAMPLES].numpy(), held_images.numpy()
+    np.savez_compressed(folder / "data" / "digits_calibration.npz", image=calibration, pixels=make_bytes(calibration))
+    np.savez_compressed(
+        folder / "data" / "digits_heldout.npz",
+        image=held_out,
+        pixels=make_bytes(held_out),
+        labels=held_labels.numpy(),
+    )
+
+
+def make_bytes(images: np.ndarray) -> np.ndarray:
+    """[N, 1, 8, 8] in [0, 1] -> raw pixels, uint8 [N, 8, 8, 1]."""
+    return np.rint(images.transpose(0, 2, 3, 1) * 255).astype(np.uint8)
 
 
 if __name__ == "__main__":

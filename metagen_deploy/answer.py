@@ -89,6 +89,7 @@ def _sort_inputs(
     """Pictures and files by modality for the pipeline, and `name=file` tensors for a graph.
 
     `image=digit.png` is a picture where the pipeline looks at pictures; otherwise it is the tensor called `image`.
+    So is `pixels=digit.png` where a graph takes raw ones.
     """
     modalities = session.pipeline.modality_names
     tensors_known = {tensor.name for graph in session.graphs.values() for tensor in graph.graph.inputs}
@@ -105,7 +106,7 @@ def _sort_inputs(
     pictures = {
         name: file
         for name, file in inputs.items()
-        if takes_pictures and name == "image" and not file.endswith(_TENSOR_SUFFIXES)
+        if takes_pictures and name in ("image", "pixels") and not file.endswith(_TENSOR_SUFFIXES)
     }
     tensors = (f"{name}={file}" for name, file in inputs.items() if name not in {**pictures, **named})
     return list(pictures.values()), tuple(named.items()), tuple(tensors)

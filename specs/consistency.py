@@ -30,7 +30,7 @@ def check_consistency(document: Document, spec: Spec) -> Spec:
         family = find_family(spec.components)
     except SpecError as error:
         raise _relocate(error, document.locate(("components",))) from None
-    for check in (_check_objective, _check_pixels, _check_precision, _check_targets, _check_labels, _check_sources):
+    for check in (_check_objective, _check_precision, _check_targets, _check_labels, _check_sources):
         check(document, spec)
     if spec.architecture not in family.architectures:
         raise SpecError(
@@ -89,21 +89,6 @@ def _check_objective(document: Document, spec: Spec) -> None:
                 got=", ".join(kinds),
                 allowed="a component whose kind begins with " + " or ".join(f"'{prefix}'" for prefix in prefixes),
                 fix="change the modality, or add the component",
-            )
-
-
-def _check_pixels(document: Document, spec: Spec) -> None:
-    family = find_family(spec.components)
-    for name, component in spec.components.items():
-        if isinstance(component, PictureComponent) and component.preprocess == "graph":
-            if family.takes_raw_pixels:
-                continue
-            raise SpecError(
-                f"{family.title} does not take raw pixels",
-                where=document.locate(("components", name, "preprocess")),
-                got="preprocess graph",
-                allowed=f"host; graph in {' and in '.join(one.title for one in FAMILIES if one.takes_raw_pixels)}",
-                fix="remove the key",
             )
 
 

@@ -97,7 +97,7 @@ def _apply_variant(
                     raise SpecError(
                         f"variant '{name}' changes '{key}' of {section}, which is structure",
                         where=document.locate((*at, key)),
-                        allowed="a variant overrides sizes: the graph keeps its inputs, outputs and layers' kinds",
+                        allowed="a variant overrides sizes: the graph keeps its outputs and layers' kinds",
                         fix="write a spec of its own for another structure",
                     )
             merged["components"][section] = {**component, **values}

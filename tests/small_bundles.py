@@ -17,7 +17,7 @@ from specs.bundle_files import index_files, read_manifest, write_manifest
 
 CLASSES, SIDE = 3, 4
 VOCAB, WIDTH, HEADS, LAYERS, MAX_CACHE = 300, 8, 2, 2, 96
-DTYPES = {1: "float32", 6: "int32", 7: "int64", 9: "bool", 10: "float16"}
+DTYPES = {1: "float32", 2: "uint8", 6: "int32", 7: "int64", 9: "bool", 10: "float16"}
 
 
 def make_model(text: str, weights: Mapping[str, np.ndarray]) -> onnx.ModelProto:
@@ -243,6 +243,24 @@ def write_decoder(folder: Path, weights: Mapping[str, np.ndarray], **changes: An
     models = {"decoder.prefill": make_prefill(weights), "decoder.decode": make_decode(weights)}
     dims = {"batch": (1, 1, 4), "tokens": (1, 16, MAX_CACHE), "cache": (1, 64, MAX_CACHE)}
     return write_bundle(folder, models, pipeline=pipeline, dims=dims, external=True)
+
+
+def write_raw_classifier(folder: Path, *, steps: Mapping[str, Any] | None = None, fixed: bool = False) -> Path:
+    """Logits = the mean of each channel of a raw picture over 25.5, whatever its size; `fixed`: of SIDE by SIDE."""
+    sides = f"{SIDE}, {SIDE}" if fixed else "height, width"
+    model = make_model(
+        f"""
+    g (uint8[batch, {sides}, {CLASSES}] pixels) => (float[batch, {CLASSES}] logits) {{
+      wide = Cast <to: int = 1> (pixels)
+      mean = ReduceMean <keepdims: int = 0> (wide, sides)
+      logits = Div (mean, scale)
+    }}""",
+        {"sides": np.array([1, 2]), "scale": np.array(25.5, np.float32)},
+    )
+    image = {"height": SIDE, "width": SIDE, "channels": CLASSES, **({"steps": steps} if steps else {})}
+    pipeline = {"kind": "image-classification", "graph": "classifier", "image": image, "labels": ["r", "g", "b"]}
+    dims = {"batch": (1, 2, 3), **({} if fixed else {"height": (1, 8, 40), "width": (1, 8, 60)})}
+    return write_bundle(folder, {"classifier": model}, pipeline=pipeline, dims=dims)
 
 
 def write_clip(folder: Path) -> Path:

@@ -98,8 +98,9 @@ class InputCheck:
             if isinstance(wanted, int):
                 fits, fix = size == wanted, f"make axis {axis} {wanted} long"
             elif wanted in self._dims:
-                low, _, high = self._dims[wanted]
-                fits, fix = low <= size <= high, f"keep '{wanted}' in {low}..{high}, or export with a wider range"
+                low, usual, high = self._dims[wanted]
+                wider = f"--dim {wanted}={min(low, size)}:{usual}:{max(high, size)}"
+                fits, fix = low <= size <= high, f"keep '{wanted}' in {low}..{high}, or export with {wider}"
             else:
                 fits, fix = True, ""
             if not fits:

@@ -1,6 +1,6 @@
-"""Films to what a vision graph takes: some frames, float32 [frames, channels, height, width] in [0, 1].
+"""Films to what a vision graph takes: some frames, each a picture; or all of them as raw pixels.
 
-    file, folder or array -> frames by number -> a uniform choice of them -> `load_image` for each
+    file, folder or array -> frames by number -> a uniform choice of them
 
 A film is a .npy of frames, a folder of pictures, an animated PNG, GIF or WebP (these three by Pillow), or an array; a
 picture is a film of one frame. Frames are told apart by number, not by how long each is shown. Video files (MP4 and
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from engines.runtime.image import convert_with_pillow, load_image, load_pixels
+from engines.runtime.image import convert_with_pillow, load_pixels
 from engines.runtime.png import SIGNATURE
 from specs.errors import InputError
 
@@ -107,14 +107,13 @@ class _AnimatedFrames(_Frames):
             raise _refuse(self._path, said or type(error).__name__) from None
 
 
-def load_film(source: str | Path | Array, *, num_frames: int, **size: Any) -> Array:
-    """`num_frames` frames of a film, evenly from its first to its last: float32 [frames, channels, height, width].
+def sample_film(source: str | Path | Array, *, num_frames: int) -> list[str | Path | Array]:
+    """`num_frames` frames of a film, evenly from its first to its last, each what `load_image` takes.
 
     A film that has fewer shows some of them more than once.
 
     Args:
         source: a file, a folder, or an array [T, H, W, C] or [T, H, W] (a picture's: [H, W] or [H, W, C]).
-        size: what `load_image` takes beside a picture.
 
     Raises:
         InputError: no film or picture, a damaged or an empty one.
@@ -123,11 +122,10 @@ def load_film(source: str | Path | Array, *, num_frames: int, **size: Any) -> Ar
     if not frames.count:
         raise InputError("the film has no frames", where=_name(source), got="0 frames", allowed="one or more")
     indices = [int(index) for index in np.linspace(0, frames.count - 1, num_frames)]
-    pictures = [load_image(picture, **size) for picture in frames.read(indices)]
-    return np.concatenate(pictures)
+    return frames.read(indices)
 
 
-def load_frames(source: str | Path | Array, *, channels: int) -> Array:
+def load_frames(source: str | Path | Array, *, channels: int, on_white: bool = False) -> Array:
     """All frames as they are, uint8 [frames, height, width, channels]: for graphs that sample and resize themselves.
 
     Raises:
@@ -136,7 +134,9 @@ def load_frames(source: str | Path | Array, *, channels: int) -> Array:
     frames = _open_frames(source)
     if not frames.count:
         raise InputError("the film has no frames", where=_name(source), got="0 frames", allowed="one or more")
-    pictures = [load_pixels(picture, channels=channels)[0] for picture in frames.read(range(frames.count))]
+    pictures = [
+        load_pixels(picture, channels=channels, on_white=on_white)[0] for picture in frames.read(range(frames.count))
+    ]
     sizes = list(dict.fromkeys(picture.shape[:2] for picture in pictures))
     if len(sizes) > 1:
         raise InputError(

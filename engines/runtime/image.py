@@ -53,8 +53,7 @@ def load_image(
     if steps is None:
         pixels = resize_image(_to_channels(pixels, channels, where), height=height, width=width)
     else:
-        bytes_HWC = (pixels.astype(np.float64) * 255 + 1e-6).astype(np.uint8)  # a hair: float32 n / 255 is n again
-        bytes_HWC = apply_steps(_to_channels(_put_on_white(bytes_HWC), channels, where).astype(np.uint8), steps)
+        bytes_HWC = apply_steps(_to_opaque_bytes(pixels, channels, where), steps)
         if bytes_HWC.shape[:2] != (height, width):
             raise InputError(
                 "the picture does not become one of the size that the model takes",
@@ -67,19 +66,29 @@ def load_image(
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
 
 
-def load_pixels(source: str | Path | Array, *, channels: int) -> Array:
+def load_pixels(source: str | Path | Array, *, channels: int, on_white: bool = False) -> Array:
     """A picture as raw pixels, uint8 [1, height, width, channels], of its own size: for graphs that resize themselves.
 
     Args:
         source: as for `load_image`.
+        on_white: what is transparent becomes white, as `load_image` with `steps` has it; else alpha is dropped.
 
     Raises:
         InputError: no such file, not a picture, or values outside [0, 1].
     """
     where = "array" if isinstance(source, np.ndarray) else str(source)
     pixels = _to_unit_range(source if isinstance(source, np.ndarray) else _read_file(Path(source)), where)
+    if on_white:
+        return np.ascontiguousarray(_to_opaque_bytes(pixels, channels, where)[None])
     bytes_HWC: Array = np.rint(_to_channels(pixels, channels, where) * 255).astype(np.uint8)
     return np.ascontiguousarray(bytes_HWC[None])
+
+
+def _to_opaque_bytes(pixels: Array, channels: int, where: str) -> Array:
+    """[0, 1] -> uint8 [H, W, channels], over white."""
+    bytes_HWC = (pixels.astype(np.float64) * 255 + 1e-6).astype(np.uint8)  # a hair: float32 n / 255 is n again
+    opaque: Array = _to_channels(_put_on_white(bytes_HWC), channels, where).astype(np.uint8)
+    return opaque
 
 
 def _put_on_white(pixels: Array) -> Array:

@@ -19,9 +19,8 @@ from engines.runtime.array_files import load_archive, load_array, load_table
 from engines.runtime.context import ContextTokenizer
 from engines.runtime.fields import take_field
 from engines.runtime.film import load_frames
-from engines.runtime.image import load_image, load_pixels
-from engines.runtime.pipelines.batching import run_rows
-from engines.runtime.pipelines.classification import take_image_size
+from engines.runtime.image import load_image
+from engines.runtime.pipelines.pictures import check_picture_size, load_raw, run_groups, take_image_size
 from engines.runtime.sound import load_chunk
 from specs.bundle import IoTensor, Manifest
 from specs.errors import BundleError, InputError, name_nearest
@@ -91,17 +90,7 @@ class Modality:
         except InputError as error:
             where = f"modality '{self.name}'" + (f", {error.where}" if error.where else "")
             raise InputError(error.problem, where=where, got=error.got, allowed=error.allowed, fix=error.fix) from None
-        groups: dict[tuple[object, ...], list[int]] = {}
-        padded = self._pad(rows)
-        for index, row in enumerate(padded):
-            groups.setdefault(tuple(value.shape for value in row.values()), []).append(index)
-        found: dict[int, dict[str, Array]] = {}
-        for members in groups.values():  # pictures of one size run together
-            feed = {name: np.stack([padded[i][name] for i in members]) for name in padded[0]}
-            results = run_rows(self._graph, feed)
-            for place, index in enumerate(members):
-                found[index] = {name: value[place] for name, value in results.items()}
-        return {one.name: np.stack([found[i][one.name] for i in range(len(rows))]) for one in self.outputs}
+        return run_groups(self._graph, self._pad(rows))
 
     def takes(self, source: Any) -> bool:
         """Whether `source` is what it reads: of several sensors, often one alone has rows of this many values."""
@@ -119,11 +108,12 @@ class Modality:
         if self.reads == "image":
             return {"image": load_image(source, **take_image_size(self._config))[0]}
         if self.reads == "pixels":
-            size = take_image_size(self._config)
-            return {"pixels": load_pixels(source, channels=size["channels"])[0]}
+            return {"pixels": load_raw(source, self._graph, take_image_size(self._config))[0]}
         if self.reads == "film":
             size = take_image_size(self._config)
-            return {"frames": load_frames(source, channels=size["channels"])}
+            frames = load_frames(source, channels=size["channels"], on_white="steps" in size)
+            check_picture_size(frames.shape[1:3], self._graph, where=_name_source(source))
+            return {"frames": frames}
         if self.reads == "sound":
             sizes = {key: take_field(self._config, key, int) for key in ("sample_rate", "num_samples")}
             return {"samples": load_chunk(source, **sizes)}
@@ -154,6 +144,10 @@ class Modality:
                     missing[axis] = (0, longest - row[tensor.name].shape[axis])
                     row[tensor.name] = np.pad(row[tensor.name], missing)
         return padded
+
+
+def _name_source(source: Any) -> str:
+    return "array" if isinstance(source, np.ndarray) else str(source)
 
 
 def _read_text(source: Any) -> str:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from specs.components.base import Activations, Size
 from specs.components.encoder import EncoderComponent, EncoderInput
+from specs.components.picture import PIXEL_DIMS
 from specs.components.vision import VisionTransformerComponent
 
 
@@ -21,11 +22,7 @@ class FramesComponent(VisionTransformerComponent, EncoderComponent):
     """
 
     STRUCTURE: ClassVar[frozenset[str]] = VisionTransformerComponent.STRUCTURE
-    DIMS: ClassVar[Mapping[str, tuple[int, int, int]]] = {
-        "frames": (1, 16, 64),
-        "height": (1, 480, 2160),
-        "width": (1, 640, 3840),
-    }
+    DIMS: ClassVar[Mapping[str, tuple[int, int, int]]] = {"frames": (1, 16, 64), **PIXEL_DIMS}
 
     kind: Literal["video.frames"]  # type: ignore[assignment]  # a tower of a kind of its own
     num_frames: Size = Field(default=8, description="frames that are looked at, of however many there are")
@@ -43,6 +40,8 @@ class FramesComponent(VisionTransformerComponent, EncoderComponent):
     def _check_frames(self) -> FramesComponent:
         if self.preprocess == "host":
             raise ValueError("preprocess 'host' is for single pictures: video.frames samples and resizes in the graph")
+        if not self.graph_steps.takes_any_size:
+            raise ValueError("resize 'none' needs a crop: frames are as large as the camera makes them")
         if self.window_size > self.num_frames:
             raise ValueError(f"window_size {self.window_size} is more than num_frames {self.num_frames}")
         if self.resolved_pooling == "none" or self.num_classes is not None:

@@ -26,7 +26,7 @@ class MobileVitComponent(PictureComponent, MeasuredComponent):
 
     ARCHITECTURES: ClassVar[tuple[str, ...]] = ("hybrid",)
     STRUCTURE: ClassVar[frozenset[str]] = frozenset(
-        {"kind", "num_channels", "preprocess", "channel_order", "activation", "output_stride", "qkv_bias"}
+        {"kind", "num_channels", "channel_order", "activation", "output_stride", "qkv_bias"}
     )
 
     kind: Literal["vision.mobilevit"]
@@ -130,8 +130,4 @@ class MobileVitComponent(PictureComponent, MeasuredComponent):
         return cost + cost_conv_norm(2 * channels, channels, kernel, places)
 
     def count_activations(self, sizes: Mapping[str, int]) -> Activations:
-        height, width = self.image
-        return Activations(
-            layer=sizes["batch"] * self.measure().peak,
-            interface=sizes["batch"] * self.num_channels * height * width,
-        )
+        return self.hold_pictures(sizes["batch"] * self.measure().peak, sizes)

@@ -1,4 +1,7 @@
-"""What a host does to a picture of any size before a vision graph sees it. Pixel values are for the graph."""
+"""How a picture of any size is made to fit a model: by a host in 8 bits as Pillow does, or in the graph, unrounded.
+
+What becomes of the values of its pixels is for the graph in both cases.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +34,9 @@ PixelSize = Annotated[
 
 Resample = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 
+#: Filters with a jump: at its edge the last bit of Pillow's float64 decides whether a pixel counts.
+_JUMPING = ("nearest", "box")
+
 
 class PictureSteps(BaseModel):
     """Resize as Pillow does, in 8 bits; then a crop around the centre, with black where the picture does not reach."""
@@ -51,3 +57,27 @@ class PictureSteps(BaseModel):
         if self.resize == "shortest_edge" and isinstance(self.size, tuple):
             raise ValueError("the size of a shortest_edge is one number")
         return self
+
+    @property
+    def takes_any_size(self) -> bool:
+        """Whether pictures of more than one size end in one that a model can take."""
+        return self.resize != "none" or self.crop is not None
+
+    def check_graph(self, image: tuple[int, int]) -> None:
+        """ValueError unless a graph can do this to pixels of any size, and ends in `image`, height and width."""
+        if self.resize != "none" and self.resample in _JUMPING:
+            raise ValueError(
+                f"preprocess graph cannot resample '{self.resample}', whose pixels hang on the last bit of a float64;"
+                " take bilinear, hamming, bicubic or lanczos, or preprocess host"
+            )
+        if self.resize == "shortest_edge" and self.crop is None:
+            raise ValueError(
+                "preprocess graph ends in one size, and a shortest_edge leaves the other side open: add"
+                f" crop: [{image[0]}, {image[1]}], or take resize stretch"
+            )
+        final = self.crop if self.crop is not None else self.size
+        if final is not None and split_pair(final) != image:
+            height, width = split_pair(final)
+            raise ValueError(
+                f"preprocessing ends in {height} by {width} pixels, and image_size is {image[0]} by {image[1]}"
+            )

@@ -27,7 +27,6 @@ class ResNetComponent(PictureComponent, MeasuredComponent):
         {
             "kind",
             "num_channels",
-            "preprocess",
             "layer_type",
             "downsample_in_first_stage",
             "downsample_in_bottleneck",
@@ -100,8 +99,4 @@ class ResNetComponent(PictureComponent, MeasuredComponent):
         return cost + cost_conv_norm(inner, outputs, 1, after)
 
     def count_activations(self, sizes: Mapping[str, int]) -> Activations:
-        height, width = self.image
-        return Activations(
-            layer=sizes["batch"] * self.measure().peak,
-            interface=sizes["batch"] * self.num_channels * height * width,
-        )
+        return self.hold_pictures(sizes["batch"] * self.measure().peak, sizes)

@@ -37,7 +37,6 @@ class VisionTransformerComponent(PictureComponent, TransformerSizes):
             "num_registers",
             "pooling",
             "pooler_activation",
-            "preprocess",
         }
     )
 
@@ -161,9 +160,4 @@ class VisionTransformerComponent(PictureComponent, TransformerSizes):
         return patch + pool + head + self.num_layers * self.count_layer_macs(t)
 
     def count_activations(self, sizes: Mapping[str, int]) -> Activations:
-        batch, (height, width) = sizes["batch"], self.image
-        layer = self.count_layer_activations(batch, self.num_tokens)
-        if self.preprocess == "graph":  # as float32, before and between the two products
-            raw = batch * self.num_channels * sizes["height"] * sizes["width"]
-            return Activations(layer=max(layer, 2 * raw + raw * height // sizes["height"]), interface=-(-raw // 4))
-        return Activations(layer=layer, interface=batch * self.num_channels * height * width)
+        return self.hold_pictures(self.count_layer_activations(sizes["batch"], self.num_tokens), sizes)

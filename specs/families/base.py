@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from specs.components import Activations, Component
+from specs.components import Activations, Component, PictureComponent
+from specs.components.picture import PIXEL_DIMS
 from specs.schema import Dim, Spec, TensorSpec
 
 Components = Mapping[str, Component]
@@ -57,11 +58,16 @@ class Family(ABC):
     dims: ClassVar[Mapping[str, Dim]]
     architectures: ClassVar[tuple[str, ...]] = ("transformer", "hybrid")
     objectives: ClassVar[tuple[str, ...]]
-    takes_raw_pixels: ClassVar[bool] = False  # whether `preprocess: graph` is known to its handler and its pipeline
 
     def list_dims(self, components: Components) -> Mapping[str, Dim]:
-        """The dims that these components have; fewer than `dims` where some belong to parts that may be absent."""
-        return self.dims
+        """The dims that these components have: those of raw pictures where a graph resizes them.
+
+        Fewer than `dims` where some belong to parts that may be absent.
+        """
+        shapes = [one.raw_shape for one in components.values() if isinstance(one, PictureComponent)]
+        named = [name for shape in shapes if shape for name in shape if isinstance(name, str)]
+        bounds = {name: PIXEL_DIMS[name] for name in named}
+        return {**self.dims, **{name: Dim(min=low, opt=opt, max=high) for name, (low, opt, high) in bounds.items()}}
 
     def assign_roles(self, components: Components) -> Roles | None:
         """role -> component's name, when these components and no others fill the family's roles.

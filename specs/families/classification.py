@@ -6,15 +6,9 @@ from typing import ClassVar, cast, final
 
 from specs.components import Component, PictureComponent
 from specs.errors import SpecError
-from specs.families.base import BATCH, Components, Family, GraphSpec, Roles, make_float, make_model_graph
-from specs.schema import Dim, Spec, TensorSpec
-
-#: Every kind that looks at one picture: transformers, convolutions, and both.
-TOWERS = ("vision.vit", "vision.clip", "vision.siglip", "vision.resnet", "vision.mobilevit")
-ARCHITECTURES = ("transformer", "cnn", "hybrid")
-
-#: Of pictures that the graph resizes itself.
-PIXEL_DIMS = {"height": Dim(min=1, opt=480, max=2160), "width": Dim(min=1, opt=640, max=3840)}
+from specs.families.base import BATCH, Components, Family, GraphSpec, Roles, make_float
+from specs.families.pictures import ARCHITECTURES, TOWERS, make_picture_graph
+from specs.schema import Spec
 
 
 @final
@@ -39,7 +33,7 @@ class ImageClassificationFamily(Family):
         config = cast(PictureComponent, components[name])
         assert config.num_classes
         logits = make_float("logits", "batch", config.num_classes)
-        return (make_model_graph(name, (make_image(config),), (logits,)),)
+        return (make_picture_graph(name, config, logits),)
 
 
 def check_architecture(spec: Spec, component: Component) -> None:
@@ -56,11 +50,3 @@ def check_architecture(spec: Spec, component: Component) -> None:
             allowed=", ".join(allowed),
             fix=f"write 'architecture: {allowed[0]}', or take another kind",
         )
-
-
-def make_image(config: PictureComponent) -> TensorSpec:
-    """Pixels [batch, channels, height, width] in [0, 1); raw ones, uint8 [batch, height, width, channels]."""
-    if config.preprocess == "graph":
-        shape = ("batch", "height", "width", config.num_channels)
-        return TensorSpec(name="pixels", dtype="uint8", shape=shape, low=0, high=256)
-    return make_float("image", "batch", config.num_channels, *config.image, low=0.0)

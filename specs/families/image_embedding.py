@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import ClassVar, cast, final
 
 from specs.components import Component, PictureComponent
-from specs.families.base import BATCH, Components, Family, GraphSpec, Roles, make_float, make_model_graph
-from specs.families.classification import ARCHITECTURES, TOWERS, check_architecture, make_image
+from specs.families.base import BATCH, Components, Family, GraphSpec, Roles, make_float
+from specs.families.classification import check_architecture
+from specs.families.pictures import ARCHITECTURES, TOWERS, make_picture_graph
 from specs.schema import Spec
 
 
@@ -31,4 +32,4 @@ class ImageEmbeddingFamily(Family):
         name = roles["encoder"]
         config = cast(PictureComponent, components[name])
         outputs = tuple(make_float(output, "batch", *shape) for output, shape in config.features.items())
-        return (make_model_graph(name, (make_image(config),), outputs),)
+        return (make_picture_graph(name, config, *outputs),)

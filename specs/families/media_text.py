@@ -23,8 +23,8 @@ from specs.components import (
 )
 from specs.errors import SpecError
 from specs.families.base import BATCH, Components, Family, GraphSpec, Roles, make_float, make_model_graph
-from specs.families.classification import make_image
 from specs.families.generation import check_positions, list_decoder_graphs
+from specs.families.pictures import make_picture_graph
 from specs.schema import Dim, Spec, TensorSpec
 
 #: The role of what makes a medium's embeddings -> the role of what looks or listens before it.
@@ -95,7 +95,7 @@ class MediaToTextFamily(Family):
         for role in list_resamplers(roles):
             name, features = roles[SOURCES[role]], make_features(components, roles, role)
             one = _make_features(components, roles, SOURCES[role])
-            encoders[name] = make_model_graph(name, (_make_source(components[name]),), (one,))
+            encoders[name] = _make_encoder_graph(name, components[name], one)
             made = make_float("embeddings", "batch", count_tokens(components, roles, role), decoder.hidden_size)
             resamplers.append(make_model_graph(roles[role], (features,), (made,)))
         given = make_float("media_embeddings", "batch", "media_tokens", decoder.hidden_size)
@@ -168,10 +168,10 @@ def _make_features(components: Components, roles: Roles, source: str) -> TensorS
     return make_float("features", "batch", tower.num_tokens - projector.skip_tokens, width)
 
 
-def _make_source(encoder: Component) -> TensorSpec:
+def _make_encoder_graph(name: str, encoder: Component, features: TensorSpec) -> GraphSpec:
     if isinstance(encoder, WhisperEncoderComponent):
-        return make_float("samples", "batch", encoder.num_samples)
-    return make_image(cast(VisionTransformerComponent, encoder))
+        return make_model_graph(name, (make_float("samples", "batch", encoder.num_samples),), (features,))
+    return make_picture_graph(name, cast(VisionTransformerComponent, encoder), features)
 
 
 def _list_projectors(components: Components) -> list[tuple[str, ProjectorComponent]]:

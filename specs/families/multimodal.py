@@ -29,14 +29,12 @@ from specs.components import (
 from specs.components.multimodal import STRATEGIES, STRATEGY_OPTIONS, Stream, WeightsTensor
 from specs.errors import SpecError, name_nearest
 from specs.families.base import BATCH, Components, Family, GraphSpec, Roles, make_float, make_ids, make_model_graph
-from specs.families.classification import PIXEL_DIMS, make_image
+from specs.families.pictures import leave_raw, make_picture_graph
 from specs.schema import Dim, Spec, TensorSpec
 
 #: Beside every kind that is an EncoderComponent, registered ones included.
 _ENCODERS = ("vision.vit", "vision.clip", "vision.siglip", "text.clip", "text.siglip", "audio.whisper")
 FUSION_ROLE = "fusion"
-#: Modules that take raw values in: the name is part of what an encoder's module promises.
-_RAW = ("raw", "raw.*", "*.raw", "*.raw.*")
 
 
 @final
@@ -51,7 +49,6 @@ class MultimodalFusionFamily(Family):
     }
     dims: ClassVar = {"batch": BATCH}
     objectives = ("classification", "contrastive")
-    takes_raw_pixels = True
 
     def assign_roles(self, components: Components) -> Roles | None:
         """The fusion plays `fusion`; every other component plays the modality that it is named after."""
@@ -70,13 +67,11 @@ class MultimodalFusionFamily(Family):
         return {FUSION_ROLE: fusions[0], **{f"modality:{name}": name for name in encoders}}
 
     def list_dims(self, components: Components) -> Mapping[str, Dim]:
-        dims = dict(self.dims)
+        dims = dict(super().list_dims(components))
         for component in components.values():
             if isinstance(component, EncoderComponent):
                 bounds = component.DIMS.items()
                 dims |= {name: Dim(min=low, opt=opt, max=high) for name, (low, opt, high) in bounds}
-            elif isinstance(component, VisionTransformerComponent) and component.preprocess == "graph":
-                dims |= PIXEL_DIMS
         return dims
 
     def check(self, spec: Spec, roles: Roles) -> None:
@@ -225,17 +220,14 @@ def _make_encoder_graph(name: str, component: Component) -> GraphSpec:
     if isinstance(component, EncoderComponent):
         graph = make_model_graph(name, tuple(_make_tensor(tensor) for tensor in component.list_inputs()), made)
     elif isinstance(component, VisionTransformerComponent):
-        graph = make_model_graph(name, (make_image(component),), made)
+        graph = make_picture_graph(name, component, *made)
     elif isinstance(component, ClipTextComponent):
         ids = make_ids("token_ids", "batch", component.context_length, vocab_size=component.vocab_size)
         graph = make_model_graph(name, (ids,), made)
     else:
         audio = cast(WhisperEncoderComponent, component)
         graph = make_model_graph(name, (make_float("samples", "batch", audio.num_samples),), made)
-    reason = "raw values and their positions are beyond what float16 counts to"
-    for pattern in _RAW:
-        graph = graph.keep(pattern, reason).leave(pattern, reason=reason)
-    return graph
+    return leave_raw(graph)
 
 
 def _make_tensor(tensor: EncoderInput) -> TensorSpec:

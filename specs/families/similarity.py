@@ -7,7 +7,7 @@ from typing import ClassVar, cast, final
 from specs.components import ClipTextComponent, Component, FusionComponent, VisionTransformerComponent
 from specs.errors import SpecError
 from specs.families.base import BATCH, Components, Family, GraphSpec, Roles, make_float, make_ids, make_model_graph
-from specs.families.classification import make_image
+from specs.families.pictures import make_picture_graph
 from specs.schema import Spec, TensorSpec
 
 
@@ -90,7 +90,7 @@ def count_fusion_parameters(component: FusionComponent, image_size: int, text_si
 
 def _make_image_graph(name: str, components: Components, roles: Roles) -> GraphSpec:
     config = cast(VisionTransformerComponent, components[name])
-    return make_model_graph(name, (make_image(config),), (make_float("image_features", "batch", config.feature_size),))
+    return make_picture_graph(name, config, make_float("image_features", "batch", config.feature_size))
 
 
 def _make_text_graph(name: str, components: Components, roles: Roles) -> GraphSpec:

@@ -18,6 +18,7 @@ from specs.components import (
 from specs.graphs import GraphSpec
 from specs.handlers.base import Handler
 from specs.models.mobilevit import MobileVit
+from specs.models.raw_pixels import take_pixels
 from specs.models.resnet import ResNet
 from specs.models.vision import ImageEmbedding, VisionTransformer
 from specs.schema import Spec, TensorSpec
@@ -32,12 +33,13 @@ class ImageHandler(Handler):
 
     def make_graph_module(self, graph: GraphSpec, component: nn.Module) -> nn.Module:
         is_encoder = isinstance(component, VisionTransformer) and component.head is None
-        return ImageEmbedding(component) if is_encoder else component  # type: ignore[arg-type]
+        module = ImageEmbedding(component) if is_encoder else component  # type: ignore[arg-type]
+        return take_pixels(module, cast(PictureComponent, component.config))
 
     def make_tensor(
         self, spec: Spec, graph: GraphSpec, tensor: TensorSpec, shape: tuple[int, ...], random: np.random.Generator
     ) -> NDArray[Any]:
-        return make_image(shape, random)
+        return make_picture(tensor, shape, random)
 
     def describe_pipeline(self, spec: Spec) -> dict[str, Any]:
         ((name, component),) = spec.components.items()
@@ -55,6 +57,11 @@ def _make_tower(config: Component) -> nn.Module:
     if isinstance(config, MobileVitComponent):
         return MobileVit(config)
     return VisionTransformer(cast(VisionTransformerComponent, config))
+
+
+def make_picture(tensor: TensorSpec, shape: tuple[int, ...], random: np.random.Generator) -> NDArray[Any]:
+    """`image` or `pixels`, whichever a graph takes."""
+    return make_pixels(shape, random) if tensor.name == "pixels" else make_image(shape, random)
 
 
 def make_image(shape: tuple[int, ...], random: np.random.Generator) -> NDArray[Any]:
@@ -75,7 +82,7 @@ def make_pixels(shape: tuple[int, ...], random: np.random.Generator) -> NDArray[
 
 
 def describe_image(config: PictureComponent) -> dict[str, Any]:
-    """The size of the pixels that a host hands over, and how it makes a picture have it."""
+    """The size that the model sees, and how a picture is made to have it: by a host, or in a graph of `pixels`."""
     height, width = config.image
     size = {"height": height, "width": width, "channels": config.num_channels}
     if config.preprocessing is None:

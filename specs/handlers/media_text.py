@@ -27,12 +27,13 @@ from specs.families.media_text import (
 )
 from specs.graphs import GraphSpec, name_roles
 from specs.handlers.base import Arrays, GraphModule, Handler
-from specs.handlers.image import describe_image, make_image
+from specs.handlers.image import describe_image, make_picture
 from specs.handlers.sound import make_sound
 from specs.handlers.text import TextHandler, make_decoder
 from specs.handlers.tokenizers import describe_tokenizer
 from specs.models.causal import CausalModel, Decode
 from specs.models.media_text import LayerFeatures, PatchFeatures, PrefillWithMedia, Projector
+from specs.models.raw_pixels import take_pixels
 from specs.models.resampling import Perceiver
 from specs.models.vision import VisionTransformer
 from specs.models.whisper import WhisperEncoder
@@ -72,6 +73,8 @@ class MediaTextHandler(Handler):
         return model
 
     def make_graph_module(self, graph: GraphSpec, component: nn.Module) -> nn.Module:
+        if isinstance(component, PatchFeatures | LayerFeatures):
+            return take_pixels(component, component.tower.config)
         if not isinstance(component, CausalModel):
             return component
         return PrefillWithMedia(component) if graph.file_stem == "prefill" else Decode(component)
@@ -80,8 +83,8 @@ class MediaTextHandler(Handler):
         self, spec: Spec, graph: GraphSpec, tensor: TensorSpec, shape: tuple[int, ...], random: np.random.Generator
     ) -> NDArray[Any]:
         """A prompt's tokens are a medium's for a half, from the second one on."""
-        if tensor.name == "image":
-            return make_image(shape, random)
+        if tensor.name in ("image", "pixels"):
+            return make_picture(tensor, shape, random)
         if tensor.name == "samples":
             config = cast(WhisperEncoderComponent, spec.components[graph.component])
             return make_sound(shape, random, sample_rate=config.sample_rate)

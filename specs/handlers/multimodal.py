@@ -12,10 +12,11 @@ from specs.components import ClipTextComponent, FusionComponent, VisionTransform
 from specs.families.similarity import measure_towers
 from specs.graphs import GraphSpec, name_roles
 from specs.handlers.base import Handler
-from specs.handlers.image import describe_image, make_image
+from specs.handlers.image import describe_image, make_picture
 from specs.handlers.tokenizers import describe_tokenizer
 from specs.models.clip_text import ClipText
 from specs.models.fusion import FUSIONS
+from specs.models.raw_pixels import take_pixels
 from specs.models.vision import VisionTransformer
 from specs.schema import Spec, TensorSpec
 
@@ -37,11 +38,14 @@ class MultimodalHandler(Handler):
                 modules[name] = FUSIONS[config.kind](config, image_size=image_size, text_size=text_size)
         return modules
 
+    def make_graph_module(self, graph: GraphSpec, component: nn.Module) -> nn.Module:
+        return take_pixels(component, component.config) if isinstance(component, VisionTransformer) else component
+
     def make_tensor(
         self, spec: Spec, graph: GraphSpec, tensor: TensorSpec, shape: tuple[int, ...], random: np.random.Generator
     ) -> NDArray[Any]:
-        if tensor.name == "image":
-            return make_image(shape, random)
+        if tensor.name in ("image", "pixels"):
+            return make_picture(tensor, shape, random)
         if tensor.name == "token_ids":
             return make_text(shape, int(tensor.high), random)
         if tensor.name == "presence":

@@ -20,7 +20,7 @@ from specs.components import (
 from specs.families.multimodal import FUSION_ROLE, list_exported, list_streams
 from specs.graphs import GraphSpec, name_roles
 from specs.handlers.base import Arrays, Handler
-from specs.handlers.image import describe_image, make_image, make_pixels
+from specs.handlers.image import describe_image, make_picture
 from specs.handlers.multimodal import describe_texts, make_text
 from specs.handlers.sound import make_sound
 from specs.models.clip_text import ClipText
@@ -58,10 +58,8 @@ class MultimodalFusionHandler(Handler):
         if isinstance(config, EncoderComponent):
             drawn = random.integers(0, _MANY, shape) if tensor.counts else None
             return config.draw_example(tensor.name, shape, random) if drawn is None else drawn
-        if tensor.name == "image":
-            return make_image(shape, random)
-        if tensor.name == "pixels":
-            return make_pixels(shape, random)
+        if tensor.name in ("image", "pixels"):
+            return make_picture(tensor, shape, random)
         if tensor.name == "token_ids":
             return make_text(shape, int(tensor.high), random)
         if tensor.name == "samples":

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from specs.models.clip_text import ClipText
 from specs.models.frames import FramesEncoder
 from specs.models.media_text import PatchFeatures
-from specs.models.raw_pixels import RawPixels, find_compute_dtype
+from specs.models.raw_pixels import take_pixels
 from specs.models.sensor import PointsEncoder, SeriesEncoder
 from specs.models.vision import VisionTransformer
 
@@ -25,17 +25,6 @@ ENCODERS: dict[str, Any] = {
     "sensor.points": PointsEncoder,
     "sensor.series": SeriesEncoder,
 }
-
-
-class RawTower(nn.Module):
-    """pixels [B, H, W, C] uint8 -> what `inner` makes of the picture in [0, 1] and of the tower's size."""
-
-    def __init__(self, inner: nn.Module, height: int, width: int) -> None:
-        super().__init__()
-        self.raw, self.inner = RawPixels(height, width), inner
-
-    def forward(self, pixels_BHWC: Tensor) -> Any:
-        return self.inner(self.raw(pixels_BHWC, find_compute_dtype(self.inner)))
 
 
 class ImageToken(nn.Module):
@@ -70,5 +59,5 @@ def wrap_tower(component: nn.Module) -> nn.Module:
     if isinstance(component, VisionTransformer):
         pooled = component.config.resolved_pooling != "none"
         tokens = ImageToken(component) if pooled else PatchFeatures(component)
-        return RawTower(tokens, *component.config.image) if component.config.preprocess == "graph" else tokens
+        return take_pixels(tokens, component.config)
     return TextTokens(component) if isinstance(component, ClipText) else component

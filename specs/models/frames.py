@@ -18,7 +18,7 @@ class RawFrames(nn.Module):
 
     def __init__(self, config: FramesComponent) -> None:
         super().__init__()
-        self.sampler, self.pixels = FrameSampler(config.num_frames), RawPixels(*config.image)
+        self.sampler, self.pixels = FrameSampler(config.num_frames), RawPixels(config)
 
     def forward(self, frames_BNHWC: Tensor, dtype: torch.dtype) -> Tensor:
         image_BCHW: Tensor = self.pixels(

@@ -17,7 +17,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from engines.runtime import Request, load
-from engines.runtime.film import load_film
+from engines.runtime.film import sample_film
+from engines.runtime.image import load_image
 from engines.runtime.media import encode_medium
 from engines.runtime.request import Film
 from metagen_deploy import pipeline
@@ -182,14 +183,16 @@ def write_films(folder: Path, film: Array) -> list[Path]:
 def test_a_gif_is_read(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "lime", "blue")]
     frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:])
-    pixels = load_film(tmp_path / "film.gif", num_frames=4, height=6, width=8, channels=3)
+    film = sample_film(tmp_path / "film.gif", num_frames=4)
+    pixels = np.concatenate([load_image(frame, height=6, width=8, channels=3) for frame in film])
     assert pixels.shape == (4, 3, 6, 8)
     assert pixels.mean(axis=(2, 3)).round().tolist() == [[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]
 
 
 def test_grey_frames_are_a_film() -> None:
     frames = np.linspace(0, 1, 6, dtype=np.float32)[:, None, None].repeat(7, 1).repeat(9, 2)
-    pixels = load_film(frames, num_frames=3, height=7, width=9, channels=3)
+    film = sample_film(frames, num_frames=3)
+    pixels = np.concatenate([load_image(frame, height=7, width=9, channels=3) for frame in film])
     np.testing.assert_allclose(pixels.mean(axis=(1, 2, 3)), [0, 0.4, 1], atol=1e-6)
 
 
@@ -236,7 +239,8 @@ def spoil_video(path: Path) -> Path:
 )
 def test_a_film_that_is_none(spoil: Callable[[Path], Path], words: str, tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
-        load_film(spoil(tmp_path / "film.png"), num_frames=4, height=4, width=4, channels=3)
+        for frame in sample_film(spoil(tmp_path / "film.png"), num_frames=4):
+            load_image(frame, height=4, width=4, channels=3)
     assert words in str(caught.value)
     assert "film" in str(caught.value)
 

@@ -318,7 +318,7 @@ BAD = [
         SpecError,
         "variant 'tiny' changes 'num_channels' of classifier, which is structure\n"
         "  where:   my.yaml:17\n"
-        "  allowed: a variant overrides sizes: the graph keeps its inputs, outputs and layers' kinds\n"
+        "  allowed: a variant overrides sizes: the graph keeps its outputs and layers' kinds\n"
         "  fix:     write a spec of its own for another structure",
         id="variant-of-structure",
     ),

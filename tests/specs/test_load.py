@@ -96,7 +96,7 @@ def test_unknown_variant_and_unknown_spec() -> None:
     assert str(caught.value) == (
         "'image_vit_base' has no variant 'tny'\n"
         "  where:   zoo:image_vit_base.yaml:18\n"
-        "  allowed: tiny (did you mean 'tiny'?)\n"
+        "  allowed: raw, tiny (did you mean 'tiny'?)\n"
         "  fix:     use one of these, or leave the variant out"
     )
     with pytest.raises(SpecError) as caught:

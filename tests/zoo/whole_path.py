@@ -19,12 +19,12 @@ RTX = "rtx-4090"
 
 
 def list_tiny_specs() -> list[str]:
-    """Every shipped spec at its smallest: the `tiny` variant, or itself where it has none."""
+    """Every shipped spec at its smallest: the `tiny` variant; where it has none, itself and its variants."""
     names = []
     for name in list_zoo():
         path = ZOO / f"{name}.yaml"
         variants = parse_document(read_text(path), source=path.name).data.get("variants", {})
-        names.append(f"{name}:tiny" if "tiny" in variants else name)
+        names += [f"{name}:tiny"] if "tiny" in variants else [name, *(f"{name}:{one}" for one in variants)]
     return names
 
 

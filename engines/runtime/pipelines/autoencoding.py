@@ -12,7 +12,7 @@ from engines.runtime.fields import take_graph
 from engines.runtime.image import load_image
 from engines.runtime.pipelines.base import Pipeline
 from engines.runtime.pipelines.batching import run_rows
-from engines.runtime.pipelines.classification import take_image_size
+from engines.runtime.pipelines.pictures import take_image_size
 from engines.runtime.request import Answer, Picture, Request, require
 from specs.bundle import Manifest
 

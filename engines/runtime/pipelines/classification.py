@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, final
 
 import numpy as np
 
-from engines.runtime.fields import take_field, take_graph, take_strings
-from engines.runtime.image import load_image
-from engines.runtime.picture_steps import LONGEST_SIDE, check_steps
+from engines.runtime.fields import take_strings
 from engines.runtime.pipelines.base import Pipeline
-from engines.runtime.pipelines.batching import run_rows, softmax
+from engines.runtime.pipelines.batching import softmax
+from engines.runtime.pipelines.pictures import PictureGraph
 from engines.runtime.request import Answer, Request, require
 from specs.bundle import Manifest
 from specs.errors import InputError
@@ -24,12 +23,11 @@ if TYPE_CHECKING:
 
 @final
 class ImageClassification(Pipeline):
-    """One graph, image -> logits. Labels are the manifest's, or the index where it names none."""
+    """One graph, picture -> logits. Labels are the manifest's, or the index where it names none."""
 
     def __init__(self, folder: Path, manifest: Manifest, graphs: Mapping[str, GraphSession]) -> None:
         config = manifest.pipeline
-        self._graph = take_graph(config, "graph", graphs, inputs=("image",), outputs=("logits",))
-        self._size = take_image_size(config)
+        self._pictures = PictureGraph(config, "graph", graphs, outputs=("logits",))
         self._labels = take_strings(config, "labels")
 
     def classify(self, image: str | Path | Array, *, top_k: int = 5) -> list[tuple[str, float]]:
@@ -40,8 +38,7 @@ class ImageClassification(Pipeline):
         """`classify` for each picture, in as few calls as the graph's batch range allows."""
         if top_k < 1 or not images:
             raise InputError("nothing to classify", got=f"{len(images)} pictures, top_k {top_k}", allowed="1 or more")
-        pixels = np.concatenate([load_image(image, **self._size) for image in images])
-        probabilities = softmax(run_rows(self._graph, {"image": pixels})["logits"])
+        probabilities = softmax(self._pictures.run(images)["logits"])
         best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
         return [
             [(self._name_class(int(c)), float(row[c])) for c in order]
@@ -60,16 +57,3 @@ class ImageClassification(Pipeline):
 
     def _name_class(self, index: int) -> str:
         return self._labels[index] if index < len(self._labels) else str(index)
-
-
-def take_image_size(config: Mapping[str, object]) -> dict[str, Any]:
-    """`pipeline.image` as the keywords of `load_image`."""
-    image: dict[str, object] = take_field(config, "image", dict)
-    size: dict[str, Any] = {
-        key: take_field(image, key, int, at="pipeline.image", most=LONGEST_SIDE)
-        for key in ("height", "width", "channels")
-    }
-    if "steps" in image:
-        size["steps"] = take_field(image, "steps", dict, at="pipeline.image")
-        check_steps(size["steps"])
-    return size

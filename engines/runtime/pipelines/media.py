@@ -1,6 +1,6 @@
 """What a decoder reads beside text: pictures, films and sounds, each through an encoder and a resampler.
 
-picture [C, H, W]    -> encoder -> features [N, C] -> resampler -> embeddings
+picture [C, H, W]    -> encoder -> features [N, C] -> resampler -> embeddings           or raw pixels [H, W, C]
 film [F, C, H, W]    -> encoder, a row for each frame -> features [F, N, C] -> resampler -> embeddings
 sound [L]            -> encoder -> features [S, C] -> resampler -> embeddings
 """
@@ -10,15 +10,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
 from engines.runtime.fields import take_field, take_graph
-from engines.runtime.film import is_film, load_film
-from engines.runtime.image import load_image
+from engines.runtime.film import is_film, sample_film
 from engines.runtime.pipelines.batching import run_rows
-from engines.runtime.pipelines.classification import take_image_size
+from engines.runtime.pipelines.pictures import PictureGraph
 from engines.runtime.sound import load_chunk
 from specs.errors import BundleError, InputError, name_nearest
 
@@ -35,16 +34,13 @@ _SOUNDS = (".wav",)
 class Medium(ABC):
     """One kind of medium: how it is loaded, and the two graphs that make `tokens` embeddings of it."""
 
-    source: ClassVar[str]  # the encoder's input
-
     def __init__(self, config: Mapping[str, Any], graphs: Mapping[str, GraphSession]) -> None:
         self.tokens = take_field(config, "tokens", int, at="pipeline.media")
-        self._encoder = take_graph(config, "encoder", graphs, inputs=(self.source,), outputs=("features",))
         self._resampler = take_graph(config, "resampler", graphs, inputs=("features",), outputs=("embeddings",))
 
     @abstractmethod
-    def load(self, source: Source) -> Array:
-        """One of them as the encoder takes it, with as many rows as it needs."""
+    def encode(self, source: Source) -> Array:
+        """Features of one of them, as the resampler takes them."""
 
     def embed(self, source: Source) -> Array:
         """As the decoder reads it: [tokens, C].
@@ -52,8 +48,7 @@ class Medium(ABC):
         Raises:
             InputError: the file is none of this kind.
         """
-        rows = run_rows(self._encoder, {self.source: self.load(source)})["features"]
-        embeddings: Array = run_rows(self._resampler, {"features": self._gather(rows)})["embeddings"][0]
+        embeddings: Array = run_rows(self._resampler, {"features": self.encode(source)})["embeddings"][0]
         return embeddings
 
     def make_nothing(self) -> Array:
@@ -61,56 +56,45 @@ class Medium(ABC):
         made = next(tensor for tensor in self._resampler.graph.outputs if tensor.name == "embeddings")
         return np.zeros((1, self.tokens, int(made.shape[2])), np.float32)
 
-    def _gather(self, rows: Array) -> Array:
-        """What the encoder makes of the rows of one medium, as the resampler takes it."""
-        return rows
-
 
 @final
 class Pictures(Medium):
     """Of the size and the steps that the bundle says."""
 
-    source = "image"
-
     def __init__(self, config: Mapping[str, Any], graphs: Mapping[str, GraphSession]) -> None:
         super().__init__(config, graphs)
-        self._size = take_image_size(config)
+        self._encoder = PictureGraph(config, "encoder", graphs, outputs=("features",))
 
-    def load(self, source: Source) -> Array:
-        return load_image(source, **self._size)
+    def encode(self, source: Source) -> Array:
+        return self._encoder.run([source])["features"]
 
 
 @final
 class Films(Medium):
     """`num_frames` frames, evenly chosen, each as a picture."""
 
-    source = "image"
-
     def __init__(self, config: Mapping[str, Any], graphs: Mapping[str, GraphSession]) -> None:
         super().__init__(config, graphs)
-        self._size = take_image_size(config)
+        self._encoder = PictureGraph(config, "encoder", graphs, outputs=("features",))
         self.num_frames = take_field(config, "num_frames", int, at="pipeline.media")
 
-    def load(self, source: Source) -> Array:
-        return load_film(source, num_frames=self.num_frames, **self._size)
-
-    def _gather(self, rows: Array) -> Array:
-        return rows[None]
+    def encode(self, source: Source) -> Array:
+        return self._encoder.run(sample_film(source, num_frames=self.num_frames))["features"][None]
 
 
 @final
 class Sounds(Medium):
     """One chunk; what is shorter is followed by silence, what is longer is refused."""
 
-    source = "samples"
-
     def __init__(self, config: Mapping[str, Any], graphs: Mapping[str, GraphSession]) -> None:
         super().__init__(config, graphs)
+        self._encoder = take_graph(config, "encoder", graphs, inputs=("samples",), outputs=("features",))
         self.sample_rate = take_field(config, "sample_rate", int, at="pipeline.media")
         self.num_samples = take_field(config, "num_samples", int, at="pipeline.media")
 
-    def load(self, source: Source) -> Array:
-        return load_chunk(source, sample_rate=self.sample_rate, num_samples=self.num_samples)[None]
+    def encode(self, source: Source) -> Array:
+        samples = load_chunk(source, sample_rate=self.sample_rate, num_samples=self.num_samples)
+        return run_rows(self._encoder, {"samples": samples[None]})["features"]
 
 
 _KINDS: dict[str, type[Medium]] = {"picture": Pictures, "film": Films, "sound": Sounds}

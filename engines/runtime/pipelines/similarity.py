@@ -10,10 +10,9 @@ import numpy as np
 
 from engines.runtime.context import ContextTokenizer
 from engines.runtime.fields import take_field, take_graph
-from engines.runtime.image import load_image
 from engines.runtime.pipelines.base import Pipeline
 from engines.runtime.pipelines.batching import get_batch_range, pad_rows, run_rows, softmax
-from engines.runtime.pipelines.classification import take_image_size
+from engines.runtime.pipelines.pictures import PictureGraph
 from engines.runtime.request import Answer, Request, require
 from specs.bundle import Manifest
 from specs.errors import InputError
@@ -29,19 +28,17 @@ class ImageTextSimilarity(Pipeline):
 
     def __init__(self, folder: Path, manifest: Manifest, graphs: Mapping[str, GraphSession]) -> None:
         config = manifest.pipeline
-        self._images = take_graph(config, "image_encoder", graphs, inputs=("image",), outputs=("image_features",))
+        self._images = PictureGraph(config, "image_encoder", graphs, outputs=("image_features",))
         self._texts = take_graph(config, "text_encoder", graphs, inputs=("token_ids",), outputs=("text_features",))
         features = ("image_features", "text_features")
         self._fusion = take_graph(config, "fusion", graphs, inputs=features, outputs=("similarity",))
-        self._size = take_image_size(config)
         self._context = ContextTokenizer(folder, manifest, take_field(config, "tokenizer", dict))
         self._is_sigmoid = config.get("fusion_kind") == "fusion.sigmoid"
 
     def encode_images(self, images: Sequence[str | Path | Array]) -> Array:
         """Features [images, width]; see `load_image` for what a picture may be."""
         _require_some(images, "pictures")
-        pixels = np.concatenate([load_image(image, **self._size) for image in images])
-        return run_rows(self._images, {"image": pixels})["image_features"]
+        return self._images.run(images)["image_features"]
 
     def encode_texts(self, texts: Sequence[str]) -> Array:
         """Features [texts, width]."""

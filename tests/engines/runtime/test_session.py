@@ -154,7 +154,7 @@ def test_every_part_of_an_input_error(session: Session) -> None:
         "  where:   graph 'classifier'\n"
         "  got:     [9, 1, 4, 4]\n"
         "  allowed: float32 [batch, 1, 4, 4], batch 1..4\n"
-        "  fix:     keep 'batch' in 1..4, or export with a wider range"
+        "  fix:     keep 'batch' in 1..4, or export with --dim batch=1:2:9"
     )
 
 
