@@ -28,8 +28,8 @@ class Component(BaseModel):
 
     kind: str
 
-    #: Options that change a tensor's rank or which layers exist; a variant may not override them. It may say who prepares
-    #: pictures (`preprocess`), which changes no weight.
+    #: Options that change a tensor's rank or which layers exist; a variant may not override them. It may say who
+    #: prepares pictures (`preprocess`), which changes no weight.
     STRUCTURE: ClassVar[frozenset[str]] = frozenset({"kind"})
 
     def count_parameters(self) -> int:
