@@ -1,6 +1,6 @@
 """Towers that take raw pixels, in every family: exported, compiled, and against the same tower behind a host's resize.
 
-Which resizes there are and how exact they are: tests/families/test_raw_pixels.py. Host loops: tests/engines/runtime/test_raw_pictures.py.
+Which resizes there are and how exact they are: test_raw_pixels.py. Host loops: engines/runtime/test_raw_pictures.py.
 """
 
 from __future__ import annotations
