@@ -323,11 +323,8 @@ def load_module(folder: Path, name: str | None) -> tuple[Any, Graph, Manifest]:
 def time_torch(folder: Path, name: str | None, batches: list[int], modes: list[str]) -> None:
     import torch
 
-    from specs import ops
-
     module, graph, manifest = load_module(folder, name)
-    ops._plain = AlwaysPlain()  # type: ignore[assignment]  # reading a ContextVar breaks torch.compile's graph in pieces
-    torch.set_default_device("cuda")  # the reference makes small constants in every call; compiled, they are made once
+    prepare_for_dynamo("cuda")
     module = module.cuda().half()
     for batch in batches:
         feed = make_feed(graph, manifest.dims, batch)
@@ -346,6 +343,23 @@ def time_torch(folder: Path, name: str | None, batches: list[int], modes: list[s
             show(
                 what=f"torch {torch.__version__} {mode}", precision="fp16", batch=batch, ready_s=round(ready, 1), **row
             )
+
+
+def prepare_for_dynamo(device: str) -> None:
+    """Let torch.compile take a reference model whole, with its small constants made once, on `device`."""
+    import torch
+
+    from specs.ops import _plain
+
+    _plain._plain = AlwaysPlain()  # type: ignore[assignment]  # a ContextVar would break the graph in pieces
+    make_tensor = torch.tensor
+
+    @torch.compiler.assume_constant_result
+    def make_constant(*values: object, **options: Any) -> object:
+        return make_tensor(*values, **{"device": device, **options})
+
+    torch.tensor = make_constant
+    torch.set_default_device(device)
 
 
 class AlwaysPlain:

@@ -158,6 +158,7 @@ _SCALARS: dict[str, tuple[Any, Any]] = {
     "float": ((int, float), ...),
     "float | None": ((int, float, type(None)), None),
     "str | None": ((str, type(None)), None),
+    "bool": (bool, False),
 }
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import random
 from collections.abc import Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,28 @@ def test_the_good_one_parses_and_survives_writing(tmp_path: Path) -> None:
     assert isinstance(manifest, Manifest)
     write_manifest(tmp_path, manifest)
     assert read_manifest(tmp_path) == manifest
+
+
+def test_no_field_of_an_engine_is_lost_by_reading(tmp_path: Path) -> None:
+    """Every field set to something that is not its default."""
+    manifest = read_text(tmp_path, json.dumps(GOOD))
+    assert isinstance(manifest, Manifest)
+    given = {
+        "str": "x", "int": 3, "float": 2.5, "bool": True, "str | None": "x", "float | None": 2.5,
+        "Mapping[str, str]": {"Op": "a" * 64}, "Mapping[str, int]": {"batch": 2}, "tuple[str, ...]": ("n",),
+    }  # fmt: skip
+    (graph,) = manifest.graphs
+    (engine,), (typed,) = graph.engines, graph.typed
+
+    def fill(record: Any) -> Any:
+        kept = ("file", "lowering", "target", "precision", "backend")
+        return replace(
+            record, **{f.name: given[f.type] for f in fields(record) if f.name not in kept and f.type in given}
+        )
+
+    changed = replace(manifest, graphs=(replace(graph, engines=(fill(engine),), typed=(fill(typed),)),))
+    write_manifest(tmp_path, changed)
+    assert read_manifest(tmp_path) == changed
 
 
 def test_every_value_replaced_by_every_kind_of_value(tmp_path: Path) -> None:
