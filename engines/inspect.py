@@ -1,4 +1,4 @@
-"""What a file holds: an ONNX file (opsets, interface, operators, weights, precision) or an engine of a bundle."""
+"""What an ONNX file holds: opsets, interface, operators, weights, precision."""
 
 from __future__ import annotations
 
@@ -7,14 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engines.build import list_engines, read_build_report
 from engines.onnx_file import read_onnx
 from engines.onnx_records import Node, Value
 from engines.precision import measure_graph
-from specs.bundle import MANIFEST_NAME, EngineFile
-from specs.bundle_files import digest_file, read_manifest
-from specs.errors import BuildError
-from specs.report import BuildRow, PrecisionShares
+from specs.report import PrecisionShares
 
 #: Domains of plain ONNX.
 STANDARD_DOMAINS = ("", "ai.onnx.ml")
@@ -87,44 +83,3 @@ def _count_inlined(nodes: Sequence[Node], functions: Bodies, known: dict[Key, in
         elif node.op_type != "Constant":
             total += 1 + sum(_count_inlined(body.nodes, functions, known) for body in node.subgraphs)
     return total
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineInspection:
-    """What the bundle recorded of an engine when it was built: an engine opens only on the GPU it is for."""
-
-    graph: str
-    engine: EngineFile
-    bytes: int
-    intact: bool  # the file still has the digest that was recorded
-    build: BuildRow | None  # None when the bundle's build report is gone
-
-
-def inspect_engine(path: Path) -> EngineInspection:
-    """Find an engine file in the bundle around it.
-
-    Raises:
-        BuildError: it lies in no bundle, or the bundle does not know it. BundleError: the bundle is damaged.
-    """
-    folder = next((parent for parent in path.resolve().parents if (parent / MANIFEST_NAME).is_file()), None)
-    if folder is None or not path.is_file():
-        raise BuildError(
-            "this engine lies in no bundle, and an engine file says nothing on a machine it is not for",
-            where=str(path),
-            fix="inspect it where it was built, inside its bundle",
-        )
-    manifest = read_manifest(folder)
-    relative = path.resolve().relative_to(folder).as_posix()
-    for graph, engine in list_engines(manifest):
-        if engine.file == relative:
-            entry = manifest.files.get(relative)
-            row = next((row for row in read_build_report(folder) if row.file == relative), None)
-            return EngineInspection(
-                graph=graph.name,
-                engine=engine,
-                bytes=path.stat().st_size,
-                intact=entry is not None and digest_file(path) == entry.sha256,
-                build=row,
-            )
-    known = ", ".join(engine.file for _, engine in list_engines(manifest)) or "none"
-    raise BuildError("the bundle does not know this engine", where=str(path), allowed=known, fix="build it again")

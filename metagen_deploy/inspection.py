@@ -1,4 +1,4 @@
-"""`inspect`: what a bundle, an engine or an ONNX file holds, as tables. The reading is done by `engines.inspect`."""
+"""`inspect`: what a bundle, an engine or an ONNX file holds, as tables. ONNX files are read by `engines.inspect`."""
 
 from __future__ import annotations
 
@@ -158,7 +158,9 @@ def _print_engine(path: Path) -> None:
     if found:
         record = found[2]
         print_table(
-            "Recorded when it was built", ("", ""), [(f.name, str(getattr(record, f.name))) for f in fields(record)]
+            "Recorded when it was built",
+            ("", ""),
+            [(f.name, _spell_field(getattr(record, f.name))) for f in fields(record)],
         )
     try:
         said = backend.inspect(path, _find_plugins(*found) if found else ())

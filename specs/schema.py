@@ -1,6 +1,6 @@
 """The spec: what a user writes in YAML, validated and frozen.
 
-`Spec` is the whole file; `Component` (in `components.py`) is one entry of `components`. Everything here is a value:
+`Spec` is the whole file; `Component` (in `components/`) is one entry of `components`. Everything here is a value:
 no torch, no ONNX, no file access. `parse.py` turns text into these, `wording.py` words the errors.
 """
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from exporters.checkpoints.base import Folder, Importer
-from exporters.checkpoints.config import USE_ONNX, Config
+from exporters.checkpoints.config import Config
 from exporters.checkpoints.recipes import Recipe, compute, stack, take_module
 from exporters.checkpoints.tensors import Tensors
 from exporters.checkpoints.weight_norm import take_normed
@@ -180,12 +180,3 @@ def reorder_gates(*parts: Tensor) -> Tensor:
     """torch's rows (input, forget, cell, output) in ONNX's order (input, output, forget, cell), part below part."""
     gates = [part.chunk(4) for part in parts]
     return torch.cat([part[index] for part in gates for index in (0, 3, 1, 2)])
-
-
-def refuse_codec(config: Config) -> None:
-    """CheckpointError for a codec that is no EnCodec."""
-    kind = config.take("model_type", str, "encodec")
-    if kind != "encodec":
-        raise CheckpointError(
-            f"the model's codec is of type '{kind}'", where=config.where, allowed="encodec", fix=USE_ONNX
-        )

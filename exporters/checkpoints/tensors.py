@@ -71,14 +71,6 @@ class Tensors(Mapping[str, Header]):
             fix="use a checkpoint that holds the whole model that its config describes",
         )
 
-    def count_layers(self, prefix: str) -> int:
-        """How many consecutive numbers from 0 follow `prefix` (as in `model.layers.`)."""
-        numbers = {name[len(prefix) :].split(".")[0] for name in self if name.startswith(prefix)}
-        count = 0
-        while str(count) in numbers:
-            count += 1
-        return count
-
     def join(self, prefix: str, other: Tensors) -> Tensors:
         """These, and the other's with `prefix` before their names: the parts of a pipeline."""
         headers = {prefix + name: header for name, header in other._headers.items()}

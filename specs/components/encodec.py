@@ -72,10 +72,6 @@ class EncodecComponent(Component):
         return math.prod(self.upsampling_ratios)
 
     @property
-    def frame_rate_hz(self) -> float:
-        return self.sample_rate_hz / self.hop_length
-
-    @property
     def widest(self) -> int:
         """Channels beside the codes."""
         return self.num_filters << len(self.upsampling_ratios)

@@ -74,10 +74,6 @@ class Wav2Vec2Component(TransformerSizes):
         """Samples from one frame to the next: 320 in every published model, 20 ms."""
         return math.prod(self.conv_strides)
 
-    def count_frames(self, samples: int) -> int:
-        """Frames of so many samples."""
-        return (samples - self.smallest_input) // self.total_stride + 1
-
     def list_frame_counts(self, samples: int) -> list[int]:
         """Frames after each convolution."""
         counts = []

@@ -73,7 +73,7 @@ class Handler(ABC):
 
         Args:
             dtype: of every parameter; None keeps the type each is stored in. Modules with float16 or bfloat16
-                parameters compute in float32 inside `specs.handlers.widening.widened_parameters()`, and not without.
+                parameters compute in float32 where a caller widens them (`exporters.stored_parameters`), else not.
             parameters: where the values come from; None: what the spec's `weights` names.
 
         Raises:

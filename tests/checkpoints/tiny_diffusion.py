@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import (
     AutoencoderKL,
     EulerDiscreteScheduler,
@@ -111,6 +112,10 @@ DITS: dict[str, dict[str, Any]] = {
     },
     "plain": {"sample_size": 16, "patch_size": 4, "attention_bias": False, "cross_attention_dim": 36},
 }
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def make_dit(**options: Any) -> PixArtTransformer2DModel:

@@ -28,7 +28,7 @@ from specs.bundle import EngineFile, Graph
 from specs.bundle_files import read_manifest, verify_files
 from specs.errors import BuildError, PreflightError
 from tests.engines.bundles import make_model, make_weights, write_bundle
-from tests.engines.runtime.test_session import H200, add_engine, make_machine
+from tests.engines.runtime.machines import H200, add_engine, make_machine
 from tests.passes_support import random
 from tests.small_bundles import SIDE, change_manifest, write_classifier
 

@@ -11,7 +11,7 @@ import onnx.inliner
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from engines.inspect import inspect_engine, inspect_model
+from engines.inspect import inspect_model
 from engines.macs import MACS
 from engines.onnx_file import read_onnx
 from engines.onnx_records import Node, count_bits
@@ -271,10 +271,3 @@ def test_external_data_missing_or_short(weights: dict[str, np.ndarray], tmp_path
 
 def test_bits_of_odd_types() -> None:
     assert [count_bits(d) for d in ("int4", "bool", "bfloat16", "float8_e4m3fn", "complex64")] == [4, 8, 16, 8, 64]
-
-
-def test_engine_outside_a_bundle(tmp_path: Path) -> None:
-    path = tmp_path / "x.plan"
-    path.write_bytes(b"plan")
-    with pytest.raises(BuildError, match="this engine lies in no bundle"):
-        inspect_engine(path)
