@@ -89,12 +89,19 @@ def _compare_with_polygraphy(name: str, got: Array, want: Array) -> tuple[Any, A
 
 
 def judge_difference(
-    where: StageName, difference: TensorDifference, *, exact: bool, floor: float | None, parity: Mapping[str, float]
+    where: StageName,
+    difference: TensorDifference,
+    *,
+    exact: bool,
+    probability: bool = False,
+    floor: float | None,
+    parity: Mapping[str, float],
 ) -> ParityRow:
     """Hold one difference against its limits.
 
     Args:
         exact: an integer or boolean output, which may not differ at all.
+        probability: an output of a Sigmoid or a Softmax, which rounded logits move however small it is.
         floor: the output's noise floor, None when unknown.
         parity: the spec's own `cosine` and `max_abs`. They replace the table's for lowered precisions; an fp32 graph
             has no reason to be looser than the table, so there they can only tighten.
@@ -111,6 +118,10 @@ def judge_difference(
             relative = min(relative, own) if keeps else own
         if "cosine" in parity:
             cosine = max(cosine, parity["cosine"]) if keeps else parity["cosine"]
+    rounding = find_tolerance(where.precision).probability if probability else 0.0
+    if rounding and rms and not parity:
+        relative = max(relative, rounding / rms)
+        cosine = -1.0 if difference.max_abs <= rounding else cosine
     # An all-zero reference has no scale and no direction: the absolute error is held against the limit.
     needed = difference.max_abs / rms if rms else difference.max_abs
     reason = _find_reason(difference, needed, relative, cosine if rms else -1.0)

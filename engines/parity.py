@@ -273,6 +273,7 @@ def judge_outputs(
                     where,
                     measure_difference(tensor.name, value, reference),
                     exact=value.dtype.kind not in "fc",
+                    probability=tensor.name in graph.probabilities,
                     floor=graph.noise_floor.get(tensor.name),
                     parity=parity,
                 )

@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from engines.backends.worker import ROOT, make_environment
 from specs import errors
+from specs.child_process import ROOT, make_environment
 from specs.progress import Progress
 from specs.report import ParityReport
 

@@ -1,6 +1,7 @@
 """From a torch model, or any ONNX file, to typed ONNX graphs; imports `specs` and never `engines`.
 
-    export_model    any ONNX file -> the contents of a bundle; reference and samples: what it is compared with
+    export_model    any ONNX file -> the contents of a bundle; reference, made_up_inputs, samples: what it is
+                    compared with; run_apart: ONNX Runtime in a process of its own
     read_model      a file -> onnx_ir.Model, checked; normalize_model says in one way what makers say in many
     ops/            the ONNX side of each custom op
     passes/         PIPELINES[lowering, precision]: what each target class makes of a graph

@@ -19,10 +19,11 @@ from onnx_ir.passes import common
 from exporters.export import Variant, finish_bundle, list_versions, write_typed_graphs
 from exporters.garbage import collect_rarely
 from exporters.golden import write_golden
-from exporters.passes._graph import describe_node
+from exporters.passes._graph import describe_node, is_onnx
+from exporters.probabilities import list_probabilities
 from exporters.read_model import read_source
 from exporters.reference import Reference, find_reference
-from exporters.samples import Feed, make_random_inputs, read_samples
+from exporters.samples import Feed, make_random_inputs, read_sample_sizes, read_samples
 from exporters.trace import choose_sizes
 from exporters.weights import INLINE_BYTES, WeightPool
 from specs.bundle import Graph, IoTensor, Manifest
@@ -74,14 +75,21 @@ def export_model(
     model = read.model
     for note in read.notes:
         progress(f"{source.name}: {note}", None)
-    inputs, ranges = _settle_interface(model, dims, source)
+    interface = tuple(_describe(value, source) for value in name_dynamic_dims(model))
+    seen = read_sample_sizes(calibration, interface) if calibration else {}
+    chosen = _choose_dims(interface, dims, seen, source)
+    for name, dim in chosen.items():
+        if name not in dims and dim != DEFAULT_DIM:
+            progress(f"'{name}' is {_spell_range(dim)}, as in the samples; other sizes: --dim", None)
+    inputs, ranges = _settle_interface(model, interface, chosen)
 
     progress("golden data from ONNX Runtime", None)
     near = choose_sizes(ranges, near=_GOLDEN_NEAR)
     samples = read_samples(calibration, inputs, ranges, near) if calibration else []
-    reference = find_reference(read, inputs, ranges, samples)
+    reference = find_reference(read, inputs, ranges, samples, chosen=dims)
     outputs = tuple(_describe_output(value, reference, inputs) for value in model.graph.outputs)
 
+    probabilities = list_probabilities(model)
     for target in targets:
         _require_standard_operators(model, target, source)
     (folder / COMPONENT).mkdir()
@@ -94,11 +102,14 @@ def export_model(
         golden=f"{COMPONENT}/model.golden.npz",
         inputs=inputs,
         outputs=outputs,
+        probabilities=probabilities,
     )
     ir.save(model, folder / graph.file)
     del read, model
     own = find_precision(folder / graph.file)
     _require_reachable(own, precisions, source)
+    if own == "fp32":
+        graph = replace(graph, noise_floor=reference.noise_floor, no_noise_floor=reference.no_noise_floor)
     write_golden(folder / graph.golden, reference.feed, reference.outputs)
     typed = write_typed_graphs(
         folder / graph.file,
@@ -121,15 +132,16 @@ def export_model(
 
 
 def _settle_interface(
-    model: ir.Model, dims: Mapping[str, Dim], source: Path
-) -> tuple[tuple[IoTensor, ...], dict[str, Dim]]:
+    model: ir.Model, interface: tuple[IoTensor, ...], ranges: Mapping[str, Dim]
+) -> tuple[tuple[IoTensor, ...], Mapping[str, Dim]]:
     """The inputs and the ranges of their dynamic dims; constants become initializers of the main graph on the way."""
-    interface = tuple(_describe(value, source) for value in name_dynamic_dims(model))
-    ranges = _choose_dims(interface, dims, source)
-    inputs = _fix_single_sizes(model, interface, ranges)
+    inputs = interface
+    if not _has_branches(model):
+        inputs = _fix_single_sizes(model, interface, ranges)
+        ranges = {name: dim for name, dim in ranges.items() if dim.min < dim.max}
     common.LiftConstantsToInitializersPass(size_limit=INLINE_BYTES)(model)
     common.LiftSubgraphInitializersToMainGraphPass()(model)
-    return inputs, {name: dim for name, dim in ranges.items() if dim.min < dim.max}
+    return inputs, ranges
 
 
 def name_dynamic_dims(model: ir.Model) -> Sequence[ir.Value]:
@@ -154,7 +166,10 @@ def _name_dim(value: ir.Value, axis: int, size: int | ir.SymbolicDim, used: set[
     return name
 
 
-def _choose_dims(inputs: Sequence[IoTensor], given: Mapping[str, Dim], source: Path) -> dict[str, Dim]:
+def _choose_dims(
+    inputs: Sequence[IoTensor], given: Mapping[str, Dim], seen: Mapping[str, Sequence[int]], source: Path
+) -> dict[str, Dim]:
+    """The range of every dim: what the user said, else what holds the samples' sizes."""
     names = [size for tensor in inputs for size in tensor.shape if isinstance(size, str)]
     for name in given:
         if name not in names:
@@ -164,7 +179,17 @@ def _choose_dims(inputs: Sequence[IoTensor], given: Mapping[str, Dim], source: P
                 allowed=name_nearest(name, set(names)),
                 fix="name one of these in --dim" if names else "leave --dim away: every size of this model is fixed",
             )
-    return {name: given.get(name, DEFAULT_DIM) for name in names}
+    return {name: given.get(name) or _hold(seen.get(name, ())) for name in names}
+
+
+def _hold(sizes: Sequence[int]) -> Dim:
+    if all(DEFAULT_DIM.min <= size <= DEFAULT_DIM.max for size in sizes):
+        return DEFAULT_DIM
+    return Dim(min=min(sizes), opt=sizes[0], max=max(sizes))
+
+
+def _spell_range(dim: Dim) -> str:
+    return f"{dim.min}" if dim.min == dim.max else f"{dim.min} to {dim.max}"
 
 
 def _require_standard_operators(model: ir.Model, target: Target, source: Path) -> None:
@@ -195,6 +220,15 @@ def _require_reachable(own: Precision, asked: Sequence[Precision], source: Path)
             allowed=f"{own}, or a lower precision",
             fix="leave --precision away to keep the file's own, or give the model as it was before it was converted",
         )
+
+
+def _has_branches(model: ir.Model) -> bool:
+    """Whether a size that is written in could make a branch that is never taken contradict it.
+
+    Torch's squeeze is traced as a Squeeze behind a question of the size; onnx's inference judges the branch all the
+    same, and ONNX Runtime then does not load the file.
+    """
+    return any(is_onnx(node, "If") for node in model.graph.all_nodes())
 
 
 def _fix_single_sizes(model: ir.Model, inputs: Sequence[IoTensor], ranges: Mapping[str, Dim]) -> tuple[IoTensor, ...]:

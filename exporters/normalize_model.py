@@ -1,7 +1,7 @@
 """What files of other makers say in many ways, said in one: on the protobuf, before anything else looks at it.
 
     weights that are listed as inputs too        -> constants (every runtime's default; IR 3 lists all of them)
-    a negative size                              -> an unknown one (how Keras and CNTK converters write the batch)
+    a negative size, or one called ? or None     -> an unknown one (how Keras, CNTK and Paddle converters write it)
     nodes before what they read                  -> in order (half-precision converters put their casts last)
     several nodes of one name                    -> a name each (ONNX Runtime takes no other file)
     external tensors inside nodes and branches   -> read into the graph: only its own weights may lie outside
@@ -26,6 +26,8 @@ from onnx.external_data_helper import load_external_data_for_tensor, uses_extern
 from specs.errors import GraphError
 
 _LARGEST_DENSE_BYTES = 1 << 30
+#: What converters write where a size is not known.
+_NO_NAMES = ("?", "-1", "None", "unknown")
 _FIRST_IR_WITHOUT_INPUTS = 4  # before it, every initializer had to be an input
 
 
@@ -37,7 +39,7 @@ def normalize(path: Path, proto: onnx.ModelProto) -> list[str]:
     """
     for graph in list_graphs(proto.graph):
         _densify(path, graph)
-        _forget_negative_sizes(graph)
+        _forget_unknown_sizes(graph)
         _sort_nodes(graph)
     for tensor in list_inner_tensors(proto):
         if uses_external_data(tensor):
@@ -105,11 +107,14 @@ def _densify(path: Path, graph: onnx.GraphProto) -> None:
     del graph.sparse_initializer[:]
 
 
-def _forget_negative_sizes(graph: onnx.GraphProto) -> None:
+def _forget_unknown_sizes(graph: onnx.GraphProto) -> None:
+    """Two sizes of one name are equal; two that are called `?` are not."""
     for value in (*graph.input, *graph.output, *graph.value_info):
         for size in value.type.tensor_type.shape.dim if value.type.tensor_type.HasField("shape") else ():
             if size.HasField("dim_value") and size.dim_value < 0:
                 size.ClearField("dim_value")
+            elif size.dim_param.strip() in _NO_NAMES:
+                size.ClearField("dim_param")
 
 
 def _sort_nodes(graph: onnx.GraphProto) -> None:

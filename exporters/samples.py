@@ -7,7 +7,7 @@ calibration .npz, one array per input: samples along the graph's own first axis,
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,11 @@ Feed = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Draw:
-    """What random values are drawn from; both ranges are half open."""
+    """What random values are drawn from; both ranges are half open. `given` fills whole inputs with one integer."""
 
     floats: tuple[float, float] = (-1.0, 1.0)
     integers: tuple[int, int] = (0, 2)
+    given: Mapping[str, int] = field(default_factory=dict)
 
 
 def make_random_inputs(inputs: Sequence[IoTensor], sizes: Mapping[str, int], draw: Draw, *, seed: int) -> Feed:
@@ -38,6 +39,8 @@ def make_random_inputs(inputs: Sequence[IoTensor], sizes: Mapping[str, int], dra
         shape = [sizes[size] if isinstance(size, str) else size for size in tensor.shape]
         floating = np.dtype(tensor.dtype).kind == "f"
         drawn = rng.uniform(*draw.floats, shape) if floating else rng.integers(*draw.integers, shape)
+        if tensor.name in draw.given:
+            drawn = np.full(shape, draw.given[tensor.name])
         arrays[tensor.name] = np.asarray(drawn).astype(tensor.dtype)
     return arrays
 
@@ -66,6 +69,20 @@ def read_samples(
     return [dict(zip(cut, feed, strict=True)) for feed in zip(*cut.values(), strict=True)]
 
 
+def read_sample_sizes(path: Path, inputs: Sequence[IoTensor]) -> dict[str, list[int]]:
+    """Dim -> the sizes that a calibration file has for it; not of axes along which samples lie."""
+    arrays = read_arrays(path, [tensor.name for tensor in inputs])
+    found: dict[str, list[int]] = {}
+    for tensor in inputs:
+        array = arrays[tensor.name]
+        stacked = array.ndim == len(tensor.shape) + 1
+        given = array.shape[1:] if stacked else array.shape
+        for axis, (size, length) in enumerate(zip(tensor.shape, given, strict=False)):
+            if isinstance(size, str) and length and (stacked or axis):
+                found.setdefault(size, []).append(length)
+    return found
+
+
 def _cut(
     path: Path, array: NDArray[Any], tensor: IoTensor, dims: Mapping[str, Dim], sizes: Mapping[str, int]
 ) -> Iterator[NDArray[Any]]:
@@ -84,7 +101,7 @@ def _cut(
             got=str(list(array.shape)),
             allowed=f"[{shape}] with samples along its first axis, or [samples{', ' * bool(shape)}{shape}]"
             + (f"; {', '.join(dict.fromkeys(bounds))}" if bounds else ""),
-            fix="reshape or resize the samples",
+            fix="reshape or resize the samples" + (", or say the range: --dim 'NAME=MIN:OPT:MAX'" if bounds else ""),
         )
     if stacked:
         yield from (array[index, ...] for index in range(len(array)))  # 0-d stays an array

@@ -13,6 +13,11 @@ from specs.schema import IMPLEMENTED_PRECISIONS, Precision, Spec
 from specs.sources import is_checkpoint, make_folder_error
 from specs.targets import Target, load_target, require_fit
 
+_ON_CPUS = (
+    "on CPUs int8 is for products with a constant matrix, convolutions and recurrences stay fp32: "
+    "leave --precision away there, or ask for int8 on a TensorRT target"
+)
+
 
 def admit_targets(spec: Spec, precisions: Sequence[Precision]) -> list[Target]:
     """The spec's targets, each proved large enough and able to run every precision that is asked.
@@ -103,7 +108,9 @@ def require_asked_precision(folder: Path, manifest: Manifest) -> None:
                     where=f"graph '{graph.name}' for target '{typed.target}'",
                     got=error.got,
                     allowed=error.allowed,
-                    fix="leave --precision away, or ask for another one or another target",
+                    fix=_ON_CPUS
+                    if (typed.lowering, typed.precision) == ("onnxruntime", "int8")
+                    else "leave --precision away, or ask for another one or another target",
                 ) from None
 
 

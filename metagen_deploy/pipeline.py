@@ -70,7 +70,8 @@ def export(
         report = check_bundle_apart(folder, progress=progress)
         write_report(folder, report)
         if not report.passed:
-            raise_first_failure(report)
+            own_file = source.endswith(".onnx")
+            raise_first_failure(report, own_file=own_file, calibrated=calibration is not None)
     return manifest, report
 
 

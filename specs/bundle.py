@@ -87,6 +87,7 @@ class Graph:
     custom_ops: tuple[str, ...] = ()
     noise_floor: Mapping[str, float] = field(default_factory=dict)  # output -> max |fp32 - fp64| of torch itself
     no_noise_floor: str = ""  # why that was not measured
+    probabilities: tuple[str, ...] = ()  # outputs that a Sigmoid or a Softmax bounds: their scale is 1
     evaluation: str | None = None
     typed: tuple[TypedGraph, ...] = ()
     engines: tuple[EngineFile, ...] = ()

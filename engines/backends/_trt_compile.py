@@ -18,10 +18,10 @@ from typing import Any
 from engines.backends import _trt_versions
 from engines.backends._trt_refusals import clean_words, find_limit, find_remedy, locate, word_remarks
 from engines.backends.base import CompileRequest, CompileResult
-from engines.backends.worker import ROOT, make_environment
 from engines.onnx_file import read_onnx
 from engines.onnx_records import Node, OnnxFile
 from engines.static_graph import find_static, write_static
+from specs.child_process import ROOT, make_environment
 from specs.disk import translate_os_errors, word_os_error
 from specs.errors import BuildError, GraphError, MetagenError, OutputError
 from specs.progress import Progress

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 #: The folder that holds the packages, so that a checkout that is not installed works too.
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def make_environment() -> dict[str, str]:
-    """The environment of a child that runs `python -m engines...`."""
+    """The environment of a child that runs `python -m ...` of one of this project's modules."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
