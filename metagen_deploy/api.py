@@ -11,7 +11,8 @@ from specs.components.multimodal import MultimodalFusionComponent, Stream, Weigh
 from specs.errors import translate_import_error
 
 try:
-    from specs.factories import (
+    from specs.handlers.extensions import load_extension, register_encoder, register_strategy
+    from specs.handlers.factories import (
         Audio,
         AudioConfig,
         AudioConvStack,
@@ -22,7 +23,6 @@ try:
         VisionConfig,
         VisionTransformer,
     )
-    from specs.handlers.extensions import load_extension, register_encoder, register_strategy
     from specs.models.multimodal import Fused, Seen, pool_tokens
 except ImportError as error:
     raise translate_import_error(error, extra="export", needed_for="torch modules") from error
