@@ -240,9 +240,15 @@ def check(bundle: Path, backends: tuple[str, ...]) -> int:
     multiple=True,
     callback=collect_named,
     metavar="NAME=FILE",
-    help="A tensor or picture by name (repeatable).",
+    help="A tensor, or a modality's file, by name (repeatable).",
 )
-@click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="To go on from, or to compare with pictures.")
+@click.option(
+    "--prompt",
+    "prompts",
+    multiple=True,
+    metavar="TEXT",
+    help="To go on from, to compare with pictures, or what to make (repeatable).",
+)
 @click.option("--graph", metavar="NAME", help="Whose tensors these are, when the bundle has several graphs.")
 @click.option("-o", "--output", type=PATH, metavar="FILE", help="Write it too: .npz, .json, .txt, .png, .wav or .ply.")
 def run(
