@@ -30,7 +30,8 @@ def check_consistency(document: Document, spec: Spec) -> Spec:
         family = find_family(spec.components)
     except SpecError as error:
         raise _relocate(error, document.locate(("components",))) from None
-    for check in (_check_objective, _check_precision, _check_targets, _check_labels, _check_sources):
+    checks = (_check_modality, _check_objective, _check_precision, _check_targets, _check_labels, _check_sources)
+    for check in checks:
         check(document, spec)
     if spec.architecture not in family.architectures:
         raise SpecError(
@@ -66,6 +67,18 @@ def check_consistency(document: Document, spec: Spec) -> Spec:
 
 def _relocate(error: MetagenError, where: str) -> MetagenError:
     return type(error)(error.problem, where=where, got=error.got, allowed=error.allowed, fix=error.fix)
+
+
+def _check_modality(document: Document, spec: Spec) -> None:
+    for side in ("inputs", "outputs"):
+        names: tuple[str, ...] = getattr(spec.modality, side)
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                raise SpecError(
+                    f"modality.{side} names '{name}' twice",
+                    where=document.locate(("modality", side, index)),
+                    fix="keep one of the two",
+                )
 
 
 def _check_objective(document: Document, spec: Spec) -> None:

@@ -264,4 +264,11 @@ class _Reader:
                         "a number must be finite", event, got=event.value, fix="write the number that is meant"
                     )
                 return value
-        return str(event.value)
+        text = str(event.value)
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise self._error(
+                "a text holds half of a surrogate pair, which is no character",
+                event,
+                fix="write the character itself, or its one escape \\UXXXXXXXX",
+            )
+        return text

@@ -42,8 +42,8 @@ def parse_spec(text: str, *, source: str, variant: str | None = None) -> Spec:
         raise SpecError(
             f"'{data.get('name', source)}' has no variant '{variant}'",
             where=document.locate(("variants",)),
-            allowed=name_nearest(variant, variants),
-            fix="use one of these, or leave the variant out",
+            allowed=name_nearest(variant, variants) if variants else "no variant: this spec has none",
+            fix="use one of these, or leave the variant out" if variants else "leave the variant out",
         )
     specs: dict[str | None, Spec] = {None: _validate(document, data)}
     for name, overrides in variants.items():

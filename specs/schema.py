@@ -19,6 +19,9 @@ Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "int4", "auto"]
 #: Precisions that a pass pipeline exists for today; the others are words the spec language reserves.
 IMPLEMENTED_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
 
+#: More than that measures no better range, and random samples would be drawn until somebody stops it.
+MOST_SAMPLES = 1 << 16
+
 #: (input modalities, output modalities) -> objectives that the field uses for it. An unlisted pair gets no advice.
 RECOMMENDED_OBJECTIVES: dict[tuple[tuple[str, ...], tuple[str, ...]], tuple[str, ...]] = {
     (("text",), ("text",)): ("autoregressive", "masked"),
@@ -98,7 +101,9 @@ class CalibrationSpec(Frozen):
         default="random",
         description="`random`, or a .npz with one array per graph input (relative to the spec's own folder)",
     )
-    samples: int = Field(default=64, ge=1, description="how many samples to use at most")
+    samples: int = Field(
+        default=64, ge=1, le=MOST_SAMPLES, description="how many samples to use at most; 64 to 512 are usual"
+    )
     method: Literal["max", "entropy", "percentile"] = Field(
         default="max", description="how a range is chosen from what was observed"
     )

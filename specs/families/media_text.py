@@ -220,6 +220,7 @@ def _check_projector(components: Components, roles: Roles, decoder: CausalCompon
             where=f"{where}.skip_tokens",
             got=str(projector.skip_tokens),
             allowed=f"0 to {tower.num_tokens - 1}",
+            fix="lower skip_tokens",
         )
     if projector.image_token >= decoder.vocab_size:
         raise SpecError(
@@ -227,4 +228,5 @@ def _check_projector(components: Components, roles: Roles, decoder: CausalCompon
             where=f"{where}.image_token",
             got=str(projector.image_token),
             allowed=f"0 to {decoder.vocab_size - 1}",
+            fix="lower image_token, or raise the decoder's vocab_size",
         )

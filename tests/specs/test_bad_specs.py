@@ -387,6 +387,32 @@ BAD = [
     ),
     pytest.param(
         "name: reader",
+        'name: "\\ud83d"',
+        SpecError,
+        "a text holds half of a surrogate pair, which is no character\n"
+        "  where:   my.yaml:1\n"
+        "  fix:     write the character itself, or its one escape \\UXXXXXXXX",
+        id="half-a-character",
+    ),
+    pytest.param(
+        "inputs: [image]",
+        "inputs: [image, image]",
+        SpecError,
+        "modality.inputs names 'image' twice\n  where:   my.yaml:2\n  fix:     keep one of the two",
+        id="modality-twice",
+    ),
+    pytest.param(
+        "name: reader",
+        "name: reader\ncalibration: {samples: 100000000}",
+        SpecError,
+        "calibration.samples cannot be the number 100000000\n"
+        "  where:   my.yaml:2\n"
+        "  allowed: 65536 or less (how many samples to use at most; 64 to 512 are usual)\n"
+        "  fix:     correct calibration.samples",
+        id="samples-without-end",
+    ),
+    pytest.param(
+        "name: reader",
         "---\nname: other\n---\nname: reader",
         SpecError,
         "this file holds more than one YAML document\n"
@@ -405,3 +431,14 @@ def test_bad_spec_says_what_where_and_what_to_do(old: str, new: str, kind: type[
         parse_spec(GOOD.replace(old, new), source="my.yaml")
     assert type(caught.value) is kind
     assert str(caught.value) == text
+
+
+def test_a_variant_of_a_spec_without_any() -> None:
+    with pytest.raises(SpecError) as caught:
+        parse_spec(GOOD.partition("variants:")[0], source="my.yaml", variant="tiny")
+    assert str(caught.value) == (
+        "'reader' has no variant 'tiny'\n"
+        "  where:   my.yaml:1\n"
+        "  allowed: no variant: this spec has none\n"
+        "  fix:     leave the variant out"
+    )
