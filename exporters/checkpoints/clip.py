@@ -12,6 +12,7 @@ from typing import Any, cast, final
 from exporters.checkpoints.base import Folder, Importer
 from exporters.checkpoints.clip_tokenizer import describe_clip_tokenizer
 from exporters.checkpoints.config import Config
+from exporters.checkpoints.decoder import require_causal
 from exporters.checkpoints.pictures import CLIP, read_pictures
 from exporters.checkpoints.recipes import Recipe, take, take_linear
 from exporters.checkpoints.towers import (
@@ -51,6 +52,7 @@ def read_vision(config: Config, folder: Folder) -> dict[str, Any]:
 
 def read_text(config: Config) -> dict[str, Any]:
     """CLIP's `text_config` as a component."""
+    require_causal(config)
     end = config.take("eos_token_id", int, 49407)
     vocab_size = config.take("vocab_size", int, 49408)
     return {

@@ -16,6 +16,7 @@ Value = TypeVar("Value")
 _MAX_BYTES = 32 << 20
 _NAMES: dict[type, str] = {int: "a whole number", float: "a number", str: "text", bool: "true or false", list: "a list"}
 _NOT_GIVEN: Any = object()
+_LARGEST = 1 << 63  # JSON's whole numbers have no end, floats have one
 
 #: The way out for a model that no importer knows.
 USE_ONNX = "export the model to ONNX with its own library; metagen-deploy export MODEL.onnx takes it from there"
@@ -47,13 +48,46 @@ class Config:
                     fix="restore the file: it belongs to the checkpoint",
                 )
             return default
-        if kind is float and type(value) is int:
+        if kind is float and type(value) is int and abs(value) < _LARGEST:
             return float(value)  # type: ignore[return-value]
         if type(value) is not kind:
             raise CheckpointError(
                 f"'{key}' in the checkpoint's config is not {_NAMES.get(kind, kind.__name__)}",
                 where=self.where,
                 got=repr(value)[:80],
+                fix="restore the file: it belongs to the checkpoint",
+            )
+        return value
+
+    def take_positive(self, key: str, kind: type[Value], default: Value = _NOT_GIVEN) -> Value:
+        """As `take`, for a number that is divided by or whose root is taken.
+
+        Raises:
+            CheckpointError: as `take`, or it is not above 0.
+        """
+        value = self.take(key, kind, default)
+        if not value > 0:  # type: ignore[operator]  # also NaN, which Python's JSON reads
+            raise CheckpointError(
+                f"'{key}' in the checkpoint's config is not above 0",
+                where=self.where,
+                got=repr(value),
+                fix="restore the file: it belongs to the checkpoint",
+            )
+        return value
+
+    def take_count(self, key: str, default: int = _NOT_GIVEN, *, most: int = 1 << 20) -> int:
+        """As `take`, for how many of something there are: of what lists are made before the spec is checked.
+
+        Raises:
+            CheckpointError: as `take`, or it is below 1 or above `most`.
+        """
+        value = self.take(key, int, default)
+        if not 1 <= value <= most:
+            raise CheckpointError(
+                f"'{key}' in the checkpoint's config is out of range",
+                where=self.where,
+                got=repr(value)[:80],
+                allowed=f"1 to {most}",
                 fix="restore the file: it belongs to the checkpoint",
             )
         return value

@@ -20,7 +20,7 @@ from exporters.checkpoints.base import Folder, Importer
 from exporters.checkpoints.config import USE_ONNX, Config
 from exporters.checkpoints.recipes import Recipe, compute, take, take_linear
 from exporters.checkpoints.tensors import Tensors
-from specs.components import DecoderComponent
+from specs.components import MOST_LAYERS, DecoderComponent
 from specs.errors import CheckpointError, WeightsError
 from specs.handlers.weights import drop_tensor, split_tensor
 from specs.schema import Spec
@@ -40,6 +40,7 @@ class DecoderImporter(Importer):
 
     def make_spec(self, folder: Folder) -> dict[str, Any]:
         refuse_quantised(folder.config)
+        require_causal(folder.config)
         decoder = self.describe(folder.config)
         return make_generation_spec(folder, decoder, folder.config.take("max_position_embeddings", int, _LONGEST))
 
@@ -87,7 +88,7 @@ def describe_windows(config: Config, window: int | None, layer_types: list[str])
         layer_types: what the config's own `layer_types` are when it lists none.
     """
     types = config.take("layer_types", list, layer_types)
-    layers = config.take("num_hidden_layers", int)
+    layers = take_layers(config)
     unknown = next((kind for kind in types if kind not in ("full_attention", "sliding_attention")), None)
     sliding = "sliding_attention" in types
     if unknown is not None or len(types) != layers or (sliding and not window):
@@ -212,6 +213,16 @@ def check_tied(tensors: Tensors, table: str, head: str) -> None:
             allowed="equal tensors, or only one of them",
             fix='set "tie_word_embeddings": false in config.json if the head was trained by itself',
         )
+
+
+def require_causal(config: Config) -> None:
+    """CheckpointError where a config turns the causal mask off: the library then lets a token see those after it."""
+    config.require("is_causal", (True,), True)
+
+
+def take_layers(config: Config) -> int:
+    """`num_hidden_layers`, as many as a spec takes."""
+    return config.take_count("num_hidden_layers", most=MOST_LAYERS)
 
 
 def refuse_quantised(config: Config) -> None:

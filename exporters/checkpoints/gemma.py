@@ -6,7 +6,13 @@ from __future__ import annotations
 from typing import Any, final
 
 from exporters.checkpoints.config import Config
-from exporters.checkpoints.decoder import DecoderImporter, describe_activation, describe_sizes, describe_windows
+from exporters.checkpoints.decoder import (
+    DecoderImporter,
+    describe_activation,
+    describe_sizes,
+    describe_windows,
+    take_layers,
+)
 from exporters.checkpoints.llama import refuse_partial_rotation
 from exporters.checkpoints.rope import describe_rope
 
@@ -36,12 +42,13 @@ class Gemma2Importer(DecoderImporter):
 
     def describe(self, config: Config) -> dict[str, Any]:
         refuse_partial_rotation(config)
-        layers = range(config.take("num_hidden_layers", int))
+        layers = range(take_layers(config))
         types = ["full_attention" if layer % 2 else "sliding_attention" for layer in layers]
         return {
             **_describe_common(config),
             **describe_rope(config),
-            **_describe_later(config, softcaps=(50.0, 30.0)),
+            **_describe_later(config, logit_softcap=30.0),
+            **_describe_cap(config, "attn_logit_softcapping", "attention_softcap", 50.0),
             **describe_windows(config, config.take("sliding_window", int, 4096), types),
         }
 
@@ -54,8 +61,11 @@ class Gemma3Importer(DecoderImporter):
     model_types = ("gemma3_text",)
 
     def describe(self, config: Config) -> dict[str, Any]:
-        layers = range(config.take("num_hidden_layers", int))
-        pattern = config.take_first(("sliding_window_pattern", "_sliding_window_pattern"), int, 6)
+        # the library reads it, and does not use it: what such a checkpoint was trained with is not known
+        config.require("attn_logit_softcapping", (None,), None)
+        layers = range(take_layers(config))
+        key = "sliding_window_pattern" if "sliding_window_pattern" in config else "_sliding_window_pattern"
+        pattern = config.take_positive(key, int, 6)
         types = ["sliding_attention" if (layer + 1) % pattern else "full_attention" for layer in layers]
         windows = describe_windows(config, config.take("sliding_window", int, 4096), types)
         far, near = _split_rope(config)
@@ -66,7 +76,7 @@ class Gemma3Importer(DecoderImporter):
         return {
             **_describe_common(config),
             **describe_rope(config, far, theta=1e6),
-            **_describe_later(config, softcaps=(0.0, 0.0)),
+            **_describe_later(config, logit_softcap=None),
             **windows,
             **rotation,
             "qk_norm": True,
@@ -89,18 +99,22 @@ def _describe_common(config: Config) -> dict[str, Any]:
         "qkv_bias": biased,
         "out_bias": biased,
         "norm_offset": True,
-        "embedding_scale": config.take("hidden_size", int) ** 0.5,
+        "embedding_scale": config.take_positive("hidden_size", int) ** 0.5,
     }
 
 
-def _describe_later(config: Config, *, softcaps: tuple[float, float]) -> dict[str, Any]:
-    """What Gemma 2 and 3 share. A soft cap that is null is none; `softcaps` are those of a config without the keys."""
-    attention = config.data.get("attn_logit_softcapping", softcaps[0])
-    logits = config.data.get("final_logit_softcapping", softcaps[1])
-    caps = {"attention_softcap": attention, "logit_softcap": logits}
+def _describe_later(config: Config, *, logit_softcap: float | None) -> dict[str, Any]:
+    """What Gemma 2 and 3 share; `logit_softcap` is that of a config without the key."""
     return {
         **describe_activation(config, "hidden_activation", "gelu_pytorch_tanh"),
         "post_norms": True,
-        "attention_scale": config.take("query_pre_attn_scalar", float, 256.0) ** -0.5,
-        **{key: cap for key, cap in caps.items() if cap},
+        "attention_scale": config.take_positive("query_pre_attn_scalar", float, 256.0) ** -0.5,
+        **_describe_cap(config, "final_logit_softcapping", "logit_softcap", logit_softcap),
     }
+
+
+def _describe_cap(config: Config, key: str, ours: str, absent: float | None) -> dict[str, float]:
+    """A soft cap: null is none, and a missing key is `absent`."""
+    given = config.take_positive(key, float) if key in config else None
+    cap = given if key in config.data else absent
+    return {} if cap is None else {ours: cap}

@@ -7,7 +7,7 @@ from typing import Any, cast, final
 
 from exporters.checkpoints.activations import read_activation
 from exporters.checkpoints.base import Folder, Importer
-from exporters.checkpoints.decoder import check_tied, make_generation_spec, refuse_quantised
+from exporters.checkpoints.decoder import check_tied, make_generation_spec, refuse_quantised, require_causal
 from exporters.checkpoints.recipes import Recipe, take, take_module, transpose
 from specs.components import Gpt2Component
 from specs.schema import Spec
@@ -30,6 +30,7 @@ class Gpt2Importer(Importer):
     def make_spec(self, folder: Folder) -> dict[str, Any]:
         config = folder.config
         refuse_quantised(config)
+        require_causal(config)
         config.require("add_cross_attention", (False,), False)
         positions = config.take("n_positions", int, 1024)
         width = config.take("n_embd", int, 768)

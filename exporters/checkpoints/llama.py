@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import Any, ClassVar, final
 
 from exporters.checkpoints.config import Config
-from exporters.checkpoints.decoder import DecoderImporter, describe_activation, describe_sizes, describe_windows
+from exporters.checkpoints.decoder import (
+    DecoderImporter,
+    describe_activation,
+    describe_sizes,
+    describe_windows,
+    take_layers,
+)
 from exporters.checkpoints.rope import describe_rope
 from specs.errors import CheckpointError
 
@@ -44,8 +50,8 @@ class SmolLm3Importer(DecoderImporter):
 
     def describe(self, config: Config) -> dict[str, Any]:
         refuse_partial_rotation(config)
-        layers = config.take("num_hidden_layers", int)
-        interval = config.take("no_rope_layer_interval", int, 4)
+        layers = take_layers(config)
+        interval = config.take_positive("no_rope_layer_interval", int, 4)
         rotated = config.take("no_rope_layers", list, [int((layer + 1) % interval != 0) for layer in range(layers)])
         window = config.take("sliding_window", int, 0) if config.take("use_sliding_window", bool, False) else 0
         types = ["sliding_attention" if window and not turned else "full_attention" for turned in rotated[:layers]]

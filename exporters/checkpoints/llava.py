@@ -20,6 +20,7 @@ from exporters.checkpoints.decoder import (
     make_generation_spec,
     map_decoder,
     refuse_quantised,
+    require_causal,
 )
 from exporters.checkpoints.gemma import Gemma2Importer, GemmaImporter
 from exporters.checkpoints.llama import LlamaImporter
@@ -139,6 +140,7 @@ def _describe_decoder(config: Config) -> tuple[dict[str, Any], int]:
     kind = given.require("model_type", tuple(_DECODERS), "llama")
     text = Config({**_DECODERS[kind].defaults, **given.data}, given.where)
     refuse_quantised(text)
+    require_causal(text)
     decoder = _DECODERS[kind].describe(text)
     if config.take("tie_word_embeddings", bool, False):
         decoder["tie_embeddings"] = True

@@ -13,6 +13,7 @@ from exporters.checkpoints.activations import read_activation
 from exporters.checkpoints.assets import describe_tokenizer
 from exporters.checkpoints.base import Folder, Importer
 from exporters.checkpoints.config import USE_ONNX, Config
+from exporters.checkpoints.decoder import require_causal
 from exporters.checkpoints.encodec import CODEC_UNUSED, make_codec, map_codec
 from exporters.checkpoints.recipes import Recipe, stack, stack_linear, take_linear, take_module
 from exporters.checkpoints.t5 import explain_t5, make_t5, map_t5
@@ -87,6 +88,7 @@ class MusicgenImporter(Importer):
 
 
 def _make_decoder(config: Config, generation: Config, text_size: int) -> dict[str, Any]:
+    require_causal(config)
     hidden_size = config.take("hidden_size", int, 1024)
     if "cross_attention_hidden_size" in config:  # says that there is no projection, which then must not be needed
         config.require("cross_attention_hidden_size", (text_size,), text_size)

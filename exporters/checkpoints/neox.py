@@ -14,7 +14,7 @@ from torch import Tensor
 from exporters.checkpoints.activations import read_activation
 from exporters.checkpoints.base import Folder, Importer
 from exporters.checkpoints.config import Config
-from exporters.checkpoints.decoder import check_tied, make_generation_spec, refuse_quantised
+from exporters.checkpoints.decoder import check_tied, make_generation_spec, refuse_quantised, require_causal
 from exporters.checkpoints.recipes import Recipe, compute, take, take_linear, take_module
 from exporters.checkpoints.rope import describe_rope, read_rope
 from specs.components import NeoxComponent
@@ -31,6 +31,7 @@ class NeoxImporter(Importer):
     def make_spec(self, folder: Folder) -> dict[str, Any]:
         config = folder.config
         refuse_quantised(config)
+        require_causal(config)
         decoder = {
             "kind": "text.neox",
             "vocab_size": config.take("vocab_size", int),

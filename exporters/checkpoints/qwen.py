@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import Any, ClassVar, final
 
 from exporters.checkpoints.config import Config
-from exporters.checkpoints.decoder import DecoderImporter, describe_activation, describe_sizes, describe_windows
+from exporters.checkpoints.decoder import (
+    DecoderImporter,
+    describe_activation,
+    describe_sizes,
+    describe_windows,
+    take_layers,
+)
 from exporters.checkpoints.llama import refuse_partial_rotation
 from exporters.checkpoints.rope import describe_rope
 
@@ -53,8 +59,7 @@ def _describe_common(config: Config) -> dict[str, Any]:
     window = config.take("sliding_window", int, 4096) if used else None
     first = config.take("max_window_layers", int, 28)
     types = [
-        "sliding_attention" if window and layer >= first else "full_attention"
-        for layer in range(config.take("num_hidden_layers", int))
+        "sliding_attention" if window and layer >= first else "full_attention" for layer in range(take_layers(config))
     ]
     return {
         **describe_activation(config),

@@ -77,7 +77,7 @@ def get_image(grid: Mapping[str, Any]) -> tuple[int, int]:
 
 def read_labels(config: Config) -> list[str]:
     """Class names in the order of the logits: `id2label`, else LABEL_0 and so on, `num_labels` of them (2)."""
-    count = config.take("num_labels", int, 2)
+    count = config.take_count("num_labels", 2)
     names = config.take_config("id2label").data or {str(index): f"LABEL_{index}" for index in range(count)}
     if sorted(names) != sorted(str(index) for index in range(len(names))):
         raise CheckpointError(

@@ -117,7 +117,7 @@ def _describe_characters(folder: Folder) -> dict[str, Any]:
     ids, tokenizer = folder.find_config("vocab.json").data, folder.find_config(_TOKENIZER)
     if not ids or tokenizer.take("phonemize", bool, True):
         return {}
-    size = folder.config.take("vocab_size", int, 38)
+    size = folder.config.take_count("vocab_size", 38)
     wrong = next((item for item in ids.items() if type(item[1]) is not int or not 0 <= item[1] < size), None)
     if wrong is not None or len(set(ids.values())) < len(ids):
         raise CheckpointError(

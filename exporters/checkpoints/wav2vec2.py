@@ -41,7 +41,7 @@ class Wav2Vec2Importer(Importer):
         config.require("conv_pos_batch_norm", (False,), False)
         sound.require("feature_size", (1,), 1)
         sound.require("padding_value", (0,), 0)
-        vocab_size = config.take("vocab_size", int, 32)
+        vocab_size = config.take_count("vocab_size", 32)
         vocabulary = read_vocabulary(folder, vocab_size=vocab_size)
         feature_norm = config.require("feat_extract_norm", ("group", "layer"), "group")
         rate = sound.take("sampling_rate", int, 16000)

@@ -18,7 +18,7 @@ from exporters.checkpoints.activations import read_activation
 from exporters.checkpoints.assets import describe_tokenizer
 from exporters.checkpoints.base import Folder, Importer
 from exporters.checkpoints.config import Config
-from exporters.checkpoints.decoder import check_tied
+from exporters.checkpoints.decoder import check_tied, require_causal
 from exporters.checkpoints.languages import LANGUAGE_CODES
 from exporters.checkpoints.recipes import Recipe, take, take_linear, take_module
 from exporters.checkpoints.sound import describe_speech, find_feature_extractor
@@ -38,6 +38,7 @@ class WhisperImporter(Importer):
 
     def make_spec(self, folder: Folder) -> dict[str, Any]:
         config, sound = folder.config, find_feature_extractor(folder)
+        require_causal(config)
         shared = {
             "hidden_size": config.take("d_model", int),
             "source_positions": config.take("max_source_positions", int, 1500),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from specs.components.autoencoder import VaeComponent
 from specs.components.avatar import AppearanceComponent, MotionComponent, RendererComponent
-from specs.components.base import Activation, Activations, Component, LayerCount, Size, TransformerSizes
+from specs.components.base import MOST_LAYERS, Activation, Activations, Component, LayerCount, Size, TransformerSizes
 from specs.components.blocks import BlockDecoderComponent, ModeComponent, StructureComponent
 from specs.components.decoder import CausalComponent, DecoderComponent, Gpt2Component, NeoxComponent
 from specs.components.dit import DitComponent
@@ -39,6 +39,7 @@ from specs.components.whisper import WhisperDecoderComponent, WhisperEncoderComp
 
 __all__ = [
     "COMPONENTS",
+    "MOST_LAYERS",
     "Activation",
     "Activations",
     "AppearanceComponent",

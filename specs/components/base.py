@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 #: Far beyond any model of today, so that a slip of the finger is an error here and not hours later.
 Size = Annotated[int, Field(ge=1, le=1 << 20)]
-LayerCount = Annotated[int, Field(ge=1, le=1024)]
+MOST_LAYERS = 1024
+LayerCount = Annotated[int, Field(ge=1, le=MOST_LAYERS)]
 Epsilon = Annotated[float, Field(gt=0, lt=1)]
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu", "tanh"]
 
