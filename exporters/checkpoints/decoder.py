@@ -195,8 +195,11 @@ def explain_decoder(config: DecoderComponent, *, head: str) -> dict[str, str]:
     return reasons | ({head: "tied to the embedding, and equal to it"} if config.tie_embeddings else {})
 
 
-def check_tied(tensors: Tensors, table: str, head: str) -> None:
-    """WeightsError where a config ties head and embedding, and the file holds both with different values."""
+_FIX_HEAD = 'set "tie_word_embeddings": false in config.json if the head was trained by itself'
+
+
+def check_tied(tensors: Tensors, table: str, head: str, *, fix: str = _FIX_HEAD) -> None:
+    """WeightsError where a model ties `head` to its embedding, and the file holds both with different values."""
     if head not in tensors or table not in tensors:
         return
     pair = tensors.read(table), tensors.read(head)
@@ -211,7 +214,7 @@ def check_tied(tensors: Tensors, table: str, head: str) -> None:
             where=str(tensors[head].path),
             got=f"'{head}' and '{table}' differ",
             allowed="equal tensors, or only one of them",
-            fix='set "tie_word_embeddings": false in config.json if the head was trained by itself',
+            fix=fix,
         )
 
 

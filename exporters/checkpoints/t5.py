@@ -9,6 +9,7 @@ from typing import Any
 
 from exporters.checkpoints.activations import read_activation
 from exporters.checkpoints.config import Config
+from exporters.checkpoints.decoder import check_tied
 from exporters.checkpoints.recipes import Recipe, take, take_linear
 from exporters.checkpoints.tensors import Tensors
 from specs.components.t5 import T5Component
@@ -49,20 +50,24 @@ def make_t5(config: Config) -> dict[str, Any]:
 
 
 def _read_mlp(config: Config, usual: str) -> tuple[str, bool]:
-    """`feed_forward_proj`: an activation, or `gated-` and one; `gated-gelu` has always meant the tanh form."""
+    """`feed_forward_proj`: an activation, or `gated-` and one; `gated-gelu` has always meant the tanh form.
+
+    `dense_act_fn` and `is_gated_act` say the same once more in newer files, and in the library it is they that count.
+    """
     spelled = config.take("feed_forward_proj", str, usual)
-    gated, name = spelled.startswith("gated-"), spelled.removeprefix("gated-")
-    if gated and name == "gelu":
-        return "gelu_tanh", True
-    key = "feed_forward_proj"
-    return read_activation(Config({key: name}, config.where), key, "relu"), gated
+    name = "gelu_new" if spelled == "gated-gelu" else spelled.removeprefix("gated-")
+    key = "dense_act_fn" if "dense_act_fn" in config else "feed_forward_proj"
+    said = Config({"feed_forward_proj": name, "dense_act_fn": config.data.get("dense_act_fn")}, config.where)
+    activation = read_activation(said, key, "relu")
+    return activation, config.take("is_gated_act", bool, spelled.startswith("gated-"))
 
 
 def map_t5(config: T5Component, tensors: Tensors, *, ours: str, theirs: str) -> dict[str, Recipe]:
     """Recipes of the encoder's parameters; `theirs` stands before `shared` and `encoder.`."""
-    stored = f"{theirs}shared.weight"
+    stored, inner = f"{theirs}shared.weight", f"{theirs}encoder.embed_tokens.weight"
+    check_tied(tensors, stored, inner, fix="remove the one that the model was not trained with")
     recipes = {
-        f"{ours}.token_embedding.weight": take(stored if stored in tensors else f"{theirs}encoder.embed_tokens.weight"),
+        f"{ours}.token_embedding.weight": take(stored if stored in tensors else inner),
         f"{ours}.distance_embedding.weight": take(
             f"{theirs}encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
         ),
@@ -91,4 +96,4 @@ def map_t5(config: T5Component, tensors: Tensors, *, ours: str, theirs: str) -> 
 
 def explain_t5(theirs: str) -> dict[str, str]:
     """Tensors of a T5 that its encoder does not use."""
-    return {f"{theirs}encoder.embed_tokens.weight": "tied to shared"}
+    return {f"{theirs}encoder.embed_tokens.weight": "tied to shared, and equal to it"}

@@ -22,10 +22,10 @@ def read_sizes(config: Config, *, activation: str, eps: float, sizes: Mapping[st
         sizes: defaults of hidden_size, num_hidden_layers, num_attention_heads, intermediate_size.
     """
     return {
-        "hidden_size": config.take("hidden_size", int, sizes["hidden_size"]),
-        "num_layers": config.take("num_hidden_layers", int, sizes["num_hidden_layers"]),
-        "num_heads": config.take("num_attention_heads", int, sizes["num_attention_heads"]),
-        "mlp_size": config.take("intermediate_size", int, sizes["intermediate_size"]),
+        "hidden_size": config.take_count("hidden_size", sizes["hidden_size"]),
+        "num_layers": config.take_count("num_hidden_layers", sizes["num_hidden_layers"]),
+        "num_heads": config.take_count("num_attention_heads", sizes["num_attention_heads"]),
+        "mlp_size": config.take_count("intermediate_size", sizes["intermediate_size"]),
         "activation": read_activation(config, "hidden_act", activation),
         "layer_norm_eps": config.take("layer_norm_eps", float, eps),
     }
@@ -53,12 +53,16 @@ def _read_pair(config: Config, key: str, default: int, pairs: bool) -> tuple[int
     value = config.data.get(key)
     value = default if value is None else value
     parts = value if isinstance(value, list) else [value, value]
-    if len(parts) != 2 or not all(type(part) is int for part in parts) or (parts[0] != parts[1] and not pairs):
+    if (
+        len(parts) != 2
+        or not all(type(part) is int and part > 0 for part in parts)
+        or (parts[0] != parts[1] and not pairs)
+    ):
         raise CheckpointError(
             f"'{key}' in the checkpoint's config is no size that this model takes",
             where=config.where,
             got=repr(value)[:80],
-            allowed="a whole number" + (", or [height, width]" if pairs else ""),
+            allowed="a whole number above 0" + (", or [height, width]" if pairs else ""),
             fix="restore the file: it belongs to the checkpoint",
         )
     return parts[0], parts[1]

@@ -40,7 +40,11 @@ def test_a_mask_that_is_turned_off(kind: str, tmp_path: Path) -> None:
     [
         ("Gemma2", {"attn_logit_softcapping": 0.0}, "'attn_logit_softcapping' in the checkpoint's config is not above"),
         ("Gemma2", {"final_logit_softcapping": -30.0}, "'final_logit_softcapping' in the checkpoint's config is not a"),
-        ("Gemma2", {"final_logit_softcapping": {}}, "'final_logit_softcapping' in the checkpoint's config is not a num"),
+        (
+            "Gemma2",
+            {"final_logit_softcapping": {}},
+            "'final_logit_softcapping' in the checkpoint's config is not a num",
+        ),
         ("Gemma3Text", {"attn_logit_softcapping": 0.5}, "'attn_logit_softcapping' is 0.5 in the checkpoint's config"),
         ("Gemma3Text", {"_sliding_window_pattern": 0, "layer_types": None}, "'_sliding_window_pattern' in the"),
         ("Gemma2", {"query_pre_attn_scalar": 0}, "'query_pre_attn_scalar' in the checkpoint's config is not above 0"),
@@ -49,6 +53,8 @@ def test_a_mask_that_is_turned_off(kind: str, tmp_path: Path) -> None:
         ("Qwen2", {"num_hidden_layers": 10**12}, "'num_hidden_layers' in the checkpoint's config is out of range"),
         ("Llama", {"rms_norm_eps": 10**400}, "'rms_norm_eps' in the checkpoint's config is not a number"),
         ("ResNet", {"id2label": None, "num_labels": 10**12}, "'num_labels' in the checkpoint's config is out of range"),
+        ("ViT", {"num_attention_heads": 0}, "'num_attention_heads' in the checkpoint's config is out of range"),
+        ("ViT", {"patch_size": 0}, "'patch_size' in the checkpoint's config is no size that this model takes"),
         ("Wav2Vec2", {"vocab_size": 10**12}, "'vocab_size' in the checkpoint's config is out of range"),
     ],
 )

@@ -284,7 +284,7 @@ def test_names_from_tensorflow(tmp_path: Path) -> None:
         ("BERT", {"is_decoder": True}, CheckpointError, "'is_decoder' is True"),
         ("BERT", {"max_position_embeddings": 25}, WeightsError, "position"),
         ("MPNet", {"relative_attention_num_buckets": 16}, CheckpointError, "'relative_attention_num_buckets' is 16"),
-        ("T5 encoder", {"feed_forward_proj": "gated-mish"}, CheckpointError, "mish"),
+        ("T5 encoder", {"feed_forward_proj": "gated-mish", "dense_act_fn": None}, CheckpointError, "mish"),
         ("BERT", {"num_attention_heads": 5}, MetagenError, "num_heads 5 does not divide hidden_size 36"),
     ],
 )
@@ -311,3 +311,36 @@ def test_unknown_modules_are_refused(tmp_path: Path) -> None:
     (tmp_path / "model" / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(CheckpointError, match="these modules"):
         read_spec(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("T5 encoder", {"dense_act_fn": "silu"}),
+        ("T5 encoder", {"dense_act_fn": None, "is_gated_act": None, "feed_forward_proj": "tanh"}),
+        ("umT5 encoder", {"dense_act_fn": "gelu"}),
+        ("umT5 encoder", {"dense_act_fn": None, "is_gated_act": None, "feed_forward_proj": "gated-silu"}),
+    ],
+)
+def test_t5_says_its_activation_twice(name: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    """The library lets the second key win; a file may have either, or both with different words."""
+    edit_config(save(make_model(CASES[name]), tmp_path), **changes)
+    model = getattr(hf, CASES[name].model).from_pretrained(tmp_path, dtype=torch.float32)
+    ids = make_ids()
+    fp32, fp64 = run_library(model, ids, LENGTHS)
+    _, (graph,) = build(tmp_path)
+    said = next(value for value in changes.values() if value)
+    check(f"{name}, {said}", "torch", run_torch(graph, token_ids=ids, lengths=LENGTHS), fp32, fp64)
+
+
+def test_t5_with_two_embeddings(tmp_path: Path) -> None:
+    """transformers reads the encoder's own where both are stored and differ; which was trained nobody can say."""
+    path = save(make_model(CASES["T5 encoder"]), tmp_path) / "model.safetensors"
+    tensors = load_file(path)
+    tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"].clone()
+    save_file(tensors, path, metadata={"format": "pt"})
+    assert open_checkpoint(tmp_path).unused == {"encoder.embed_tokens.weight": "tied to shared, and equal to it"}
+    tensors["encoder.embed_tokens.weight"][7] += 1e-3
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(WeightsError, match="ties 'encoder.embed_tokens.weight' to the embedding, and the file holds"):
+        open_checkpoint(tmp_path)
