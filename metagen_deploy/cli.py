@@ -12,12 +12,12 @@ import os
 import signal
 import sys
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import click
 
 from metagen_deploy import __version__
+from metagen_deploy.interrupts import Interrupted, Interrupter, disarm
 from metagen_deploy.options import ByteSize, FixedSizes, NamedDim, NamedFile, collect_named
 from specs.disk import word_os_error
 from specs.errors import MetagenError
@@ -33,7 +33,6 @@ BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
 BASELINES = ("torch", "stock-onnx")
 
 PATH = click.Path(path_type=Path, readable=False)  # what cannot be read is told by the verb, and exits 1
-_ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 EXTENSION = click.option(
@@ -287,14 +286,6 @@ def inspect(path: Path) -> None:
     print_inspection(path)
 
 
-class _Ended(KeyboardInterrupt):
-    """A signal that ends the command: everything on the way out is cleaned up, as after Ctrl-C."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
 def main() -> None:
     """The console script."""
     for name in ("stdout", "stderr"):
@@ -303,16 +294,9 @@ def main() -> None:
             setattr(sys, name, io.TextIOWrapper(io.FileIO(os.open(os.devnull, os.O_WRONLY), "w")))
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that lacks a character shows `?`, and the command goes on
-    for number in _ENDING_SIGNALS:
-        if signal.getsignal(number) != signal.SIG_IGN:  # `nohup` and background jobs mean it
-            signal.signal(number, _end)
-    sys.exit(run_command(sys.argv[1:]))
-
-
-def _end(number: int, frame: FrameType | None) -> NoReturn:
-    for other in _ENDING_SIGNALS:
-        signal.signal(other, signal.SIG_IGN)  # a second Ctrl-C must not interrupt the cleaning up
-    raise _Ended(number)
+    with Interrupter():
+        status = run_command(sys.argv[1:])
+    sys.exit(status)
 
 
 def run_command(arguments: list[str]) -> int:
@@ -321,8 +305,9 @@ def run_command(arguments: list[str]) -> int:
         status = _invoke(arguments)
         sys.stdout.flush()
     except KeyboardInterrupt as error:
+        disarm()
         click.echo("\ninterrupted, nothing was left half-written", err=True)
-        return 128 + (error.number if isinstance(error, _Ended) else signal.SIGINT)
+        return 128 + (error.number if isinstance(error, Interrupted) else signal.SIGINT)
     except MetagenError as error:
         _print_error(error)
         return 1
