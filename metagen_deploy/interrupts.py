@@ -1,7 +1,7 @@
 """Ctrl-C and its kin as one exception that comes through, whatever code it falls into.
 
     signal ──▶ modules are being imported?  wait until they are: a compiled package that is half imported crashes
-           ──▶ raise Interrupted ──▶ caught by a library's bare `except:`?  raise it once more
+           ──▶ raise Interrupted ──▶ lost in a library's bare `except:`, or in a finaliser?  raise it once more
 
 While it is on its way out, further signals are ignored: a second Ctrl-C must not interrupt the cleaning up. A second
 one during an import is a user who waits no longer.
@@ -16,6 +16,7 @@ from typing import final
 
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LOOK_AGAIN_S = 0.1
+_RAISE_AGAIN_S = 1.0  # longer than frames and objects take to go away, in whose finalisers it is not seen coming out
 _IMPORT_LASTS_S = 10.0  # at most: what imports for longer is a user's own file that does not end
 _IMPORTERS = ("<frozen importlib._bootstrap>", "<frozen importlib._bootstrap_external>")
 
@@ -39,6 +40,7 @@ class Interrupter:
 
     def __enter__(self) -> None:
         """Signals that whoever started us ignores stay ignored: `nohup` and background jobs mean it."""
+        sys.unraisablehook = _report_unraisable
         signal.signal(signal.SIGALRM, self._look_again)
         for number in ENDING_SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:
@@ -71,12 +73,19 @@ class Interrupter:
         if self._waited_s < _IMPORT_LASTS_S and _is_importing(frame):
             return
         assert self._number is not None
+        signal.setitimer(signal.ITIMER_REAL, _RAISE_AGAIN_S)
         raise Interrupted(self._number)
 
 
 def disarm() -> None:
     """`Interrupted` has arrived at its handler, and is not raised again."""
     signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _report_unraisable(problem: sys.UnraisableHookArgs) -> None:
+    """Python's report of what a finaliser raised; `Interrupted` that was lost in one is raised again, and no news."""
+    if not isinstance(problem.exc_value, Interrupted):
+        sys.__unraisablehook__(problem)
 
 
 def _is_on_its_way_out(error: BaseException | None) -> bool:

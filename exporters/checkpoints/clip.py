@@ -41,6 +41,7 @@ _OLD_END_TOKEN = 2  # configs before transformers 4.31 say so, and mean the larg
 
 def read_vision(config: Config, folder: Folder) -> dict[str, Any]:
     """CLIP's `vision_config` as a component."""
+    require_causal(config, causal=False)
     grid = read_grid(config, patch=32)
     return {
         "kind": "vision.clip",

@@ -218,9 +218,9 @@ def check_tied(tensors: Tensors, table: str, head: str, *, fix: str = _FIX_HEAD)
         )
 
 
-def require_causal(config: Config) -> None:
-    """CheckpointError where a config turns the causal mask off: the library then lets a token see those after it."""
-    config.require("is_causal", (True,), True)
+def require_causal(config: Config, *, causal: bool = True) -> None:
+    """CheckpointError where a config turns the mask of its family off, or one on: the library then follows it."""
+    config.require("is_causal", (causal,), causal)
 
 
 def take_layers(config: Config) -> int:

@@ -84,11 +84,11 @@ class Gemma3Importer(DecoderImporter):
 
 
 def _split_rope(config: Config) -> tuple[Config, Config]:
-    """The rotations of layers that see everything, and of those with a window."""
+    """The rotations of layers that see everything, and of those with a window; `rope_scaling` is of the former alone."""
     nested = config.take_config("rope_parameters")
-    if config.data.get("rope_scaling"):
-        return config.take_config("rope_scaling"), Config({}, config.where)
-    return nested.take_config("full_attention"), nested.take_config("sliding_attention")
+    full = nested.take_config("full_attention").data or {"rope_type": "default"}
+    far = {**full, **config.take_config("rope_scaling").data}
+    return Config(far, config.where), nested.take_config("sliding_attention")
 
 
 def _describe_common(config: Config) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any, cast, final
 
 from exporters.checkpoints.activations import read_activation
 from exporters.checkpoints.base import Folder, Importer
+from exporters.checkpoints.decoder import require_causal
 from exporters.checkpoints.pictures import VIT, read_pictures
 from exporters.checkpoints.recipes import Recipe, reshape, stack_linear, take_linear, take_module
 from exporters.checkpoints.towers import get_image, has_tensor, make_image_spec, read_grid, read_labels, read_sizes
@@ -38,6 +39,7 @@ class VitImporter(Importer):
 
     def make_spec(self, folder: Folder) -> dict[str, Any]:
         config = folder.config
+        require_causal(config, causal=False)
         grid = read_grid(config, patch=16, pairs=True)
         sizes = read_sizes(config, activation="gelu", eps=1e-12, sizes=_SIZES)
         config.require(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from specs.components.base import Activations, Component, LayerCount, Size, check_divides
+from specs.components.base import Activations, Component, LayerCount, Positive, Size, check_divides
 from specs.components.costs import Cost, cost_attention, cost_conv, cost_norm, cost_resnet
 
 
@@ -33,7 +33,7 @@ class VaeComponent(Component):
     quant_conv: bool = Field(default=True, description="a 1 by 1 convolution behind the encoder")
     post_quant_conv: bool = Field(default=True, description="a 1 by 1 convolution before the decoder")
     encoder: bool = Field(default=True, description="false: the decoder alone, as text to image needs it")
-    scaling_factor: Annotated[float, Field(gt=0)] = 0.18215
+    scaling_factor: Positive = 0.18215
     shift_factor: float = 0.0
     force_upcast: bool = Field(
         default=False, description="its activations leave the range of float16 (SDXL's do): fp16 graphs keep float32"

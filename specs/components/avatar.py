@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from specs.components.base import Activations, LayerCount, Size, check_divides
+from specs.components.base import Activations, LayerCount, Positive, Size, check_divides
 from specs.components.costs import Cost, cost_linear, cost_norm
 from specs.components.measured import MeasuredComponent
 from specs.components.mel import MelSettings
@@ -39,7 +39,7 @@ class AppearanceComponent(MeasuredComponent):
     num_blocks: LayerCount = Field(default=4, description="residual blocks in the volume")
     num_keypoints: Size = 20
     norm_num_groups: Size = 8
-    temperature: Annotated[float, Field(gt=0)] = Field(default=0.1, description="of the keypoints' softmax")
+    temperature: Positive = Field(default=0.1, description="of the keypoints' softmax")
 
     @model_validator(mode="after")
     def _check_sizes(self) -> AppearanceComponent:
@@ -159,7 +159,7 @@ class RendererComponent(MeasuredComponent):
     hidden_size: Size = Field(description="channels of the picture's network at full resolution")
     num_blocks: LayerCount = 4
     norm_num_groups: Size = 8
-    variance: Annotated[float, Field(gt=0)] = Field(default=0.01, description="of a keypoint's reach, in [-1, 1]")
+    variance: Positive = Field(default=0.01, description="of a keypoint's reach, in [-1, 1]")
 
     @model_validator(mode="after")
     def _check_sizes(self) -> RendererComponent:

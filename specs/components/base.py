@@ -12,6 +12,8 @@ Size = Annotated[int, Field(ge=1, le=1 << 20)]
 MOST_LAYERS = 1024
 LayerCount = Annotated[int, Field(ge=1, le=MOST_LAYERS)]
 Epsilon = Annotated[float, Field(gt=0, lt=1)]
+#: A factor, a scale, a temperature: what float32 multiplies and divides by without leaving its range.
+Positive = Annotated[float, Field(ge=1e-6, le=1e6)]
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu", "tanh"]
 
 

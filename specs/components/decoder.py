@@ -7,12 +7,13 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from specs.components.base import Activation, Activations, Component, Epsilon, LayerCount, Size, check_divides
+from specs.components.base import Activation, Activations, Component, Epsilon, LayerCount, Positive, Size, check_divides
 from specs.components.dynamics import DynamicsSettings
 from specs.components.rope import LongScaling, RopeScaling
 
 Layers = tuple[Annotated[int, Field(ge=0)], ...]
-Positive = Annotated[float, Field(gt=0, le=1e6)]
+#: The base of rotary positions: 10,000 first, up to 1e8 in models of long texts.
+Theta = Annotated[float, Field(ge=1, le=1e12)]
 
 
 class CausalComponent(Component):
@@ -74,7 +75,7 @@ class DecoderComponent(CausalComponent):
 
     kind: Literal["text.decoder"]
     num_kv_heads: Size | None = Field(default=None, description="key and value heads; num_heads when absent")
-    head_dim: Annotated[int, Field(ge=2, multiple_of=2)] | None = Field(
+    head_dim: Annotated[int, Field(ge=2, le=1 << 14, multiple_of=2)] | None = Field(
         default=None, description="hidden_size / num_heads when absent"
     )
     mlp_size: Size
@@ -83,13 +84,13 @@ class DecoderComponent(CausalComponent):
     out_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = Field(default=False, description="RMSNorm over each head's query and key, before the rotation")
-    rope_theta: Annotated[float, Field(gt=0)] = 10000.0
+    rope_theta: Theta = 10000.0
     rope_scaling: RopeScaling | None = None
     rotary_share: Annotated[float, Field(gt=0, le=1)] = Field(default=1.0, description="of a head's channels")
     nope_layers: Layers = Field(default=(), description="layers without positions")
     window: Size | None = Field(default=None, description="a token sees so many, itself included; all when absent")
     full_layers: Layers = Field(default=(), description="layers that see everything in spite of `window`")
-    window_rope_theta: Annotated[float, Field(gt=0)] | None = Field(
+    window_rope_theta: Theta | None = Field(
         default=None, description="rope_theta of the layers with a window, which are then not scaled"
     )
     attention_scale: Positive | None = Field(default=None, description="1 / sqrt(head_dim) when absent")
@@ -197,7 +198,7 @@ class NeoxComponent(CausalComponent):
     layer_norm_eps: Epsilon = 1e-5
     attention_bias: bool = True
     parallel: bool = Field(default=True, description="attention and MLP read the same hidden states")
-    rope_theta: Annotated[float, Field(gt=0)] = 10000.0
+    rope_theta: Theta = 10000.0
     rope_scaling: RopeScaling | None = None
     rotary_share: Annotated[float, Field(gt=0, le=1)] = Field(default=0.25, description="of a head's channels")
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from specs.components.base import Activations, Component, LayerCount, Size, check_divides
+from specs.components.base import Activations, Component, LayerCount, Positive, Size, check_divides
 from specs.components.costs import Cost, cost_attention, cost_conv, cost_linear
 
 _KEYS = 120  # text tokens where nothing says how many: PixArt's
@@ -36,7 +36,7 @@ class DitComponent(Component):
     )
     attention_bias: bool = True
     size_conditions: bool = Field(default=False, description="resolution and aspect ratio join the timestep")
-    interpolation_scale: Annotated[float, Field(gt=0)] = Field(default=1.0, description="of the position table")
+    interpolation_scale: Positive = Field(default=1.0, description="of the position table")
     base_size: Size = Field(description="latent height that positions were trained at; others are scaled to it")
     upcast_attention: bool = Field(default=False, description="fp16 graphs keep attention scores in float32")
     sample_size: tuple[Size, Size] = Field(description="latent height and width")

@@ -6,6 +6,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from specs.components.base import Positive
+
 #: Of dt * beta_max: beyond it a step could grow without end.
 STABILITY_BOUND = 2.0
 
@@ -15,8 +17,8 @@ class DynamicsSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    beta_max: Annotated[float, Field(gt=0)] = Field(default=2.0, description="the hardest pull")
-    dt: Annotated[float, Field(gt=0)] = Field(default=1.0, description="the step")
+    beta_max: Positive = Field(default=2.0, description="the hardest pull")
+    dt: Positive = Field(default=1.0, description="the step")
     num_steps: Annotated[int, Field(ge=1, le=16)] = Field(default=1, description="steps from rest, weights shared")
 
     @model_validator(mode="after")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from specs.components.base import Activations, Component, Size
+from specs.components.base import Activations, Component, Positive, Size
 
 
 class FusionComponent(Component):
@@ -21,7 +21,7 @@ class FusionComponent(Component):
 
     kind: Literal["fusion.late", "fusion.sigmoid", "fusion.gated", "fusion.attention"]
     projection_size: Size | None = Field(default=None, description="common width; needed by all but fusion.sigmoid")
-    temperature: Annotated[float, Field(gt=0)] = Field(default=1.0, description="of fusion.attention's softmax")
+    temperature: Positive = Field(default=1.0, description="of fusion.attention's softmax")
 
     @model_validator(mode="after")
     def _check_temperature(self) -> FusionComponent:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from specs.components.base import Activations, Component, Epsilon, LayerCount, Size, check_divides
+from specs.components.base import Activations, Component, Epsilon, LayerCount, Positive, Size, check_divides
 from specs.components.costs import Cost, cost_attention, cost_linear, cost_norm
 
 
@@ -67,7 +67,7 @@ class MultimodalFusionComponent(Component):
     exchange_layers: tuple[Size, ...] | None = Field(
         default=None, description="of middle: layers after which modalities look at each other, from 1; absent: all"
     )
-    temperature: Annotated[float, Field(gt=0)] = Field(
+    temperature: Positive = Field(
         default=1.0, description="of the softmax that looks across modalities; above 1: softer"
     )
     export_weights: bool = Field(default=False, description="what was looked at becomes outputs of the graph")

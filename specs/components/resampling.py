@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from specs.components.base import Activations, Epsilon, LayerCount, Size, check_divides
+from specs.components.base import Activations, Epsilon, LayerCount, Positive, Size, check_divides
 from specs.components.costs import Cost, cost_attention, cost_linear, cost_norm
 from specs.components.measured import MeasuredComponent
 
@@ -65,7 +65,7 @@ class CrossAttentionComponent(MeasuredComponent):
     hidden_size: Size
     num_heads: Size
     context_size: Size | None = Field(default=None, description="width of what is looked at, where it is another")
-    temperature: Annotated[float, Field(gt=0)] = Field(default=1.0, description="of the softmax; above 1: softer")
+    temperature: Positive = Field(default=1.0, description="of the softmax; above 1: softer")
     layer_norm_eps: Epsilon = 1e-5
 
     @model_validator(mode="after")

@@ -13,11 +13,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from specs.components.base import Size
-
-Factor = Annotated[float, Field(gt=0, le=1e6)]
+from specs.components.base import Positive, Size
 
 
 class _Scaling(BaseModel):
@@ -28,37 +26,45 @@ class LinearScaling(_Scaling):
     """Positions are divided by `factor`."""
 
     kind: Literal["linear"]
-    factor: Factor
+    factor: Positive
 
 
 class Llama3Scaling(_Scaling):
     """Wavelengths above original_positions / low_freq_factor are stretched, those below / high_freq_factor are not."""
 
     kind: Literal["llama3"]
-    factor: Factor
-    low_freq_factor: Factor
-    high_freq_factor: Factor
+    factor: Positive
+    low_freq_factor: Positive
+    high_freq_factor: Positive
     original_positions: Size
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Llama3Scaling:
+        if self.low_freq_factor > self.high_freq_factor:
+            raise ValueError(
+                f"low_freq_factor {self.low_freq_factor} is above high_freq_factor {self.high_freq_factor}"
+            )
+        return self
 
 
 class YarnScaling(_Scaling):
     """Channels that turn more than `beta_fast` times over the original length stay, those under `beta_slow` stretch."""
 
     kind: Literal["yarn"]
-    factor: Factor
+    factor: Positive
     original_positions: Size
-    beta_fast: Factor = 32.0
-    beta_slow: Factor = 1.0
+    beta_fast: Positive = 32.0
+    beta_slow: Positive = 1.0
     truncate: bool = Field(default=True, description="whether the ramp begins and ends at whole channels")
-    attention_factor: Factor = Field(default=1.0, description="cosines and sines are multiplied by it")
+    attention_factor: Positive = Field(default=1.0, description="cosines and sines are multiplied by it")
 
 
 class LongScaling(_Scaling):
     """Each channel has its own factor."""
 
     kind: Literal["longrope"]
-    factors: tuple[Factor, ...] = Field(description="one for each pair of channels")
-    attention_factor: Factor = Field(default=1.0, description="cosines and sines are multiplied by it")
+    factors: tuple[Positive, ...] = Field(description="one for each pair of channels")
+    attention_factor: Positive = Field(default=1.0, description="cosines and sines are multiplied by it")
 
 
 RopeScaling = Annotated[LinearScaling | Llama3Scaling | YarnScaling | LongScaling, Field(discriminator="kind")]

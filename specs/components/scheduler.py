@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from specs.components.base import Activations, Component, Size
+from specs.components.base import Activations, Component, Positive, Size
 
 _STEPS_AT_MOST = 1000
 
@@ -30,13 +30,13 @@ class SchedulerComponent(Component):
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
     timestep_spacing: Literal["leading", "trailing", "linspace"] = "leading"
     steps_offset: Annotated[int, Field(ge=0)] = 1
-    clip_sample: Annotated[float, Field(gt=0)] | None = Field(
+    clip_sample: Positive | None = Field(
         default=None, description="ddim: predicted samples are cut to plus and minus this"
     )
     set_alpha_to_one: bool = Field(default=False, description="ddim, pndm: the last step ends without any noise")
     karras_sigmas: bool = Field(default=False, description="euler: noise levels spaced as Karras et al. 2022 do")
     steps: Size = Field(default=30, description="steps that a host makes when it is not told otherwise")
-    guidance_scale: Annotated[float, Field(ge=1)] = Field(
+    guidance_scale: Annotated[float, Field(ge=1, le=1000)] = Field(
         default=7.5, description="weight of the prompt against no prompt; 1 asks the denoiser once a step"
     )
     empty_prompt: Literal["text", "zeros"] = Field(
@@ -50,6 +50,8 @@ class SchedulerComponent(Component):
     def _check_method(self) -> SchedulerComponent:
         if self.steps > min(self.num_train_timesteps, _STEPS_AT_MOST):
             raise ValueError(f"steps {self.steps} are more than num_train_timesteps {self.num_train_timesteps}")
+        if self.steps_offset >= self.num_train_timesteps:
+            raise ValueError(f"steps_offset {self.steps_offset} leaves no timestep of {self.num_train_timesteps}")
         if self.karras_sigmas and self.method != "euler":
             raise ValueError(f"karras_sigmas belongs to method euler, and {self.method} does not use it")
         if self.clip_sample is not None and self.method != "ddim":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from specs.components.base import Activations, Epsilon, LayerCount, Size, check_divides
+from specs.components.base import Activations, Epsilon, LayerCount, Positive, Size, check_divides
 from specs.components.costs import Cost, cost_attention, cost_linear, cost_norm
 from specs.components.encoder import EncoderComponent, EncoderInput
 from specs.components.measured import MeasuredComponent
@@ -73,7 +73,7 @@ class PointsComponent(PooledSensor):
 
     kind: Literal["sensor.points"]
     point_size: Annotated[int, Field(ge=3, le=64)] = Field(default=4, description="x, y, z, and what else a point has")
-    range_m: Annotated[float, Field(gt=0)] = Field(default=50.0, description="metres that become 1")
+    range_m: Positive = Field(default=50.0, description="metres that become 1")
 
     def list_inputs(self) -> tuple[EncoderInput, ...]:
         points = EncoderInput("points", ("points", self.point_size), low=-self.range_m, high=self.range_m)

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from specs.components.base import Activations, Component, Epsilon, LayerCount, Size, check_divides
+from specs.components.base import Activations, Component, Epsilon, LayerCount, Positive, Size, check_divides
 from specs.components.costs import Cost, cost_attention, cost_conv, cost_linear, cost_norm, cost_resnet
 
 _KEYS = 77  # text tokens where nothing says how many: CLIP's context
@@ -74,7 +74,7 @@ class UNetComponent(Component):
     conv_in_kernel: Annotated[int, Field(ge=1, le=15)] = 3
     conv_out_kernel: Annotated[int, Field(ge=1, le=15)] = 3
     downsample_padding: Literal[0, 1] = 1
-    mid_block_scale_factor: Annotated[float, Field(gt=0)] = 1.0
+    mid_block_scale_factor: Positive = 1.0
     center_input_sample: bool = False
     upcast_attention: bool = Field(default=False, description="fp16 graphs keep attention scores in float32")
     sample_size: tuple[Size, Size] = Field(default=(64, 64), description="latent height and width it is made for")

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from specs.components.base import Activations, Epsilon, LayerCount, Size, check_divides
+from specs.components.base import Activations, Epsilon, LayerCount, Positive, Size, check_divides
 from specs.components.costs import Cost, cost_attention, cost_linear, cost_norm
 from specs.components.measured import MeasuredComponent
 
@@ -96,7 +96,7 @@ class VideoDecoderComponent(MeasuredComponent):
     layers_per_block: LayerCount = 2
     num_time_doublings: Annotated[int, Field(ge=0, le=4)] = Field(default=2, description="from the coarsest stage on")
     norm_num_groups: Size = 32
-    scaling_factor: Annotated[float, Field(gt=0)] = 0.18215
+    scaling_factor: Positive = 0.18215
     frames_per_second: Annotated[int, Field(ge=1, le=240)] = Field(
         default=8, description="how fast the films that it was trained on run; a host shows its frames so"
     )

@@ -34,6 +34,8 @@ class WhisperEncoderComponent(TransformerSizes):
     def _check_mel(self) -> WhisperEncoderComponent:
         if self.sample_rate < 16000:
             raise ValueError(f"sample_rate {self.sample_rate} is below 16000, and the mel bands reach 8000 Hz")
+        if self.fft_length < self.hop_length:
+            raise ValueError("fft_length is shorter than hop_length, so samples would be skipped")
         if self.num_samples <= self.fft_length // 2:
             raise ValueError(f"a chunk of {self.num_samples} samples is too short to be mirrored for fft_length")
         return self

@@ -35,6 +35,13 @@ def test_a_mask_that_is_turned_off(kind: str, tmp_path: Path) -> None:
     assert caught.value.problem == "'is_causal' is False in the checkpoint's config, which is not implemented"
 
 
+@pytest.mark.parametrize("kind", ["ViT", "CLIPVision"])
+def test_a_mask_that_is_turned_on(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        read_spec(write(tmp_path, kind, is_causal=True))
+    assert caught.value.problem == "'is_causal' is True in the checkpoint's config, which is not implemented"
+
+
 @pytest.mark.parametrize(
     ("kind", "changes", "words"),
     [

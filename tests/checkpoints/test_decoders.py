@@ -337,6 +337,24 @@ def test_older_configs_mean_the_same(name: str, spelling: dict[str, Any], tmp_pa
     assert open_checkpoint(folder).spec == wanted
 
 
+@pytest.mark.parametrize(
+    "rotation",
+    [
+        {"rope_scaling": {"type": "linear", "factor": 2.0}},
+        {"rope_parameters": None, "rope_scaling": {"rope_type": "linear", "factor": 2.0}, "rope_theta": 300.0},
+        {"rope_parameters": {"full_attention": {"type": "linear", "factor": 2.0}}},
+    ],
+    ids=["beside the new key", "old", "by its old name"],
+)
+def test_a_scaled_gemma_3_however_it_is_spelled(rotation: dict[str, Any], tmp_path: Path) -> None:
+    """`rope_scaling` changes the rotation of layers without a window, and leaves that of the others."""
+    folder = save(make_model(CASES["Gemma 3, scaled"]), tmp_path / "model")
+    edit_config(folder, **rotation)
+    model = hf.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    _, graphs = build(folder)
+    check(f"Gemma 3, {next(iter(rotation))}", "torch", model, [graph.module for graph in graphs], LENGTHS)
+
+
 def test_names_without_a_prefix(tmp_path: Path) -> None:
     """The model without its head, as the base class saves it; GPT-2's first files with their masks."""
     model: Any = make_model(CASES["Llama, 1 kv head, tied"])

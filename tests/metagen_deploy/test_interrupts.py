@@ -47,6 +47,17 @@ CLEANED = """
                 time.sleep(0.4)
                 print("cleaned")
 """
+FINALISED = """
+            class Slow:
+                def __del__(self):
+                    send()
+                    time.sleep(0.2)
+                    print("not here")
+            Slow()
+            print("lost")
+            time.sleep(9)
+            print("never")
+"""
 IMPORTED = """
             import slow
             time.sleep(9)
@@ -65,12 +76,13 @@ print("imported")
     ("body", "more", "lines"),
     [
         (SWALLOWED, "", ["swallowed", "ended by 15", "alive"]),
+        (FINALISED, "", ["lost", "ended by 15", "alive"]),
         (CLEANED, "", ["cleaned", "ended by 15", "alive"]),
         (IMPORTED, "", ["imported", "ended by 15", "alive"]),
         (IMPORTED, "os.kill(os.getpid(), signal.SIGINT); time.sleep(9)", ["ended by 15", "alive"]),
         ("pass", "", []),
     ],
-    ids=["swallowed", "cleaning up", "import", "a second one in an import", "none came"],
+    ids=["swallowed", "in a finaliser", "cleaning up", "import", "a second one in an import", "none came"],
 )
 def test_a_signal_comes_through(
     body: str, more: str, lines: list[str], tmp_path: Path, environment: dict[str, str]
@@ -89,3 +101,4 @@ def test_a_signal_comes_through(
     )
     assert ran.stdout.split("\n") == [*lines, ""], ran.stderr
     assert ran.returncode == (0 if lines else -15)
+    assert not ran.stderr
