@@ -84,7 +84,7 @@ class Gemma3Importer(DecoderImporter):
 
 
 def _split_rope(config: Config) -> tuple[Config, Config]:
-    """The rotations of layers that see everything, and of those with a window; `rope_scaling` is of the former alone."""
+    """The rotations of layers that see everything, and of those with a window, which `rope_scaling` leaves as it is."""
     nested = config.take_config("rope_parameters")
     full = nested.take_config("full_attention").data or {"rope_type": "default"}
     far = {**full, **config.take_config("rope_scaling").data}
