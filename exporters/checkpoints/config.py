@@ -75,19 +75,19 @@ class Config:
             )
         return value
 
-    def take_count(self, key: str, default: int = _NOT_GIVEN, *, most: int = 1 << 20) -> int:
+    def take_count(self, key: str, default: int = _NOT_GIVEN, *, least: int = 1, most: int = 1 << 20) -> int:
         """As `take`, for how many of something there are: of what lists are made before the spec is checked.
 
         Raises:
-            CheckpointError: as `take`, or it is below 1 or above `most`.
+            CheckpointError: as `take`, or it is below `least` or above `most`.
         """
         value = self.take(key, int, default)
-        if not 1 <= value <= most:
+        if not least <= value <= most:
             raise CheckpointError(
                 f"'{key}' in the checkpoint's config is out of range",
                 where=self.where,
                 got=repr(value)[:80],
-                allowed=f"1 to {most}",
+                allowed=f"{least} to {most}",
                 fix="restore the file: it belongs to the checkpoint",
             )
         return value

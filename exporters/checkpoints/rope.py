@@ -57,11 +57,11 @@ def describe_rope(
 
 
 def _read_original(config: Config, rope: Config) -> int:
-    """The length that the model was first trained on."""
+    """The length that the model was first trained on; one token has no logarithm to divide by."""
     key = "original_max_position_embeddings"
-    if key in config:
-        return config.take(key, int)
-    return rope.take(key, int) if key in rope else config.take("max_position_embeddings", int)
+    if key in config or key not in rope:
+        return config.take_count(key if key in config else "max_position_embeddings", least=2)
+    return rope.take_count(key, least=2)
 
 
 def _describe_yarn(config: Config, rope: Config) -> dict[str, Any]:

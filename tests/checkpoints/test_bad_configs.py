@@ -60,6 +60,15 @@ def test_a_mask_that_is_turned_on(kind: str, tmp_path: Path) -> None:
         ("Qwen2", {"num_hidden_layers": 10**12}, "'num_hidden_layers' in the checkpoint's config is out of range"),
         ("Llama", {"rms_norm_eps": 10**400}, "'rms_norm_eps' in the checkpoint's config is not a number"),
         ("ResNet", {"id2label": None, "num_labels": 10**12}, "'num_labels' in the checkpoint's config is out of range"),
+        (
+            "Phi3",
+            {
+                "original_max_position_embeddings": 1,
+                "rope_parameters": {"rope_type": "longrope", "short_factor": [1.0]},
+            },
+            "'original_max_position_embeddings' in the checkpoint's config is out of range",
+        ),
+        ("Mistral", {"head_dim": 10**12}, "the checkpoint's config contradicts itself: components.decoder.head_dim"),
         ("ViT", {"num_attention_heads": 0}, "'num_attention_heads' in the checkpoint's config is out of range"),
         ("ViT", {"patch_size": 0}, "'patch_size' in the checkpoint's config is no size that this model takes"),
         ("Wav2Vec2", {"vocab_size": 10**12}, "'vocab_size' in the checkpoint's config is out of range"),
