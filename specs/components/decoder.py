@@ -13,7 +13,7 @@ from specs.components.rope import LongScaling, RopeScaling
 
 Layers = tuple[Annotated[int, Field(ge=0)], ...]
 #: The base of rotary positions: 10,000 first, up to 1e8 in models of long texts.
-Theta = Annotated[float, Field(ge=1, le=1e12)]
+Theta = Annotated[float, Field(gt=1, le=1e12)]
 
 
 class CausalComponent(Component):
