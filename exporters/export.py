@@ -26,7 +26,7 @@ from exporters.garbage import collect_rarely
 from exporters.golden import compute_outputs, write_evaluation, write_golden
 from exporters.lower import PORTABLE_OPSET, lower
 from exporters.memory import find_free_bytes, page_out, release
-from exporters.noise_floor import measure_noise_floor
+from exporters.noise_floor import NoiseFloor, measure_noise_floor
 from exporters.passes import (
     Decided,
     PipelineResult,
@@ -133,19 +133,21 @@ def export_spec(
     _write_assets(spec, folder)
     if checkpoint:
         write_report(folder, checkpoint)
-    return finish_bundle(
-        folder,
-        Manifest(
-            name=spec.name if spec.variant is None else f"{spec.name}:{spec.variant}",
-            spec_digest=digest_text(dump_spec(spec)),
-            created_by=list_versions(),
-            dims={name: (dim.min, dim.opt, dim.max) for name, dim in spec.dims.items()},
-            pipeline=handler.describe_pipeline(spec),
-            graphs=tuple(graph for component in components.values() for graph in component.graphs),
-            parity=spec.parity.model_dump(exclude_none=True)
-            | ({"top1_max_loss": spec.evaluation.max_loss} if spec.evaluation else {}),
-        ),
-        components={name: component.pool for name, component in components.items()},
+    graphs = tuple(graph for component in components.values() for graph in component.graphs)
+    pools = {name: component.pool for name, component in components.items()}
+    return finish_bundle(folder, _make_manifest(spec, handler, graphs), components=pools)
+
+
+def _make_manifest(spec: Spec, handler: Handler, graphs: tuple[Graph, ...]) -> Manifest:
+    return Manifest(
+        name=spec.name if spec.variant is None else f"{spec.name}:{spec.variant}",
+        spec_digest=digest_text(dump_spec(spec)),
+        created_by=list_versions(),
+        dims={name: (dim.min, dim.opt, dim.max) for name, dim in spec.dims.items()},
+        pipeline=handler.describe_pipeline(spec),
+        graphs=graphs,
+        parity=spec.parity.model_dump(exclude_none=True)
+        | ({"top1_max_loss": spec.evaluation.max_loss} if spec.evaluation else {}),
     )
 
 
@@ -271,17 +273,8 @@ def _export_graph(
 ) -> Graph:
     graph: GraphSpec = module
     page_out(module.module)
-    progress(f"{graph.name}: golden data from torch", None)
-    sizes = choose_sizes(spec.dims, near=_GOLDEN_NEAR)
-    with streaming_parameters(module.module):
-        inputs = handler.make_realistic_inputs(spec, module, sizes=sizes, seed=_GOLDEN_SEED)
-    outputs = compute_outputs(module, inputs)
-    write_golden(component.folder / f"{graph.file_stem}.golden.npz", inputs, outputs)
-    progress(f"{graph.name}: noise floor from torch in float64", None)
-    floor = measure_noise_floor(module, inputs, outputs, free_bytes=find_free_bytes(max_host_ram_bytes))
-    if floor.unknown:
-        progress(f"{graph.name}: no noise floor: {floor.unknown}", None)
-    del inputs, outputs
+    golden = component.folder / f"{graph.file_stem}.golden.npz"
+    floor = _write_golden(spec, handler, module, golden, max_host_ram_bytes, progress)
     page_out(module.module)
 
     model = _trace_and_lower(spec, handler, module, progress)
@@ -319,6 +312,27 @@ def _export_graph(
         evaluation=_write_evaluation(spec, handler, graph, component.folder),
         typed=typed,
     )
+
+
+def _write_golden(
+    spec: Spec,
+    handler: Handler,
+    module: GraphModule,
+    path: Path,
+    max_host_ram_bytes: int | None,
+    progress: Progress,
+) -> NoiseFloor:
+    progress(f"{module.name}: golden data from torch", None)
+    sizes = choose_sizes(spec.dims, near=_GOLDEN_NEAR)
+    with streaming_parameters(module.module):
+        inputs = handler.make_realistic_inputs(spec, module, sizes=sizes, seed=_GOLDEN_SEED)
+    outputs = compute_outputs(module, inputs)
+    write_golden(path, inputs, outputs)
+    progress(f"{module.name}: noise floor from torch in float64", None)
+    floor = measure_noise_floor(module, inputs, outputs, free_bytes=find_free_bytes(max_host_ram_bytes))
+    if floor.unknown:
+        progress(f"{module.name}: no noise floor: {floor.unknown}", None)
+    return floor
 
 
 def _trace_and_lower(spec: Spec, handler: Handler, module: GraphModule, progress: Progress) -> ir.Model:

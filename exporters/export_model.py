@@ -87,24 +87,8 @@ def export_model(
     near = choose_sizes(ranges, near=_GOLDEN_NEAR)
     samples = read_samples(calibration, inputs, ranges, near) if calibration else []
     reference = find_reference(read, inputs, ranges, samples, chosen=dims)
-    outputs = tuple(_describe_output(value, reference, inputs) for value in model.graph.outputs)
-
-    probabilities = list_probabilities(model)
-    for target in targets:
-        _require_standard_operators(model, target, source)
-    (folder / COMPONENT).mkdir()
-    pool = WeightPool(folder / COMPONENT)
-    pool.store(model)
-    graph = Graph(
-        name=COMPONENT,
-        component=COMPONENT,
-        file=f"{COMPONENT}/model.onnx",
-        golden=f"{COMPONENT}/model.golden.npz",
-        inputs=inputs,
-        outputs=outputs,
-        probabilities=probabilities,
-    )
-    ir.save(model, folder / graph.file)
+    _require_standard_operators(model, targets, source)
+    graph, pool = _write_portable(model, folder, inputs, reference)
     del read, model
     own = find_precision(folder / graph.file)
     _require_reachable(own, precisions, source)
@@ -120,15 +104,40 @@ def export_model(
         decided={},
         progress=progress,
     )
-    manifest = Manifest(
+    graph = replace(graph, precision=own, typed=typed)
+    return finish_bundle(folder, _make_manifest(source, ranges, graph), components={COMPONENT: pool})
+
+
+def _write_portable(
+    model: ir.Model, folder: Path, inputs: tuple[IoTensor, ...], reference: Reference
+) -> tuple[Graph, WeightPool]:
+    outputs = tuple(_describe_output(value, reference, inputs) for value in model.graph.outputs)
+    probabilities = list_probabilities(model)
+    (folder / COMPONENT).mkdir()
+    pool = WeightPool(folder / COMPONENT)
+    pool.store(model)
+    graph = Graph(
+        name=COMPONENT,
+        component=COMPONENT,
+        file=f"{COMPONENT}/model.onnx",
+        golden=f"{COMPONENT}/model.golden.npz",
+        inputs=inputs,
+        outputs=outputs,
+        probabilities=probabilities,
+    )
+    ir.save(model, folder / graph.file)
+    return graph, pool
+
+
+def _make_manifest(source: Path, ranges: Mapping[str, Dim], graph: Graph) -> Manifest:
+    return Manifest(
         name=re.sub(r"[^A-Za-z0-9_.-]", "_", source.stem) or COMPONENT,
         spec_digest=digest_file(source),
         created_by=list_versions(),
         dims={name: (dim.min, dim.opt, dim.max) for name, dim in ranges.items()},
         pipeline={"kind": "tensors", "graph": COMPONENT},
-        graphs=(replace(graph, precision=own, typed=typed),),
+        graphs=(graph,),
     )
-    return finish_bundle(folder, manifest, components={COMPONENT: pool})
 
 
 def _settle_interface(
@@ -192,9 +201,10 @@ def _spell_range(dim: Dim) -> str:
     return f"{dim.min}" if dim.min == dim.max else f"{dim.min} to {dim.max}"
 
 
-def _require_standard_operators(model: ir.Model, target: Target, source: Path) -> None:
+def _require_standard_operators(model: ir.Model, targets: Sequence[Target], source: Path) -> None:
     """TensorRT looks at an operator's type before its domain, and would take a contrib operator for ONNX's own."""
-    if target.lowering == "onnxruntime":
+    target = next((target for target in targets if target.lowering != "onnxruntime"), None)
+    if target is None:
         return
     foreign = [
         describe_node(node)
