@@ -96,6 +96,7 @@ def check_bundle(
         not_run=findings.not_run,
         divergences=findings.divergences,
         versions=findings.versions,
+        reduced_golden={graph.name: graph.reduced_golden for graph in manifest.graphs if graph.reduced_golden},
         no_noise_floor={graph.name: graph.no_noise_floor for graph in manifest.graphs if graph.no_noise_floor},
     )
 

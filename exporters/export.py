@@ -24,6 +24,7 @@ from exporters.checkpoints import open_checkpoint, write_report
 from exporters.checkpoints.assets import write_tokenizer
 from exporters.garbage import collect_rarely
 from exporters.golden import compute_outputs, write_evaluation, write_golden
+from exporters.golden_sizes import GoldenSizes, choose_golden_sizes
 from exporters.lower import PORTABLE_OPSET, lower
 from exporters.memory import find_free_bytes, page_out, release
 from exporters.noise_floor import NoiseFloor, measure_noise_floor
@@ -55,9 +56,9 @@ Samples = Callable[[], Iterable[Mapping[str, np.ndarray]]]
 
 _TOOLS = ("metagen-deploy", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
 
-#: Where the first dynamic dim aims while tracing and in the golden data. They differ, so that the golden data would
-#: show a size that tracing baked in.
-_TRACE_NEAR, _GOLDEN_NEAR = 3, 2
+#: Where the first dynamic dim aims while tracing: elsewhere than in the golden data, which shows a size that tracing
+#: baked in.
+_TRACE_NEAR = 3
 _TRACE_SEED, _GOLDEN_SEED = 0, 1
 #: Of the typed graph that leaves nodes to plugins, beside the one with bodies.
 _PLUGIN_SUFFIX = ".plugin.onnx"
@@ -273,8 +274,9 @@ def _export_graph(
 ) -> Graph:
     graph: GraphSpec = module
     page_out(module.module)
+    sizes = choose_golden_sizes(spec, handler, module)
     golden = component.folder / f"{graph.file_stem}.golden.npz"
-    floor = _write_golden(spec, handler, module, golden, max_host_ram_bytes, progress)
+    floor = _write_golden(spec, handler, module, golden, sizes, max_host_ram_bytes, progress)
     page_out(module.module)
 
     model = _trace_and_lower(spec, handler, module, progress)
@@ -307,6 +309,7 @@ def _export_graph(
         inputs=tuple(IoTensor(name=t.name, dtype=t.dtype, shape=t.shape) for t in graph.inputs),
         outputs=tuple(IoTensor(name=t.name, dtype=t.dtype, shape=t.shape) for t in graph.outputs),
         custom_ops=custom_ops,
+        reduced_golden=sizes.reduced,
         noise_floor=floor.values,
         no_noise_floor=floor.unknown,
         evaluation=_write_evaluation(spec, handler, graph, component.folder),
@@ -319,13 +322,13 @@ def _write_golden(
     handler: Handler,
     module: GraphModule,
     path: Path,
+    chosen: GoldenSizes,
     max_host_ram_bytes: int | None,
     progress: Progress,
 ) -> NoiseFloor:
-    progress(f"{module.name}: golden data from torch", None)
-    sizes = choose_sizes(spec.dims, near=_GOLDEN_NEAR)
+    progress(f"{module.name}: golden data from torch{f', {chosen.reduced}' if chosen.reduced else ''}", None)
     with streaming_parameters(module.module):
-        inputs = handler.make_realistic_inputs(spec, module, sizes=sizes, seed=_GOLDEN_SEED)
+        inputs = handler.make_realistic_inputs(spec, module, sizes=chosen.sizes, seed=_GOLDEN_SEED)
     outputs = compute_outputs(module, inputs)
     write_golden(path, inputs, outputs)
     progress(f"{module.name}: noise floor from torch in float64", None)

@@ -50,6 +50,8 @@ def print_manifest(folder: Path, manifest: Manifest, shares: Mapping[str, Precis
         for typed in graph.typed:
             if typed.precision == "int8" and not shares[typed.file].compute.get("int8"):
                 print_line(f"note: {graph.name} for {typed.target} has no product in int8; it was asked for")
+        if graph.reduced_golden:
+            print_line(f"note: {graph.name} was compared {graph.reduced_golden}")
         if graph.no_noise_floor:
             print_line(f"note: {graph.name} has no noise floor, so fixed limits hold: {graph.no_noise_floor}")
     total_bytes = sum(entry.bytes for entry in manifest.files.values())
@@ -133,6 +135,8 @@ def print_parity(report: ParityReport) -> None:
             f"{stage}: first leaves its reference at {divergence.tensor} ({divergence.op_type}{module}), "
             f"max abs {divergence.difference.max_abs:.2e}, cosine {divergence.difference.cosine:.6f}"
         )
+    for graph, why in report.reduced_golden.items():
+        print_line(f"note: {graph} was compared {why}")
     for graph, why in report.no_noise_floor.items():
         print_line(f"note: {graph} has no noise floor, so fixed limits hold: {why}")
     if report.metrics:

@@ -86,6 +86,7 @@ class Graph:
     precision: str = "fp32"  # of the portable file: a user's own may compute in fp16, or be quantised already
     custom_ops: tuple[str, ...] = ()
     noise_floor: Mapping[str, float] = field(default_factory=dict)  # output -> max |fp32 - fp64| of torch itself
+    reduced_golden: str = ""  # why its golden data has the smallest sizes, and which
     no_noise_floor: str = ""  # why that was not measured
     probabilities: tuple[str, ...] = ()  # outputs that a Sigmoid or a Softmax bounds: their scale is 1
     evaluation: str | None = None

@@ -133,6 +133,7 @@ def _parse_graph(item: _Reader) -> Graph:
         precision=item.take("precision", str, "fp32"),
         custom_ops=item.strings("custom_ops"),
         noise_floor=item.mapping("noise_floor", (int, float)),
+        reduced_golden=item.take("reduced_golden", str, ""),
         no_noise_floor=item.take("no_noise_floor", str, ""),
         probabilities=item.strings("probabilities"),
         evaluation=item.take("evaluation", (str, type(None)), None),

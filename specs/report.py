@@ -90,6 +90,7 @@ class ParityReport:
     not_run: Mapping[str, str] = field(default_factory=dict)  # stage -> reason
     divergences: Mapping[str, Divergence] = field(default_factory=dict)  # stage -> first divergence, where one failed
     versions: Mapping[str, str] = field(default_factory=dict)
+    reduced_golden: Mapping[str, str] = field(default_factory=dict)  # graph -> why its golden data is the smallest
     no_noise_floor: Mapping[str, str] = field(default_factory=dict)  # graph -> why its limits are the fixed ones
 
     @property
