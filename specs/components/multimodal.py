@@ -92,10 +92,10 @@ class MultimodalFusionComponent(Component):
         return tuple(range(1, (self.num_layers or 0) + 1)) if self.exchange_layers is None else self.exchange_layers
 
     def count_parameters(self) -> int:
-        raise NotImplementedError("a fusion's parameters depend on what it joins: see specs.families.multimodal")
+        raise NotImplementedError("a fusion's parameters depend on what it joins: see specs.families.multimodal_fusion")
 
     def count_activations(self, sizes: Mapping[str, int]) -> Activations:
-        raise NotImplementedError("a fusion's memory depends on what it joins: see specs.families.multimodal")
+        raise NotImplementedError("a fusion's memory depends on what it joins: see specs.families.multimodal_fusion")
 
     def measure(self, streams: Sequence[Stream]) -> Cost:
         """All of it: a projection and a vector each, the strategy, the norm and the head."""

@@ -14,14 +14,14 @@ from specs.families.generation import TextGenerationFamily
 from specs.families.image_embedding import ImageEmbeddingFamily
 from specs.families.media_text import MediaToTextFamily
 from specs.families.mesh import TextToMeshFamily
-from specs.families.multimodal import MultimodalFusionFamily
+from specs.families.multimodal_fusion import MultimodalFusionFamily
 from specs.families.music import TextToAudioFamily
 from specs.families.recognition import SpeechRecognitionFamily
 from specs.families.similarity import ImageTextSimilarityFamily
 from specs.families.speech import TextToSpeechFamily
 from specs.families.text_embedding import TextEmbeddingFamily
 from specs.families.text_to_image import TextToImageFamily
-from specs.families.video import TextToVideoFamily
+from specs.families.text_to_video import TextToVideoFamily
 
 __all__ = ["FAMILIES", "Family", "GraphSpec"]
 

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from specs.graphs import find_family
+from specs.handlers.autoencoding import ImageAutoencodingHandler
 from specs.handlers.avatar import AvatarHandler
 from specs.handlers.base import GraphModule, Handler
 from specs.handlers.blocks import BlockGenerationHandler
-from specs.handlers.codec import CodecHandler
+from specs.handlers.codec import AudioCodecHandler
 from specs.handlers.ctc import SpeechCtcHandler
-from specs.handlers.diffusion import AutoencodingHandler, DenoisingHandler
+from specs.handlers.denoising import ImageDenoisingHandler
+from specs.handlers.generation import TextGenerationHandler
 from specs.handlers.image import ImageHandler
-from specs.handlers.media_text import MediaTextHandler
+from specs.handlers.media_text import MediaToTextHandler
 from specs.handlers.mesh import TextToMeshHandler
-from specs.handlers.multimodal import MultimodalHandler
 from specs.handlers.multimodal_fusion import MultimodalFusionHandler
-from specs.handlers.music import MusicHandler
+from specs.handlers.music import TextToAudioHandler
 from specs.handlers.recognition import SpeechRecognitionHandler
+from specs.handlers.similarity import ImageTextSimilarityHandler
 from specs.handlers.speech import TextToSpeechHandler
-from specs.handlers.text import TextHandler
-from specs.handlers.text_encoder import TextEncoderHandler
+from specs.handlers.text_embedding import TextEmbeddingHandler
 from specs.handlers.text_to_image import TextToImageHandler
-from specs.handlers.video import TextToVideoHandler
+from specs.handlers.text_to_video import TextToVideoHandler
 from specs.schema import Spec
 
 __all__ = ["HANDLERS", "GraphModule", "Handler", "get_handler"]
@@ -29,15 +30,15 @@ __all__ = ["HANDLERS", "GraphModule", "Handler", "get_handler"]
 HANDLERS: dict[str, Handler] = {
     "image-classification": ImageHandler(),
     "image-embedding": ImageHandler(),
-    "text-generation": TextHandler(),
-    "media-to-text": MediaTextHandler(),
-    "text-embedding": TextEncoderHandler(),
-    "image-text-similarity": MultimodalHandler(),
-    "audio-codec": CodecHandler(),
-    "text-to-audio": MusicHandler(),
+    "text-generation": TextGenerationHandler(),
+    "media-to-text": MediaToTextHandler(),
+    "text-embedding": TextEmbeddingHandler(),
+    "image-text-similarity": ImageTextSimilarityHandler(),
+    "audio-codec": AudioCodecHandler(),
+    "text-to-audio": TextToAudioHandler(),
     "text-to-speech": TextToSpeechHandler(),
-    "image-autoencoding": AutoencodingHandler(),
-    "image-denoising": DenoisingHandler(),
+    "image-autoencoding": ImageAutoencodingHandler(),
+    "image-denoising": ImageDenoisingHandler(),
     "text-to-image": TextToImageHandler(),
     "avatar": AvatarHandler(),
     "speech-recognition": SpeechRecognitionHandler(),

@@ -24,7 +24,7 @@ _GRAPHS: dict[str, type[EncodecEncode | EncodecLookUp | EncodecDecode]] = {
 
 
 @final
-class CodecHandler(Handler):
+class AudioCodecHandler(Handler):
     """`audio.encodec` and `audio.encodec_decoder`."""
 
     def make_components(self, spec: Spec) -> dict[str, nn.Module]:

@@ -1,8 +1,8 @@
-"""Autoencoders and denoisers on their own."""
+"""What the handlers of autoencoders, denoisers and whole pipelines share: parts, their inputs, their latents."""
 
 from __future__ import annotations
 
-from typing import Any, cast, final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,67 +10,12 @@ from torch import nn
 
 from specs.components import Component, DitComponent, UNetComponent, VaeComponent
 from specs.families.denoising import TIMESTEPS
-from specs.graphs import GraphSpec, name_roles
-from specs.handlers.base import Arrays, Handler
+from specs.graphs import GraphSpec
 from specs.handlers.image import make_image
 from specs.models.autoencoder import Autoencoder, Decode, Encode
 from specs.models.dit import Dit
 from specs.models.unet import UNet
-from specs.schema import Spec, TensorSpec
-
-
-@final
-class AutoencodingHandler(Handler):
-    """`diffusion.vae`."""
-
-    def make_components(self, spec: Spec) -> dict[str, nn.Module]:
-        return {name: make_part(config) for name, config in spec.components.items()}
-
-    def make_graph_module(self, graph: GraphSpec, component: nn.Module) -> nn.Module:
-        return make_part_graph(graph, component)
-
-    def make_tensor(
-        self, spec: Spec, graph: GraphSpec, tensor: TensorSpec, shape: tuple[int, ...], random: np.random.Generator
-    ) -> NDArray[Any]:
-        return make_condition(tensor, shape, random)
-
-    def describe_pipeline(self, spec: Spec) -> dict[str, Any]:
-        name = name_roles(spec)["autoencoder"]
-        config = cast(VaeComponent, spec.components[name])
-        return {
-            "kind": "image-autoencoding",
-            "encode": f"{name}.encode",
-            "decode": f"{name}.decode",
-            "image": {
-                "height": spec.dims["image_height"].opt,
-                "width": spec.dims["image_width"].opt,
-                "channels": config.in_channels,
-            },
-            **describe_latents(config),
-        }
-
-
-@final
-class DenoisingHandler(Handler):
-    """`diffusion.unet` or `diffusion.dit`."""
-
-    def tie_inputs(self, graph: GraphSpec, inputs: Arrays) -> Arrays:
-        """Texts of different lengths, the first one full."""
-        if "lengths" in inputs:
-            tokens, rows = inputs["encoder_states"].shape[1], len(inputs["lengths"])
-            inputs["lengths"] = np.maximum(1, tokens - np.arange(rows) * max(1, tokens // 3))
-        return inputs
-
-    def make_components(self, spec: Spec) -> dict[str, nn.Module]:
-        return {name: make_part(config) for name, config in spec.components.items()}
-
-    def make_tensor(
-        self, spec: Spec, graph: GraphSpec, tensor: TensorSpec, shape: tuple[int, ...], random: np.random.Generator
-    ) -> NDArray[Any]:
-        return make_condition(tensor, shape, random)
-
-    def describe_pipeline(self, spec: Spec) -> dict[str, Any]:
-        return {"kind": "tensors", "graph": name_roles(spec)["denoiser"]}
+from specs.schema import TensorSpec
 
 
 def make_part(config: Component) -> nn.Module:

@@ -27,9 +27,9 @@ from specs.families.media_text import (
 )
 from specs.graphs import GraphSpec, name_roles
 from specs.handlers.base import Arrays, GraphModule, Handler
+from specs.handlers.generation import TextGenerationHandler, make_decoder
 from specs.handlers.image import describe_image, make_picture
 from specs.handlers.sound import make_sound
-from specs.handlers.text import TextHandler, make_decoder
 from specs.handlers.tokenizers import describe_tokenizer
 from specs.models.causal import CausalModel, Decode
 from specs.models.media_text import LayerFeatures, PatchFeatures, PrefillWithMedia, Projector
@@ -40,13 +40,13 @@ from specs.models.whisper import WhisperEncoder
 from specs.schema import Spec, TensorSpec
 
 #: A decode step is the same whatever the prompt was.
-_TEXT = TextHandler()
+_TEXT = TextGenerationHandler()
 #: What a host calls what each resampler is for.
 _MEDIA = {"audio_resampler": "sound", "vision_resampler": "picture", "video_resampler": "film"}
 
 
 @final
-class MediaTextHandler(Handler):
+class MediaToTextHandler(Handler):
     """A decoder whose prefill also takes embeddings of media; the components before it have one graph each."""
 
     def make_components(self, spec: Spec) -> dict[str, nn.Module]:

@@ -12,7 +12,7 @@ from specs.components import ClipTextComponent
 from specs.components.mesh import FieldComponent, TriplaneComponent
 from specs.graphs import GraphSpec, name_roles
 from specs.handlers.base import Handler
-from specs.handlers.multimodal import make_text
+from specs.handlers.similarity import make_text
 from specs.handlers.tokenizers import describe_tokenizer
 from specs.models.clip_text import ClipText
 from specs.models.mesh import Field, Triplane

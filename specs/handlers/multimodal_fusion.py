@@ -17,11 +17,11 @@ from specs.components import (
     VisionTransformerComponent,
     WhisperEncoderComponent,
 )
-from specs.families.multimodal import FUSION_ROLE, list_exported, list_streams
+from specs.families.multimodal_fusion import FUSION_ROLE, list_exported, list_streams
 from specs.graphs import GraphSpec, name_roles
 from specs.handlers.base import Arrays, Handler
 from specs.handlers.image import describe_image, make_picture
-from specs.handlers.multimodal import describe_texts, make_text
+from specs.handlers.similarity import describe_texts, make_text
 from specs.handlers.sound import make_sound
 from specs.models.clip_text import ClipText
 from specs.models.encoders import ENCODERS, wrap_tower

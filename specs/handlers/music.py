@@ -26,7 +26,7 @@ _SEVERAL = 16  # frames
 
 
 @final
-class MusicHandler(Handler):
+class TextToAudioHandler(Handler):
     """`text.t5`, `audio.musicgen` and `audio.encodec_decoder`."""
 
     def make_components(self, spec: Spec) -> dict[str, nn.Module]:

@@ -13,7 +13,7 @@ from specs.families.text_to_image import ENCODERS
 from specs.graphs import GraphSpec, name_roles
 from specs.handlers.base import Handler
 from specs.handlers.diffusion import describe_latents, make_condition, make_part, make_part_graph
-from specs.handlers.multimodal import make_text
+from specs.handlers.similarity import make_text
 from specs.handlers.tokenizers import describe_tokenizer
 from specs.models.clip_text import ClipText
 from specs.models.text_condition import LastStates, PenultimateStates, PenultimateStatesAndEmbedding

@@ -15,7 +15,7 @@ from torch import nn
 from exporters.lower import lower
 from exporters.trace import choose_sizes, trace
 from specs.components import MultimodalFusionComponent
-from specs.families.multimodal import list_streams
+from specs.families.multimodal_fusion import list_streams
 from specs.graphs import name_roles
 from specs.handlers import GraphModule, get_handler
 from specs.models.multimodal import MultimodalFusion

@@ -156,8 +156,8 @@ def test_temperature_softens() -> None:
     [
         ("erly", "", ["there is no fusion strategy 'erly'", "early", "where:   three.yaml:"]),
         ("late", "temperature: 0.5", ["the strategy 'late' has no temperature", "early, middle, attention"]),
-        ("attention", "temperature: 0", ["fusion.temperature cannot be the number 0", "more than 0"]),
-        ("attention", "temperature: -1.5", ["fusion.temperature cannot be the number -1.5", "more than 0"]),
+        ("attention", "temperature: 0", ["fusion.temperature cannot be the number 0", "1e-06 or more"]),
+        ("attention", "temperature: -1.5", ["fusion.temperature cannot be the number -1.5", "1e-06 or more"]),
         (
             "late",
             "export_weights: true",

@@ -20,7 +20,7 @@ from specs.schema import Spec, TensorSpec
 
 
 @final
-class TextEncoderHandler(Handler):
+class TextEmbeddingHandler(Handler):
     """`text.bert`, `text.t5`, `text.clip`, `text.siglip`."""
 
     def make_components(self, spec: Spec) -> dict[str, nn.Module]:

@@ -22,7 +22,7 @@ from specs.schema import Spec, TensorSpec
 
 
 @final
-class MultimodalHandler(Handler):
+class ImageTextSimilarityHandler(Handler):
     """A `vision` tower, CLIP's or SigLIP's text tower, and one of `fusion.*`."""
 
     def make_components(self, spec: Spec) -> dict[str, nn.Module]:

@@ -23,7 +23,7 @@ from specs.schema import Spec, TensorSpec
 
 
 @final
-class TextHandler(Handler):
+class TextGenerationHandler(Handler):
     """`text.decoder`, `text.gpt2` and `text.neox`."""
 
     def make_components(self, spec: Spec) -> dict[str, nn.Module]:
