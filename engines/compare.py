@@ -68,6 +68,14 @@ def measure_difference(name: str, value: Array, reference: Array) -> TensorDiffe
     )
 
 
+def compute_logits(probability: Array, precision: str) -> Array:
+    """log(p / (1 - p)) of p in [0, 1], in float64; what `precision` cannot tell from 0 or 1 is as near as it can be."""
+    nothing = find_tolerance(precision).nothing
+    clipped = probability.astype(np.float64).clip(nothing, 1 - nothing)
+    logits: Array = np.log(clipped / (1 - clipped))
+    return logits
+
+
 def find_scale(*arrays: Array) -> float:
     """A power of two by which these float64 arrays are at most 1: squares and sums of what is left cannot overflow.
 
@@ -93,7 +101,6 @@ def judge_difference(
     difference: TensorDifference,
     *,
     exact: bool,
-    probability: bool = False,
     floor: float | None,
     parity: Mapping[str, float],
 ) -> ParityRow:
@@ -101,7 +108,6 @@ def judge_difference(
 
     Args:
         exact: an integer or boolean output, which may not differ at all.
-        probability: an output of a Sigmoid or a Softmax, which rounded logits move however small it is.
         floor: the output's noise floor, None when unknown.
         parity: the spec's own `cosine` and `max_abs`. They replace the table's for lowered precisions; an fp32 graph
             has no reason to be looser than the table, so there they can only tighten.
@@ -118,10 +124,6 @@ def judge_difference(
             relative = min(relative, own) if keeps else own
         if "cosine" in parity:
             cosine = max(cosine, parity["cosine"]) if keeps else parity["cosine"]
-    rounding = find_tolerance(where.precision).probability if probability else 0.0
-    if rounding and rms and not parity:
-        relative = max(relative, rounding / rms)
-        cosine = -1.0 if difference.max_abs <= rounding else cosine
     # An all-zero reference has no scale and no direction: the absolute error is held against the limit.
     needed = difference.max_abs / rms if rms else difference.max_abs
     reason = _find_reason(difference, needed, relative, cosine if rms else -1.0)

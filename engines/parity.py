@@ -21,7 +21,15 @@ import numpy as np
 
 from engines.backends import load_backend
 from engines.backends.onnxruntime import find_version, list_exceptions
-from engines.compare import Array, StageName, fail_output, judge_difference, measure_difference, quiet_polygraphy
+from engines.compare import (
+    Array,
+    StageName,
+    compute_logits,
+    fail_output,
+    judge_difference,
+    measure_difference,
+    quiet_polygraphy,
+)
 from engines.culprit import find_divergence
 from engines.onnx_file import require_listed_weights
 from engines.plugins import locate_files
@@ -32,7 +40,7 @@ from specs.disk import translate_os_errors
 from specs.errors import BuildError, GraphError, MetagenError, PreflightError
 from specs.progress import Progress, ignore_progress
 from specs.report import Divergence, MetricRow, ParityReport, ParityRow
-from specs.tolerance import find_tolerance
+from specs.tolerance import PROBABILITY_NOISE, find_tolerance
 
 REPORT_NAME = "reports/parity.json"
 _ONNXRUNTIME = "onnxruntime"
@@ -269,17 +277,28 @@ def judge_outputs(
         elif value.shape != reference.shape:
             rows.append(fail_output(where, tensor.name, f"shape {value.shape}, the golden data has {reference.shape}"))
         else:
-            rows.append(
-                judge_difference(
-                    where,
-                    measure_difference(tensor.name, value, reference),
-                    exact=value.dtype.kind not in "fc",
-                    probability=tensor.name in graph.probabilities,
-                    floor=graph.noise_floor.get(tensor.name),
-                    parity=parity,
-                )
+            row = judge_difference(
+                where,
+                measure_difference(tensor.name, value, reference),
+                exact=value.dtype.kind not in "fc",
+                floor=graph.noise_floor.get(tensor.name),
+                parity=parity,
             )
+            if not row.passed and tensor.name in graph.probabilities and not parity:
+                row = _judge_probability(where, row, value, reference)
+            rows.append(row)
     return rows
+
+
+def _judge_probability(where: StageName, row: ParityRow, value: Array, reference: Array) -> ParityRow:
+    """`row` again, which failed, as what a Sigmoid gave: see `specs.tolerance`."""
+    if row.difference.non_finite:
+        return row
+    if row.difference.max_abs <= PROBABILITY_NOISE:
+        return replace(row, limit_relative=PROBABILITY_NOISE / row.difference.reference_rms, passed=True, reason="")
+    logits = [compute_logits(array, where.precision) for array in (value, reference)]
+    difference = measure_difference(f"{row.difference.name}, its logit", *logits)
+    return judge_difference(where, difference, exact=False, floor=None, parity={})
 
 
 def measure_top1(logits: Sequence[Array], labels: Array) -> float:

@@ -1,10 +1,11 @@
-"""Which outputs of a graph are probabilities: what a Sigmoid or a Softmax gives, moved around or multiplied.
+"""Which outputs of a graph are probabilities one by one: what a Sigmoid gives, moved around or multiplied.
 
     logits --Sigmoid--> p --Reshape, Concat, If, ...--> output          scale 1, whatever the input
-    p q, 1 - p                                                          likewise
+    p q                                                                 likewise
 
-A detector that sees nothing answers 1e-6. Errors are judged against the size of the answer (specs.tolerance); of a
-probability that size is 1. What can leave [0, 1] (boxes beside scores in one tensor, a logarithm) is none.
+A detector that sees nothing answers 1e-6. Errors are judged by the size of the answer, of a probability by its
+logit (`specs.tolerance`). What can leave [0, 1] (boxes beside scores in one tensor, a logarithm) is none, and a Softmax
+is none either: its answers add up to 1, so that they have a size.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import onnx_ir as ir
 
 from exporters.passes._graph import is_onnx
 
-_BOUNDED = ("Sigmoid", "Softmax", "HardSigmoid")
+_BOUNDED = ("Sigmoid", "HardSigmoid")
 _MOVING = (
     "Cast", "Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "GlobalAveragePool", "GlobalMaxPool",
     "Identity", "Max", "MaxPool", "Min", "Mul", "ReduceMax", "ReduceMean", "ReduceMin", "Reshape", "Slice", "Split",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -98,27 +99,50 @@ def test_an_output_that_is_a_probability_is_recorded_as_one(tmp_path: Path) -> N
     assert manifest.graphs[0].probabilities == ("y",)
 
 
+NOTHING = [1e-6, 2e-7, 3e-6, 1e-6]
+TAGS = [0.02, 0.05, 0.03, 0.01]  # of a thousand, none of them sure
+
+
 @pytest.mark.parametrize(
-    ("precision", "passes", "fails"),
-    [("fp32", 9e-7, 1.1e-6), ("fp16", 7e-3, 8.5e-3), ("bf16", 6e-2, 7e-2), ("int8", 6e-2, 7e-2)],
+    ("precision", "reference", "value", "right"),
+    [
+        ("fp32", NOTHING, [1.9e-6, 2e-7, 3e-6, 1e-6], True),
+        ("fp32", NOTHING, [2.1e-6, 2e-7, 3e-6, 1e-6], False),
+        ("fp16", NOTHING, [1e-3, 0, 3e-6, 1e-6], True),
+        ("fp16", NOTHING, [3e-3, 2e-7, 3e-6, 1e-6], False),
+        ("int8", NOTHING, [1e-2, 0, 3e-6, 1e-6], True),
+        ("int8", NOTHING, [6e-2, 2e-7, 3e-6, 1e-6], False),
+        ("bf16", TAGS, [0.021, 0.049, 0.0305, 0.01], True),
+        ("int8", TAGS, [0.03, 0.06, 0.03, 0.02], True),
+        ("fp16", TAGS, [0.05, 0.02, 0.01, 0.03], False),  # the right numbers in the wrong places
+        ("int8", TAGS, [0.05, 0.02, 0.01, 0.06], False),
+        ("int8", [0.999, 0.998, 0.999, 0.999], [0.5, 0.998, 0.999, 0.999], False),
+        ("fp16", [0.9999, 0.001, 0.5, 0.5], [1.0, 0.0, 0.5, 0.5], True),
+        ("int8", NOTHING, [float("nan"), 2e-7, 3e-6, 1e-6], False),
+    ],
 )
-def test_what_a_probability_may_be_off_by(precision: str, passes: float, fails: float) -> None:
+def test_a_probability_is_judged_by_its_logit(
+    precision: str, reference: list[float], value: list[float], right: bool, tmp_path: Path
+) -> None:
+    (graph,) = export("detects_nothing", tmp_path, "cpu").graphs
     where = StageName(graph="g", stage="s", backend="onnxruntime", precision=precision)
-    no = np.array([1e-6, 2e-7], np.float32)
-    for error, right in ((passes, True), (fails, False)):
-        difference = measure_difference("y", no.astype(np.float64) + [0, error], no)
-        judged = [
-            judge_difference(where, difference, exact=False, probability=probability, floor=None, parity={}).passed
-            for probability in (True, False)
-        ]
-        assert judged == [right, False]
+    given = {"y": np.array(value, np.float32)}, {"y": np.array(reference, np.float32)}
+
+    def judge(probabilities: tuple[str, ...]) -> bool:
+        listed = replace(graph, probabilities=probabilities, noise_floor={})
+        (row,) = parity.judge_outputs(where, listed, *given, parity={})
+        return row.passed
+
+    assert judge(("y",)) == right
+    assert reference is not NOTHING or not judge(())
 
 
 @pytest.mark.parametrize(
     ("body", "bounded"),
     [
         ("y = Sigmoid(x)", True),
-        ("s = Sigmoid(x) t = Softmax(x) p = Mul(s, t) y = Transpose(p)", True),
+        ("s = Sigmoid(x) t = Sigmoid(x) p = Mul(s, t) y = Transpose(p)", True),
+        ("y = Softmax(x)", False),
         ("s = Sigmoid(x) y = Concat<axis = 1>(x, s)", False),
         ("s = Softmax(x) y = Log(s)", False),
         ("s = Sigmoid(x) y = Add(s, s)", False),
