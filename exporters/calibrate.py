@@ -2,10 +2,11 @@
 
     samples --ONNX Runtime, the tensors made outputs--> arrays --collector--> Range(low, high)
 
-"max" keeps the extremes. "percentile" and "entropy" use ONNX Runtime's own histogram collectors: they give up
-outliers (99.99 % kept; the cut with the least Kullback-Leibler divergence). Only the tensors asked for are read, and a
-model with external data is run where it lies, so its size does not matter. Beside the range, a few rows of each tensor
-are kept: on them the passes try what loses least (`passes._scaling`).
+"max" keeps the extremes. "mse" takes the range that loses least (`least_squares`). "percentile" and "entropy" use
+ONNX Runtime's own histogram collectors: they give up outliers (99.99 % kept; the cut with the least Kullback-Leibler
+divergence). Only the tensors asked for are read, and a model with external data is run where it lies, so its size does
+not matter. Beside the range, a few rows of each tensor are kept: on them the passes try what loses least
+(`passes._scaling`).
 
 Not here: which tensors (`passes.list_quantizable_tensors`), nor scales (`passes.insert_quantize_dequantize`).
 """
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import onnx
 
+from exporters.least_squares import LeastSquares
 from exporters.passes._ranges import Range
 from specs.errors import CalibrationError
 from specs.mapped_session import has_large_weights, make_mapped_session
@@ -30,7 +32,7 @@ from specs.progress import Progress
 if TYPE_CHECKING:
     import onnxruntime  # at run time only where INT8 is asked for: an fp32 export need not carry it in memory
 
-Method = Literal["max", "percentile", "entropy"]
+Method = Literal["max", "mse", "percentile", "entropy"]
 
 #: Histogram bins; entropy merges them into 128 steps, so it needs many more to have a choice.
 _BINS = 2048
@@ -56,14 +58,14 @@ def measure_ranges(
     Raises:
         CalibrationError: no samples, a sample the graph does not take, values that are not finite, an unknown tensor.
     """
-    if method not in ("max", "percentile", "entropy"):
-        raise CalibrationError(f"unknown method '{method}'", allowed="entropy, max, percentile")
+    if method not in ("max", "mse", "percentile", "entropy"):
+        raise CalibrationError(f"unknown method '{method}'", allowed="entropy, max, mse, percentile")
     if not tensors:
         return {}
     inputs = [name for name in tensors if name in _list_inputs(model_path)]
     computed = [name for name in tensors if name not in inputs]
     session = _open_session(model_path, computed)
-    collector = _Extremes() if method == "max" else _Histograms(method)
+    collector = _make_collector(method)
     rows = _Rows()
     count = 0
     for sample in samples:
@@ -78,6 +80,12 @@ def measure_ranges(
             "there are no calibration samples", where=str(model_path), fix="give at least one; 64 to 512 are usual"
         )
     return {name: rows.complete(name, span) for name, span in collector.finish().items()}
+
+
+def _make_collector(method: Method) -> _Extremes | LeastSquares | _Histograms:
+    if method == "max":
+        return _Extremes()
+    return LeastSquares() if method == "mse" else _Histograms(method)
 
 
 def _list_inputs(model_path: Path) -> set[str]:

@@ -100,7 +100,7 @@ def export_model(
         [Variant(target=t, precision=p, as_it_is=p == own) for t in targets for p in precisions or (own,)],
         pool,
         samples=lambda: samples or list(_make_samples(inputs, reference)),
-        calibration_method="max",
+        calibration_method="mse",
         decided={},
         progress=progress,
     )

@@ -104,7 +104,7 @@ class CalibrationSpec(Frozen):
     samples: int = Field(
         default=64, ge=1, le=MOST_SAMPLES, description="how many samples to use at most; 64 to 512 are usual"
     )
-    method: Literal["max", "entropy", "percentile"] = Field(
+    method: Literal["max", "mse", "entropy", "percentile"] = Field(
         default="max", description="how a range is chosen from what was observed"
     )
 
