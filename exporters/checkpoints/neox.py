@@ -32,12 +32,14 @@ class NeoxImporter(Importer):
         config = folder.config
         refuse_quantised(config)
         require_causal(config)
+        size, heads = config.take_count("hidden_size"), config.take_count("num_attention_heads")
+        config.require("head_dim", (size // heads,), size // heads)  # the library would turn as many channels, no more
         decoder = {
             "kind": "text.neox",
             "vocab_size": config.take("vocab_size", int),
-            "hidden_size": config.take("hidden_size", int),
+            "hidden_size": size,
             "num_layers": config.take("num_hidden_layers", int),
-            "num_heads": config.take("num_attention_heads", int),
+            "num_heads": heads,
             "mlp_size": config.take("intermediate_size", int),
             "activation": read_activation(config, "hidden_act", "gelu"),
             "layer_norm_eps": config.take("layer_norm_eps", float, 1e-5),
