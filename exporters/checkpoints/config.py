@@ -24,7 +24,10 @@ USE_ONNX = "export the model to ONNX with its own library; metagen-deploy export
 
 @final
 class Config:
-    """One JSON mapping of a checkpoint. A key that is null counts as absent, as the libraries treat it."""
+    """One JSON mapping of a checkpoint. A key that is null counts as absent, and where it says yes or no as no.
+
+    So the libraries treat it: their `None` is not what a missing key is filled with where it stands behind an `if`.
+    """
 
     def __init__(self, data: Mapping[str, Any], where: str) -> None:
         self.data, self.where = data, where
@@ -39,6 +42,8 @@ class Config:
             CheckpointError: it is missing and there is no default, or it is of another type.
         """
         value = self.data.get(key)
+        if value is None and kind is bool and key in self.data:
+            value = False
         if value is None:
             if default is _NOT_GIVEN:
                 raise CheckpointError(

@@ -76,7 +76,9 @@ def read_pictures(folder: Folder, image: tuple[int, int], channels: int, usual: 
             fix="use the files of one checkpoint",
         )
     mean, std = _read_values(config, processor)
-    scale = 255 * (config.take("rescale_factor", float, 1 / 255) if config.take("do_rescale", bool, True) else 1.0)
+    scale = 255 * (
+        config.take_positive("rescale_factor", float, 1 / 255) if config.take("do_rescale", bool, True) else 1.0
+    )
     if not math.isclose(scale, 1.0, rel_tol=1e-12):
         mean, std = [value / scale for value in mean], [value / scale for value in std]
     if channels == 1 and len(set(mean)) == len(set(std)) == 1:

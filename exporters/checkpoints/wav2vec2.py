@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from exporters.checkpoints.activations import read_activation
 from exporters.checkpoints.base import Folder, Importer
 from exporters.checkpoints.config import Config
+from exporters.checkpoints.decoder import require_causal
 from exporters.checkpoints.recipes import Recipe, stack_linear, take_linear
 from exporters.checkpoints.sound import describe_speech, find_feature_extractor
 from exporters.checkpoints.vocabulary import read_vocabulary
@@ -41,6 +42,7 @@ class Wav2Vec2Importer(Importer):
         config.require("conv_pos_batch_norm", (False,), False)
         sound.require("feature_size", (1,), 1)
         sound.require("padding_value", (0,), 0)
+        require_causal(config, causal=False)
         vocab_size = config.take_count("vocab_size", 32)
         vocabulary = read_vocabulary(folder, vocab_size=vocab_size)
         feature_norm = config.require("feat_extract_norm", ("group", "layer"), "group")

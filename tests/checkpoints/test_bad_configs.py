@@ -35,7 +35,7 @@ def test_a_mask_that_is_turned_off(kind: str, tmp_path: Path) -> None:
     assert caught.value.problem == "'is_causal' is False in the checkpoint's config, which is not implemented"
 
 
-@pytest.mark.parametrize("kind", ["ViT", "CLIPVision"])
+@pytest.mark.parametrize("kind", ["ViT", "CLIPVision", "Wav2Vec2", "Hubert"])
 def test_a_mask_that_is_turned_on(kind: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         read_spec(write(tmp_path, kind, is_causal=True))

@@ -96,6 +96,21 @@ def test_values_are_the_library_s_to_the_last_bit(tmp_path: Path) -> None:
     assert np.array_equal(load_image(np.asarray(picture), **describe_image(config)), wanted)
 
 
+@pytest.mark.parametrize("key", ["do_rescale", "do_normalize", "do_center_crop", "do_resize"])
+def test_a_step_of_null_is_left_out(key: str, tmp_path: Path) -> None:
+    """As the library reads it; a step that is missing in the file is the family's own."""
+    write_checkpoint("CLIP, a crop larger than the picture" if key != "do_center_crop" else "SigLIP", tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: None}))
+    config: Any = read_spec(tmp_path).components["encoder"]
+    processor = hf.AutoImageProcessor.from_pretrained(tmp_path)
+    picture = make_picture(37, 53)
+    wanted = processor(picture, return_tensors="np")["pixel_values"]
+    mean, std = (np.array(values, np.float64)[:, None, None] for values in (config.image_mean, config.image_std))
+    got = load_image(np.asarray(picture), **describe_image(config)).astype(np.float64)
+    np.testing.assert_allclose((got - mean) / std, wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())
+
+
 @pytest.mark.parametrize("resample", RESAMPLES)
 def test_resize_equals_pillow(resample: str) -> None:
     random = np.random.default_rng(7)
@@ -143,6 +158,7 @@ def test_a_picture_with_other_proportions_is_refused(tmp_path: Path) -> None:
         ({"size": {"height": 20, "width": 16}}, "another size than the model takes"),
         ({"size": {"longest_edge": 16}}, "this way of resizing is not implemented"),
         ({"resample": 9}, "'resample' is 9"),
+        ({"rescale_factor": 0.0}, "'rescale_factor' in the checkpoint's config is not above 0"),
         ({"image_mean": [0.5, 0.5]}, "image_mean needs 1 or num_channels=3"),
         ({"image_std": "half"}, "'image_std' is not a list of numbers"),
     ],
