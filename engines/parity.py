@@ -274,6 +274,8 @@ def judge_outputs(
         value, reference = outputs[tensor.name], golden[tensor.name]
         if value.dtype.name != tensor.dtype:
             rows.append(fail_output(where, tensor.name, f"dtype {value.dtype.name}, the manifest has {tensor.dtype}"))
+        elif reference.dtype.kind not in "fiubc" and reference.dtype.kind != value.dtype.kind:
+            rows.append(fail_output(where, tensor.name, f"the golden data is of type {reference.dtype.name}"))
         elif value.shape != reference.shape:
             rows.append(fail_output(where, tensor.name, f"shape {value.shape}, the golden data has {reference.shape}"))
         else:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from specs.arrays import UnreadableArrayError, read_npz
-from specs.bundle import Graph, Manifest
+from specs.bundle import Graph, IoTensor, Manifest
 from specs.bundle_files import resolve_inside
 from specs.errors import BundleError
 
@@ -58,18 +58,28 @@ def read_evaluation(folder: Path, graph: Graph) -> tuple[dict[str, Array], Array
         return None
     path = resolve_inside(folder, graph.evaluation)
     arrays = _read_arrays(path)
-    lengths = {name: len(array) for name, array in arrays.items() if array.ndim}
-    inputs = {t.name: arrays.get(f"input:{t.name}") for t in graph.inputs}
-    unfit = "labels" not in arrays or any(value is None for value in inputs.values()) or len(set(lengths.values())) != 1
-    if unfit or not inputs:
+    labels = arrays.get("labels")
+    inputs = {t.name: arrays[f"input:{t.name}"] for t in graph.inputs if f"input:{t.name}" in arrays}
+    fit = labels is not None and labels.ndim == 1 and len(labels) > 0 and labels.dtype.kind in "iu"
+    fit = fit and len(inputs) == len(graph.inputs) > 0 and all(_is_row(inputs[t.name], t) for t in graph.inputs)
+    if labels is None or not fit or any(len(value) != len(labels) for value in inputs.values()):
         raise BundleError(
             f"the evaluation data of graph '{graph.name}' does not fit it",
             where=str(path),
-            got=", ".join(f"{name} {arrays[name].shape}" for name in sorted(arrays)),
-            allowed=f"labels, {', '.join(f'input:{t.name}' for t in graph.inputs)}, all of one length",
+            got=", ".join(f"{name} {arrays[name].dtype} {arrays[name].shape}" for name in sorted(arrays)),
+            allowed="labels of whole numbers, "
+            + ", ".join(f"input:{t.name} {t.dtype} {list(t.shape)}" for t in graph.inputs)
+            + ", all of one length",
             fix="export the bundle again",
         )
-    return {name: value for name, value in inputs.items() if value is not None}, arrays["labels"]
+    return inputs, labels
+
+
+def _is_row(value: Array, tensor: IoTensor) -> bool:
+    """Whether `value` is rows of what `tensor` takes: its type, rank and fixed sizes."""
+    sizes = zip(tensor.shape[1:], value.shape[1:], strict=False)
+    fixed = all(wanted == got for wanted, got in sizes if isinstance(wanted, int))
+    return value.dtype.name == tensor.dtype and 0 < value.ndim == len(tensor.shape) and fixed
 
 
 def split_batches(inputs: Mapping[str, Array], graph: Graph, manifest: Manifest) -> Iterator[dict[str, Array]]:
