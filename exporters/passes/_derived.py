@@ -13,13 +13,14 @@ from collections.abc import Callable, Hashable, Iterator
 import numpy as np
 import onnx_ir as ir
 
-from specs.pages import CHUNK_BYTES, drop_pages
+from specs.pages import drop_pages
 
 NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 _SOURCE, _STEP = "metagen.source", "metagen.step"
 _WIDENED = "widened"
 _PIECE_ELEMENTS = 4 << 20
+_GIVEN_BACK_BYTES = 1 << 20  # a model of many small weights is looked through whole before the first is written
 _TURNED_ROWS = 16  # of a line of the processor's cache each
 
 
@@ -90,7 +91,7 @@ def list_pieces(tensor: ir.TensorProtocol) -> Iterator[np.ndarray]:
     source = find_source(tensor) if plain else tensor
     array = source.numpy()
     flat = array.reshape(-1) if array.flags.c_contiguous else np.ascontiguousarray(array).reshape(-1)
-    in_file = isinstance(source, ir.ExternalTensor) and flat.nbytes >= CHUNK_BYTES
+    in_file = isinstance(source, ir.ExternalTensor) and flat.nbytes >= _GIVEN_BACK_BYTES
     for start in range(0, flat.size, _PIECE_ELEMENTS):
         piece = flat[start : start + _PIECE_ELEMENTS]
         yield piece.astype(np.float32) if _WIDENED in steps else piece
