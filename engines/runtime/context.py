@@ -38,7 +38,11 @@ class ContextTokenizer:
         self.pad_token = take_field(config, "pad_token", int, 0, at="pipeline.tokenizer", least=0)
 
     def encode(self, text: str) -> Array:
-        """int64 [context_length].
+        """int64 [context_length]; InputError as `encode_counted`."""
+        return self.encode_counted(text)[0]
+
+    def encode_counted(self, text: str) -> tuple[Array, int]:
+        """int64 [context_length], and how many of these ids are the text's own.
 
         Raises:
             InputError: the text has more tokens than fit.
@@ -51,10 +55,12 @@ class ContextTokenizer:
         if len(ids) > self.context_length:
             raise InputError(
                 "the text has too many tokens",
-                got=f"{len(ids) - 1} in {text[:40]!r}",
-                allowed=f"{self.context_length - 1} and the end of text",
+                got=f"{len(ids) - (self.end_of_text is not None)} in {text[:40]!r}",
+                allowed=f"{self.context_length - 1} and the end of text"
+                if self.end_of_text is not None
+                else f"{self.context_length}",
                 fix="shorten it",
             )
         row = np.full(self.context_length, self.pad_token, np.int64)
         row[: len(ids)] = ids
-        return row
+        return row, len(ids)

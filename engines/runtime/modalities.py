@@ -21,7 +21,7 @@ from engines.runtime.fields import take_field
 from engines.runtime.film import load_frames
 from engines.runtime.image import load_image
 from engines.runtime.pipelines.pictures import check_picture_size, load_raw, run_groups, take_image_size
-from engines.runtime.sound import load_chunk
+from engines.runtime.sound import load_chunk, load_sound
 from specs.bundle import IoTensor, Manifest
 from specs.errors import BundleError, InputError, name_nearest
 
@@ -104,7 +104,8 @@ class Modality:
         """Arrays of one row, without the batch."""
         if self.reads == "text":
             assert self._context is not None
-            return {"token_ids": self._context.encode(_read_text(source))}
+            ids, count = self._context.encode_counted(_read_text(source))
+            return {"token_ids": ids, **self._count(count)}
         if self.reads == "image":
             return {"image": load_image(source, **take_image_size(self._config))[0]}
         if self.reads == "pixels":
@@ -116,8 +117,14 @@ class Modality:
             return {"frames": frames}
         if self.reads == "sound":
             sizes = {key: take_field(self._config, key, int) for key in ("sample_rate", "num_samples")}
-            return {"samples": load_chunk(source, **sizes)}
+            samples = load_sound(source, sample_rate=sizes["sample_rate"])
+            return {"samples": load_chunk(samples, **sizes), **self._count(len(samples))}
         return self._load_values(source)
+
+    def _count(self, valid: int) -> dict[str, Array]:
+        """How much of a row is its own, for encoders that ask; of nothing, the first place."""
+        asked = any(tensor.name == "lengths" for tensor in self._graph.graph.inputs)
+        return {"lengths": np.array(max(1, valid), np.int64)} if asked else {}
 
     def _load_values(self, source: Any) -> dict[str, Array]:
         counted: Mapping[str, str] = self._config.get("counted", {})

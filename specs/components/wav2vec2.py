@@ -42,6 +42,9 @@ class Wav2Vec2Component(TransformerSizes):
     mask_padding: bool = Field(
         default=False, description="attention does not see padding; the base models were trained to see it"
     )
+    num_samples: Size | None = Field(
+        default=None, description="samples that a fusion of modalities hears at once, which needs it; else any number"
+    )
     blank_token: int = Field(default=0, ge=0, description="id of CTC's blank")
     word_delimiter: str = Field(default="|", description="label that stands for a space")
     lower_case: bool = Field(default=False, description="of the text that is shown")
@@ -57,6 +60,8 @@ class Wav2Vec2Component(TransformerSizes):
         check_divides(self.hidden_size, self.position_groups, size_name="hidden_size", heads_name="position_groups")
         if self.adapter_size and not self.norm_first:
             raise ValueError("adapter_size belongs to models with norm_first: true")
+        if self.num_samples is not None and self.num_samples < self.smallest_input:
+            raise ValueError(f"num_samples {self.num_samples} is less than one frame, {self.smallest_input} samples")
         if self.blank_token >= self.vocab_size:
             raise ValueError(f"blank_token {self.blank_token} is outside the vocabulary of {self.vocab_size}")
         return self
@@ -97,8 +102,8 @@ class Wav2Vec2Component(TransformerSizes):
         return features + projection + positions + 2 * c + layers + (c + 1) * self.vocab_size
 
     def count_macs(self, tokens: int) -> int:
-        """Of ten seconds: sound has no tokens."""
-        c, counts = self.hidden_size, self.list_frame_counts(10 * self.sample_rate)
+        """Of ten seconds, where `num_samples` does not say how many: sound has no tokens."""
+        c, counts = self.hidden_size, self.list_frame_counts(self.num_samples or 10 * self.sample_rate)
         features = sum(weight * count for weight, count in zip(self._list_conv_weights(), counts, strict=True))
         frames, adapter = counts[-1], 2 * c * (self.adapter_size or 0)
         rest = self.conv_sizes[-1] * c + c * c // self.position_groups * self.position_kernel + c * self.vocab_size

@@ -7,7 +7,8 @@ The columns of `presence` are the encoders in the order in which the spec lists 
 is there and hands over anything in place of the rest: where `presence` is False nothing of it is seen, NaN included.
 
 A tower that pools gives one token, any other gives all of its tokens; of `text.clip`, which always can pool, one where
-it has a `projection_size`.
+it has a `projection_size`. Convolutions give a token for each place of their last feature map. Where texts and sounds
+have lengths of their own, encoders take them beside the longest row that there can be, and say how many tokens count.
 """
 
 from __future__ import annotations
@@ -18,22 +19,25 @@ from typing import ClassVar, cast, final
 from specs.components import (
     COMPONENTS,
     Activations,
+    BertComponent,
     ClipTextComponent,
     Component,
     EncoderComponent,
     EncoderInput,
     MultimodalFusionComponent,
+    PictureComponent,
     VisionTransformerComponent,
+    Wav2Vec2Component,
     WhisperEncoderComponent,
 )
 from specs.components.multimodal import STRATEGIES, STRATEGY_OPTIONS, Stream, WeightsTensor
 from specs.errors import SpecError, name_nearest
 from specs.families.base import BATCH, Components, Family, GraphSpec, Roles, make_float, make_ids, make_model_graph
-from specs.families.pictures import leave_raw, make_picture_graph
+from specs.families.pictures import TOWERS, leave_raw, make_picture_graph
 from specs.schema import Dim, Spec, TensorSpec
 
 #: Beside every kind that is an EncoderComponent, registered ones included.
-_ENCODERS = ("vision.vit", "vision.clip", "vision.siglip", "text.clip", "text.siglip", "audio.whisper")
+_ENCODERS = (*TOWERS, "text.clip", "text.siglip", "text.bert", "audio.whisper", "audio.wav2vec2")
 FUSION_ROLE = "fusion"
 
 
@@ -82,7 +86,13 @@ class MultimodalFusionFamily(Family):
                 "labelled data for a fusion of modalities is not taken", where="evaluation", fix="remove the key"
             )
         for name, component in spec.components.items():
-            if isinstance(component, VisionTransformerComponent) and component.num_classes is not None:
+            if isinstance(component, Wav2Vec2Component) and component.num_samples is None:
+                raise SpecError(
+                    f"'{name}' hears sounds of any length, and a fusion needs the longest",
+                    where=f"components.{name}",
+                    fix=f"add num_samples: 4 seconds are {4 * component.sample_rate}",
+                )
+            if isinstance(component, PictureComponent) and component.num_classes is not None:
                 raise SpecError(
                     f"'{name}' ends in classes, and a fusion needs features",
                     where=f"components.{name}.num_classes",
@@ -119,7 +129,7 @@ class MultimodalFusionFamily(Family):
         return {
             name: one.measure(list_streams(components, roles)).macs
             if isinstance(one, MultimodalFusionComponent)
-            else one.count_macs(tokens)
+            else one.count_macs(one.context_length if isinstance(one, BertComponent) else tokens)
             for name, one in components.items()
         }
 
@@ -131,9 +141,16 @@ class MultimodalFusionFamily(Family):
         return {
             name: Activations(layer=batch * one.measure(streams).peak, interface=batch * given)
             if isinstance(one, MultimodalFusionComponent)
-            else one.count_activations(sizes)
+            else one.count_activations({**sizes, **_fix_sizes(one)})
             for name, one in components.items()
         }
+
+
+def _fix_sizes(component: Component) -> dict[str, int]:
+    """What is a dim where such an encoder stands alone, and one size in a fusion."""
+    if isinstance(component, BertComponent):
+        return {"tokens": component.context_length}
+    return {"samples": component.num_samples or 0} if isinstance(component, Wav2Vec2Component) else {}
 
 
 def _can_encode(component: Component) -> bool:
@@ -157,6 +174,16 @@ def _make_stream(name: str, component: Component) -> Stream:
         if component.resolved_pooling == "none":
             return Stream(name, component.num_patches, component.hidden_size)
         return Stream(name, 1, component.feature_size)
+    if isinstance(component, PictureComponent):
+        width, height, columns = component.features["feature_map"]
+        return Stream(name, height * columns, width)
+    if isinstance(component, BertComponent):
+        if component.pooling != "none":
+            return Stream(name, 1, component.feature_size)
+        return Stream(name, component.context_length, component.hidden_size, has_lengths=True)
+    if isinstance(component, Wav2Vec2Component):
+        frames = component.count_frames(component.num_samples or component.smallest_input)
+        return Stream(name, frames, component.hidden_size, has_lengths=True)
     if isinstance(component, ClipTextComponent):
         if component.head_size is not None:
             return Stream(name, 1, component.head_size)
@@ -219,15 +246,26 @@ def _make_encoder_graph(name: str, component: Component) -> GraphSpec:
     made = list_stream_tensors(stream)
     if isinstance(component, EncoderComponent):
         graph = make_model_graph(name, tuple(_make_tensor(tensor) for tensor in component.list_inputs()), made)
-    elif isinstance(component, VisionTransformerComponent):
+    elif isinstance(component, PictureComponent):
         graph = make_picture_graph(name, component, *made)
     elif isinstance(component, ClipTextComponent):
         ids = make_ids("token_ids", "batch", component.context_length, vocab_size=component.vocab_size)
         graph = make_model_graph(name, (ids,), made)
+    elif isinstance(component, BertComponent):
+        ids = make_ids("token_ids", "batch", component.context_length, vocab_size=component.vocab_size)
+        graph = make_model_graph(name, (ids, _make_lengths(component.context_length)), made)
+    elif isinstance(component, Wav2Vec2Component):
+        samples = component.num_samples or component.smallest_input
+        graph = make_model_graph(name, (make_float("samples", "batch", samples), _make_lengths(samples)), made)
     else:
         audio = cast(WhisperEncoderComponent, component)
         graph = make_model_graph(name, (make_float("samples", "batch", audio.num_samples),), made)
     return leave_raw(graph)
+
+
+def _make_lengths(longest: int) -> TensorSpec:
+    """How much of each row is its own."""
+    return TensorSpec(name="lengths", dtype="int64", shape=("batch",), low=longest // 2 + 1, high=longest + 1)
 
 
 def _make_tensor(tensor: EncoderInput) -> TensorSpec:

@@ -29,7 +29,7 @@ class ImageHandler(Handler):
     """One `vision` tower: a transformer, convolutions, or both."""
 
     def make_components(self, spec: Spec) -> dict[str, nn.Module]:
-        return {name: _make_tower(config) for name, config in spec.components.items()}
+        return {name: make_tower(config) for name, config in spec.components.items()}
 
     def make_graph_module(self, graph: GraphSpec, component: nn.Module) -> nn.Module:
         is_encoder = isinstance(component, VisionTransformer) and component.head is None
@@ -51,7 +51,8 @@ class ImageHandler(Handler):
         return {"kind": "image-classification", **described, "labels": labels}
 
 
-def _make_tower(config: Component) -> nn.Module:
+def make_tower(config: Component) -> nn.Module:
+    """The module of any `PictureComponent`."""
     if isinstance(config, ResNetComponent):
         return ResNet(config)
     if isinstance(config, MobileVitComponent):

@@ -9,24 +9,28 @@ from numpy.typing import NDArray
 from torch import nn
 
 from specs.components import (
+    BertComponent,
     ClipTextComponent,
     Component,
     EncoderComponent,
     FramesComponent,
     MultimodalFusionComponent,
-    VisionTransformerComponent,
+    PictureComponent,
+    Wav2Vec2Component,
     WhisperEncoderComponent,
 )
 from specs.families.multimodal_fusion import FUSION_ROLE, list_exported, list_streams
 from specs.graphs import GraphSpec, name_roles
 from specs.handlers.base import Arrays, Handler
-from specs.handlers.image import describe_image, make_picture
+from specs.handlers.image import describe_image, make_picture, make_tower
 from specs.handlers.similarity import describe_texts, make_text
 from specs.handlers.sound import make_sound
+from specs.handlers.tokenizers import describe_tokenizer
+from specs.models.bert import Bert
 from specs.models.clip_text import ClipText
 from specs.models.encoders import ENCODERS, wrap_tower
 from specs.models.multimodal import MultimodalFusion
-from specs.models.vision import VisionTransformer
+from specs.models.wav2vec2 import Wav2Vec2
 from specs.models.whisper import WhisperEncoder
 from specs.schema import Spec, TensorSpec
 
@@ -60,10 +64,12 @@ class MultimodalFusionHandler(Handler):
             return config.draw_example(tensor.name, shape, random) if drawn is None else drawn
         if tensor.name in ("image", "pixels"):
             return make_picture(tensor, shape, random)
-        if tensor.name == "token_ids":
+        if tensor.name == "token_ids" and isinstance(config, ClipTextComponent):
             return make_text(shape, int(tensor.high), random)
         if tensor.name == "samples":
-            return make_sound(shape, random, sample_rate=cast(WhisperEncoderComponent, config).sample_rate)
+            return make_sound(
+                shape, random, sample_rate=cast(WhisperEncoderComponent | Wav2Vec2Component, config).sample_rate
+            )
         if tensor.name == "presence":
             return make_presences(shape, random)
         if tensor.dtype == "int64":
@@ -105,10 +111,14 @@ def _make_encoder(config: Component) -> nn.Module:
     if isinstance(config, EncoderComponent):
         module: nn.Module = ENCODERS[config.kind](config)
         return module
-    if isinstance(config, VisionTransformerComponent):
-        return VisionTransformer(config)
+    if isinstance(config, PictureComponent):
+        return make_tower(config)
     if isinstance(config, ClipTextComponent):
         return ClipText(config)
+    if isinstance(config, BertComponent):
+        return Bert(config)
+    if isinstance(config, Wav2Vec2Component):
+        return Wav2Vec2(config)
     assert isinstance(config, WhisperEncoderComponent), config.kind
     return WhisperEncoder(config)
 
@@ -121,12 +131,15 @@ def _describe_encoder(spec: Spec, name: str) -> dict[str, Any]:
     if isinstance(config, EncoderComponent):
         counted = {tensor.name: tensor.counts for tensor in config.list_inputs() if tensor.counts}
         return {"reads": "values", "counted": counted}
-    if isinstance(config, VisionTransformerComponent):
+    if isinstance(config, PictureComponent):
         reads = "pixels" if config.preprocess == "graph" else "image"
         return {"reads": reads, "image": describe_image(config)}
     if isinstance(config, ClipTextComponent):
         return {"reads": "text", "tokenizer": describe_texts(spec, name, config)}
-    audio = cast(WhisperEncoderComponent, config)
+    if isinstance(config, BertComponent):
+        tokenizer = describe_tokenizer(spec, name, vocab_size=config.vocab_size)
+        return {"reads": "text", "tokenizer": {**tokenizer, "context_length": config.context_length}}
+    audio = cast(WhisperEncoderComponent | Wav2Vec2Component, config)
     return {"reads": "sound", "sample_rate": audio.sample_rate, "num_samples": audio.num_samples}
 
 

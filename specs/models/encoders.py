@@ -12,12 +12,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from specs.models.bert import Bert
 from specs.models.clip_text import ClipText
 from specs.models.frames import FramesEncoder
 from specs.models.media_text import PatchFeatures
+from specs.models.mobilevit import MobileVit
 from specs.models.raw_pixels import take_pixels
+from specs.models.resnet import ResNet
 from specs.models.sensor import PointsEncoder, SeriesEncoder
 from specs.models.vision import VisionTransformer
+from specs.models.wav2vec2 import Wav2Vec2
 
 #: kind -> module, built from the component; its inputs are `list_inputs`, its output tokens [B, T, D].
 ENCODERS: dict[str, Any] = {
@@ -37,6 +41,50 @@ class ImageToken(nn.Module):
     def forward(self, image_BCHW: Tensor) -> Tensor:
         pooled_BD: Tensor = self.tower(image_BCHW)
         return pooled_BD[:, None]
+
+
+class MapTokens(nn.Module):
+    """image [B, C, h, w] in [0, 1] -> a token for each place of a convolutional tower's last feature map, [B, T, D]."""
+
+    def __init__(self, tower: ResNet | MobileVit) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        _, map_BDHW = self.tower(image_BCHW)
+        tokens_BTD: Tensor = map_BDHW.flatten(2).transpose(1, 2)
+        return tokens_BTD
+
+
+class BertTokens(nn.Module):
+    """token ids [B, T], lengths [B] -> one embedding [B, 1, D]; without pooling, [B, T, D] and lengths [B]."""
+
+    def __init__(self, encoder: Bert) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, token_ids_BT: Tensor, lengths_B: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        features_BTD: Tensor = self.encoder(token_ids_BT, lengths_B)
+        if self.encoder.embedding_head is not None:
+            pooled_BD: Tensor = self.encoder.embedding_head(features_BTD, lengths_B)
+            return pooled_BD[:, None]
+        return features_BTD, lengths_B.clamp(min=1, max=token_ids_BT.shape[1])
+
+
+class SoundFrames(nn.Module):
+    """samples [B, L], lengths [B] -> states of the frames before wav2vec 2.0's head [B, T, D], and how many are heard.
+
+    A frame counts where all samples that it sees are the row's own; of a sound shorter than one frame, the first does.
+    """
+
+    def __init__(self, encoder: Wav2Vec2) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, samples_BL: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
+        states_BTD = self.encoder.encode(samples_BL, lengths_B)
+        seen_BT = self.encoder.find_seen(states_BTD.shape[1], lengths_B)
+        return states_BTD, seen_BT.long().sum(dim=1).clamp(min=1)
 
 
 class TextTokens(nn.Module):
@@ -60,4 +108,10 @@ def wrap_tower(component: nn.Module) -> nn.Module:
         pooled = component.config.resolved_pooling != "none"
         tokens = ImageToken(component) if pooled else PatchFeatures(component)
         return take_pixels(tokens, component.config)
+    if isinstance(component, ResNet | MobileVit):
+        return take_pixels(MapTokens(component), component.config)
+    if isinstance(component, Bert):
+        return BertTokens(component)
+    if isinstance(component, Wav2Vec2):
+        return SoundFrames(component)
     return TextTokens(component) if isinstance(component, ClipText) else component
