@@ -161,7 +161,8 @@ def _build_one(
         result = backend.compile(request, progress)
         if result.shares is not None and asked:
             where = f"the engine of {typed.file}"
-            require_precision(result.shares, typed.precision, where=where, front_end=front_end)
+            spared = measure_front_end(source, _blur_sizes(job, sizes), typed.front_end)
+            require_precision(result.shares, typed.precision, where=where, front_end=spared)
         result = replace(result, shares=result.shares or shares)
         if request.output is not None:
             if libraries := copy_libraries(folder, manifest, chosen):
@@ -171,6 +172,15 @@ def _build_one(
         if request.output is not None:
             request.output.unlink(missing_ok=True)
     return manifest, _make_row(job, file, result, result.bytes, None, None, notes)
+
+
+def _blur_sizes(job: Job, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Sizes as a compiler's network is counted, which does not tell dims apart: all as the largest of the inputs."""
+    shapes = [tensor.shape for tensor in job.graph.inputs]
+    largest = max(
+        (sizes.get(size, 1) if isinstance(size, str) else size for shape in shapes for size in shape), default=1
+    )
+    return dict.fromkeys(sizes, largest)
 
 
 def _make_request(folder: Path, manifest: Manifest, job: Job, chosen: Source, cache: Path | None) -> CompileRequest:

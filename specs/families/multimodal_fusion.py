@@ -182,7 +182,7 @@ def _make_stream(name: str, component: Component) -> Stream:
             return Stream(name, 1, component.feature_size)
         return Stream(name, component.context_length, component.hidden_size, has_lengths=True)
     if isinstance(component, Wav2Vec2Component):
-        frames = component.count_frames(component.num_samples or component.smallest_input)
+        frames = component.list_frame_counts(component.num_samples or component.smallest_input)[-1]
         return Stream(name, frames, component.hidden_size, has_lengths=True)
     if isinstance(component, ClipTextComponent):
         if component.head_size is not None:
