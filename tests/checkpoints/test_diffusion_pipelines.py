@@ -15,8 +15,8 @@ import torch
 from tokenizers import Tokenizer
 
 from engines.runtime import load
+from engines.runtime.pipelines.schedulers import SCHEDULERS
 from engines.runtime.pipelines.text_to_image import TextToImage
-from engines.runtime.schedulers import SCHEDULERS
 from exporters.checkpoints import read_spec
 from exporters.checkpoints.clip_tokenizer import make_clip_tokenizer
 from exporters.checkpoints.config import Config

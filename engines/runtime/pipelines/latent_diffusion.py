@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 
 from engines.runtime.fields import take_choice, take_field
-from engines.runtime.schedulers import SCHEDULERS, Scheduler
+from engines.runtime.pipelines.schedulers import SCHEDULERS, Scheduler
 from specs.errors import BundleError
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ import numpy as np
 
 from engines.runtime.fields import take_field, take_graph, take_strings
 from engines.runtime.heat_map import draw_heat_map
-from engines.runtime.modalities import Modality
 from engines.runtime.pipelines.base import Pipeline
 from engines.runtime.pipelines.batching import run_rows, softmax
+from engines.runtime.pipelines.modalities import Modality
 from engines.runtime.request import Answer, Picture, Request
 from specs.bundle import Manifest
 from specs.errors import InputError, name_nearest

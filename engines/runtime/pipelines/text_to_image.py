@@ -25,8 +25,8 @@ from engines.runtime.pipelines.autoencoding import finish_pictures
 from engines.runtime.pipelines.base import Pipeline
 from engines.runtime.pipelines.batching import run_rows
 from engines.runtime.pipelines.latent_diffusion import Schedule, remove_noise, take_scale
+from engines.runtime.pipelines.schedulers import Scheduler
 from engines.runtime.request import Answer, Picture, Request, require
-from engines.runtime.schedulers import Scheduler
 from specs.bundle import Manifest
 from specs.errors import BundleError, InputError
 
