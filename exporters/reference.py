@@ -3,7 +3,7 @@
 Inputs are made up until the model takes them (`made_up_inputs`), or are the user's samples.
 
 The answer is also asked for with the last places of weights and input moved (`run_apart`): that is the noise floor of
-the comparison, beside |fp32 - fp64| of the same order (0.6 to 1.5 of it on five published models). Of several feeds the
+the comparison, beside |fp32 - fp64| of the same order (0.5 to 1.3 of it on four published models). Of several feeds the
 first that is sharp enough to show an error is taken, else the sharpest.
 
 A model that answers NaN, or another time something else, is no reference, and is refused. Where it takes no small
