@@ -32,7 +32,7 @@ def stage_bundle(output: Path) -> Iterator[Path]:
     with contextlib.ExitStack() as undo, translate_os_errors(output):
         _refuse_other_things(output)
         for folder in reversed([parent for parent in output.parents if not parent.exists()]):
-            folder.mkdir(exist_ok=True)
+            _make_folder(folder, exist_ok=True)
             undo.callback(_remove_empty, folder)
         staged = _make_sibling(output, "partial")
         undo.callback(shutil.rmtree, staged, ignore_errors=True)
@@ -48,8 +48,17 @@ def _remove_empty(folder: Path) -> None:
 def _make_sibling(output: Path, kind: str) -> Path:
     """A new folder beside `output`, with any new folder's permissions (`tempfile` would make it private)."""
     folder = output.with_name(f".{output.name[:100]}.{secrets.token_hex(4)}.{kind}")
-    folder.mkdir()
+    _make_folder(folder)
     return folder
+
+
+def _make_folder(folder: Path, *, exist_ok: bool = False) -> None:
+    try:
+        folder.mkdir(exist_ok=exist_ok)
+    except FileNotFoundError:  # its parent went away, or is a file system that only the kernel fills
+        raise OutputError(
+            "no folder can be made here", where=str(folder.parent), fix="choose another place, below a folder of yours"
+        ) from None
 
 
 def _refuse_other_things(output: Path) -> None:

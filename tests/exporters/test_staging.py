@@ -107,3 +107,11 @@ def test_a_parent_that_is_a_file_is_worded(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="this path cannot be used"), stage_bundle(tmp_path / "file" / "x.bundle"):
         raise AssertionError("not reached")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no file system that only the kernel fills")
+@pytest.mark.parametrize("place", ["/proc/x.bundle", "/proc/new/x.bundle"])
+def test_where_no_folder_can_be_made(place: str) -> None:
+    with pytest.raises(OutputError, match="no folder can be made here") as caught, stage_bundle(Path(place)):
+        raise AssertionError
+    assert caught.value.where == "/proc"
