@@ -82,7 +82,9 @@ def read_sentence_modules(folder: Folder) -> SentenceModules:
     if "Dense" in places:
         options |= _read_dense(folder.find_config(f"{places['Dense']}/config.json"))
     options["normalise"] = "Normalize" in places
-    _refuse_prompts(folder.find_config("config_sentence_transformers.json"))
+    whole = folder.find_config("config_sentence_transformers.json")
+    whole.require("model_type", ("SentenceTransformer",), "SentenceTransformer")  # a cross or a sparse encoder is none
+    _refuse_prompts(whole)
     folder.find_config("sentence_bert_config.json").require("do_lower_case", (False,), False)
     return SentenceModules(options=options, dense=places.get("Dense"), max_tokens=max_tokens)
 

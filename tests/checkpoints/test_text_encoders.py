@@ -344,3 +344,12 @@ def test_t5_with_two_embeddings(tmp_path: Path) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
     with pytest.raises(WeightsError, match="ties 'encoder.embed_tokens.weight' to the embedding, and the file holds"):
         open_checkpoint(tmp_path)
+
+
+def test_another_kind_of_sentence_model(tmp_path: Path) -> None:
+    """A cross encoder's folder looks alike, and its library reads it in another way."""
+    write_sentence_model(tmp_path, Pooling(36, "mean"))
+    assert read_spec(tmp_path / "model")
+    edit_config(tmp_path / "model", "config_sentence_transformers.json", model_type="CrossEncoder")
+    with pytest.raises(CheckpointError, match="'model_type' is 'CrossEncoder'"):
+        read_spec(tmp_path / "model")

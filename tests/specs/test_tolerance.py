@@ -7,7 +7,7 @@ import pytest
 from engines.compare import StageName, judge_difference
 from engines.parity import _judge_metric
 from specs.report import ParityRow, TensorDifference
-from specs.tolerance import TOLERANCES
+from specs.tolerance import TOLERANCES, find_tolerance, limit_relative_error
 
 RMS = 2.0  # not 1: an error is judged relative to it
 TINY, USUAL, HUGE = 1e-12, 1e-6, 1.0  # noise floors relative to RMS: below any rounding, of a real graph, of a lie
@@ -80,3 +80,16 @@ def test_the_task(precision: str, passes: float, fails: float) -> None:
 
 def test_every_row_is_tried_here() -> None:
     assert set(TOLERANCES) == {"fp32", "fp16", "bf16", "int8"}
+
+
+@pytest.mark.parametrize("rms", [1e-3, 0.5, 1.0, 40.0])
+def test_a_limit_is_in_floors_of_the_output_s_own_size(rms: float) -> None:
+    """Also of an output that is quiet: its floor is known, and the limit of an unknown one is another."""
+    row = find_tolerance("fp32")
+    assert row.floor_factor is not None
+    share = (row.least + row.most) / 2  # between the two ends, where the floor decides
+    limit = limit_relative_error("fp32", floor=share * rms / row.floor_factor, rms=rms)
+    assert limit == pytest.approx(share) != row.unknown
+    assert limit_relative_error("fp32", floor=1e3 * rms, rms=rms) == row.most
+    assert limit_relative_error("fp32", floor=1e-12 * rms, rms=rms) == row.least
+    assert limit_relative_error("fp32", floor=0.0, rms=rms) == row.unknown

@@ -121,6 +121,22 @@ def test_an_engine_that_does_not_fit_is_passed_over_and_said(
     assert "metagen-deploy build BUNDLE" in (caught.value.fix or "")
 
 
+@pytest.mark.parametrize(
+    ("here", "fits"), [("8.6.0", True), ("8.6.0.12", True), ("8.6.0.post1", True), ("8.6.1", False)]
+)
+def test_an_engine_is_of_a_version_to_its_third_number(here: str, fits: bool, bundle: Path) -> None:
+    """Builds of one release read each other's engines: what a fourth number or a wheel's suffix says is no obstacle."""
+    engine = add_engine(bundle, backend_version="8.6.0.9")
+    machine = make_machine(H200, tensorrt=here)
+    manifest = read_manifest(bundle)
+    (found,) = (
+        candidate
+        for candidate in list_candidates(manifest, manifest.graphs[0], backend=None, precision=None, machine=machine)
+        if candidate.file == engine.file
+    )
+    assert (not found.obstacle) == fits, found.obstacle
+
+
 def test_an_engine_nobody_built_is_a_preflight_error(bundle: Path) -> None:
     with pytest.raises(PreflightError, match="graph 'classifier' has nothing for tensorrt"):
         load(bundle, backend="tensorrt")

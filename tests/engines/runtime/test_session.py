@@ -180,6 +180,9 @@ def test_what_the_backend_refuses_is_an_input_error_with_its_cause(tmp_path: Pat
     assert caught.value.problem == "onnxruntime-cpu could not run these inputs"
     assert caught.value.got == "a [2], b [3]"
     assert caught.value.__cause__ is not None
+    with pytest.raises(InputError) as caught:  # a named size without a range is described too
+        session.run({"a": np.zeros((2, 1), np.float32), "b": np.zeros(2, np.float32)})
+    assert "float32 [n]" in str(caught.value)
 
 
 def test_run_costs_microseconds(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
