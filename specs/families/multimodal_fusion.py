@@ -293,10 +293,11 @@ def _make_fusion_graph(name: str, components: Components, roles: Roles) -> Graph
     exported = list_exported(config, streams)
     outputs += [make_float(tensor.name, "batch", *tensor.shape) for tensor in exported]
     graph = make_model_graph(name, tuple(inputs), tuple(outputs))
+    reason = "its scores are exported as weights, and a softmax makes factors of differences"
+    for pattern in dict.fromkeys(pattern for tensor in exported for pattern in tensor.exact):
+        graph = graph.keep(pattern or name, reason)
     modules = tuple(dict.fromkeys(pattern for tensor in exported for pattern in tensor.modules))
-    return graph.leave(
-        *modules, reason="its scores are exported as weights, and a softmax makes factors of differences"
-    )
+    return graph.leave(*modules, reason=reason)
 
 
 def list_exported(config: MultimodalFusionComponent, streams: Sequence[Stream]) -> tuple[WeightsTensor, ...]:
