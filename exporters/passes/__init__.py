@@ -39,6 +39,7 @@ from exporters.passes.check_graph import CheckGraph
 from exporters.passes.convert_to_float16 import ConvertToFloat16
 from exporters.passes.flatten_tokens import FlattenTokens
 from exporters.passes.fold_batch_norm import FoldBatchNorm
+from exporters.passes.fold_integer_biases import FoldIntegerBiases
 from exporters.passes.fold_transposed_weights import FoldTransposedWeights
 from exporters.passes.fuse_gelu import FuseGelu
 from exporters.passes.infer_types import InferTypes
@@ -106,6 +107,7 @@ _TRT8: Pipeline = (
     LowerCachedStep(),
     UniteGroupNorm(),
     *_BODY,
+    FoldIntegerBiases(),
     SelectMaskedScores(),
     MultiplyPatches(),
     FlattenTokens(),
@@ -113,9 +115,9 @@ _TRT8: Pipeline = (
     SliceShapes(),
     _INFER_TYPES,
 )
-_TRT10_FORM: Pipeline = (UniteGroupNorm(), *_BODY)
+_TRT10_FORM: Pipeline = (UniteGroupNorm(), *_BODY, FoldIntegerBiases())
 _TRT10: Pipeline = (*_TRT10_FORM, SetOpset(minimum=9, maximum=20), _INFER_TYPES)
-_TRT11_FORM: Pipeline = (LowerGroupNorm(), *_BODY, FuseGelu(), SpellElu())
+_TRT11_FORM: Pipeline = (LowerGroupNorm(), *_BODY, FoldIntegerBiases(), FuseGelu(), SpellElu())
 _TRT11: Pipeline = (*_TRT11_FORM, SetOpset(minimum=9, maximum=24), _INFER_TYPES)
 _TRT11_HALF: Pipeline = (*_ATTENTION_4D, *_TRT11)
 # float16 scales exist from opset 19
