@@ -111,7 +111,7 @@ def count_codebooks(config: Config) -> int:
             got=f"target_bandwidths {bandwidths}, upsampling_ratios {ratios}, codebook_size {size}",
             fix="restore config.json: it belongs to the checkpoint",
         )
-    frame_rate = math.ceil(config.take("sampling_rate", int, 24000) / math.prod(ratios))
+    frame_rate = math.ceil(config.take_count("sampling_rate", 24000) / math.prod(ratios))
     return int(1000 * bandwidths[-1] // (frame_rate * math.ceil(math.log2(size))))
 
 

@@ -71,6 +71,7 @@ def test_a_mask_that_is_turned_on(kind: str, tmp_path: Path) -> None:
         ("Mistral", {"head_dim": 10**12}, "the checkpoint's config contradicts itself: components.decoder.head_dim"),
         ("GPTNeoX", {"head_dim": 4}, "'head_dim' is 4 in the checkpoint's config, which is not implemented"),
         ("GPTNeoX", {"num_attention_heads": 0}, "'num_attention_heads' in the checkpoint's config is out of range"),
+        ("Encodec", {"sampling_rate": 0}, "'sampling_rate' in the checkpoint's config is out of range"),
         ("ViT", {"num_attention_heads": 0}, "'num_attention_heads' in the checkpoint's config is out of range"),
         ("ViT", {"patch_size": 0}, "'patch_size' in the checkpoint's config is no size that this model takes"),
         ("Wav2Vec2", {"vocab_size": 10**12}, "'vocab_size' in the checkpoint's config is out of range"),
