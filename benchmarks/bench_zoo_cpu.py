@@ -169,7 +169,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     from matplotlib import pyplot
 
     rows = sorted(rows, key=lambda row: row.over_stock)
-    figure, axes = pyplot.subplots(figsize=(9, 0.34 * len(rows) + 1.4), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(9, 0.3 * len(rows) + 1.2), layout="constrained")
     places = np.arange(len(rows))
     axes.barh(places + 0.2, [row.over_stock for row in rows], 0.38, color="#1f6feb", label="ours, fp32")
     axes.barh(places - 0.2, [row.torch_over_stock for row in rows], 0.38, color="#b0b8c4", label="torch eager")
@@ -182,6 +182,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     axes.minorticks_off()
     axes.set_yticks(places, [row.name for row in rows], fontsize=8)
     axes.set_xlabel("speed over torch.onnx.export and ONNX Runtime with their defaults (higher is faster)")
+    axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xlim(left=min(0.1, *(0.8 * row.over_stock for row in rows)))
     axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, fontsize=8, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)

@@ -232,7 +232,7 @@ MUTANTS = {
     "eps": ("BERT", {"layer_norm_eps": 1e-5}),
     "tanh gelu": ("BERT", {"hidden_act": "gelu_new"}),
     "positions by one": ("RoBERTa", {"pad_token_id": 2, "max_position_embeddings": 23}),
-    "relu": ("mT5 encoder", {"feed_forward_proj": "gated-silu"}),
+    "silu": ("mT5 encoder", {"dense_act_fn": "silu"}),
     "far tokens": ("T5 encoder", {"relative_attention_max_distance": 7}),
 }
 

@@ -145,7 +145,9 @@ class StandIn:
         self.view = self.allocate = None
         self.batch, self.file = candidate.sizes.get("batch", 0), candidate.file
 
-    def execute(self, names: Sequence[str], feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+    def execute(
+        self, names: Sequence[str], feed: dict[str, np.ndarray], keep: Sequence[str] | None = None
+    ) -> list[np.ndarray]:
         return [np.full((len(feed["image"]), 3), self.batch, np.float32) for _ in names]
 
     def close(self) -> None:

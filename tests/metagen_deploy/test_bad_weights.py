@@ -161,7 +161,7 @@ CALIBRATION: dict[str, tuple[Callable[[Path], object], str]] = {
             "  where:   c.npz\n"
             "  got:     [4, 31]\n"
             "  allowed: [batch, 32] with samples along its first axis, or [samples, batch, 32]; batch 1 to 16\n"
-            "  fix:     reshape or resize the samples"
+            "  fix:     reshape or resize the samples, or say the range: --dim 'NAME=MIN:OPT:MAX'"
         ),
     ),
     "empty": (
