@@ -49,7 +49,7 @@ _SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 #: Weights are stored as products take them, in the type that they came in: typed graphs then share their bytes.
 _TURN_WEIGHTS = (WidenWeights(), FoldTransposedWeights(keep_tied=True), StoreNarrowWeights())
 _SMALL_ELEMENTS = 1024
-_TRANSLATIONS: dict[int, ONNXRegistry] = {}  # by opset
+_TRANSLATIONS: dict[object, ONNXRegistry] = {}  # by what was asked for
 
 
 def lower(program: ExportedProgram, graph: GraphModule) -> ir.Model:
@@ -167,15 +167,16 @@ def _keep_translations() -> Iterator[None]:
     """Inside, torch.onnx reads its table of translations once a process: it parses 500 functions for each graph."""
     own, read = ONNXRegistry.__dict__["from_torchlib"], ONNXRegistry.from_torchlib
 
-    def copy_known(opset_version: int) -> ONNXRegistry:
-        if opset_version not in _TRANSLATIONS:
-            _TRANSLATIONS[opset_version] = read(opset_version)
-        registry = copy.copy(_TRANSLATIONS[opset_version])
+    def copy_known(*arguments: int, **named: int) -> ONNXRegistry:  # torch's error reports ask without an opset
+        asked = (arguments, *sorted(named.items()))
+        if asked not in _TRANSLATIONS:
+            _TRANSLATIONS[asked] = read(*arguments, **named)
+        registry = copy.copy(_TRANSLATIONS[asked])
         registry.functions = {name: [*found] for name, found in registry.functions.items()}  # custom ones are put in
         return registry
 
     # torch.onnx.export takes no table that is there already
-    ONNXRegistry.from_torchlib = staticmethod(copy_known)  # type: ignore[method-assign, assignment]
+    ONNXRegistry.from_torchlib = staticmethod(copy_known)  # type: ignore[method-assign]
     try:
         yield
     finally:
