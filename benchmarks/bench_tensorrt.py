@@ -27,8 +27,8 @@ from typing import Any
 
 import numpy as np
 
-from engines.runtime.cuda import CudaStream
-from engines.runtime.shape_ranges import choose_profile, read_shape_ranges
+from engines.runtime.device.cuda import CudaStream
+from engines.runtime.executors.shape_ranges import choose_profile, read_shape_ranges
 from specs.bundle import Graph, Manifest
 from specs.bundle_files import read_manifest
 
@@ -84,7 +84,7 @@ def make_feed(graph: Graph, dims: Mapping[str, tuple[int, int, int]], batch: int
 
 
 class Events:
-    """Two CUDA events, through the driver that `engines.runtime.cuda` has loaded."""
+    """Two CUDA events, through the driver that `engines.runtime.device.cuda` has loaded."""
 
     def __init__(self, stream: CudaStream) -> None:
         self._driver, self._stream = ctypes.CDLL("libcuda.so.1"), ctypes.c_void_p(stream.handle)

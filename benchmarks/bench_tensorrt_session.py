@@ -30,9 +30,9 @@ import numpy as np
 from bench_tensorrt import Feed, choose_graph, make_feed
 
 from engines.runtime import load
-from engines.runtime.fixed_sizes import SizedEngines
+from engines.runtime.executors.fixed_sizes import SizedEngines
+from engines.runtime.executors.tensorrt import TensorRTEngine
 from engines.runtime.graph_session import GraphSession
-from engines.runtime.tensorrt import TensorRTEngine
 from specs.bundle_files import read_manifest
 
 ROUNDS, WARM_UP = 400, 40

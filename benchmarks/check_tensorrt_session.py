@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 
 from engines.runtime import DeviceArray, Session, load
-from engines.runtime.cuda import CudaStream
+from engines.runtime.device.cuda import CudaStream
+from engines.runtime.executors.tensorrt import TensorRTEngine
+from engines.runtime.executors.tensorrt_contexts import MOST_CONTEXTS
 from engines.runtime.preflight import Candidate
-from engines.runtime.tensorrt import TensorRTEngine
-from engines.runtime.tensorrt_contexts import MOST_CONTEXTS
 from specs.bundle import EngineFile
 from specs.bundle_files import read_manifest, write_manifest
 from specs.errors import MetagenError

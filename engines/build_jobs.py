@@ -3,7 +3,7 @@
 Every typed graph gets an engine for all its ranges. `fixed` adds engines for one size each: a static network is fused
 further and finds other kernels. TensorRT 8.6 on an H200: a decode step of two layers 82 us in place of 110, ViT-B/16 at
 batch 32 3.41 ms in place of 3.83, and at batch 1 nothing gained (`benchmarks/RESULTS.md`). The runtime takes one for
-requests of exactly its sizes (`engines.runtime.fixed_sizes`).
+requests of exactly its sizes (`engines.runtime.executors.fixed_sizes`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from engines.backends import load_backend
 from engines.backends.base import Availability, Backend
 from engines.profiles import Range, list_dynamic_dims
-from engines.runtime.fixed_sizes import spell_sizes
+from engines.runtime.executors.fixed_sizes import spell_sizes
 from specs.bundle import Graph, Manifest, TypedGraph
 from specs.errors import BuildError, name_nearest
 from specs.targets import Target, list_targets, load_target

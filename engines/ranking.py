@@ -23,8 +23,8 @@ from pathlib import Path
 
 from engines.plugins import locate_files
 from engines.reference import read_golden
+from engines.runtime.executors.tensorrt import TensorRTEngine
 from engines.runtime.preflight import ENGINE_MODULES, Candidate
-from engines.runtime.tensorrt import TensorRTEngine
 from specs.bundle import EngineFile, Graph, Manifest
 from specs.errors import MetagenError
 

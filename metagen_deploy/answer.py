@@ -17,7 +17,7 @@ from typing import IO, Any
 import numpy as np
 
 from engines.runtime import Answer, Request, Session, answer, load
-from engines.runtime.media import SUFFIXES, encode_medium
+from engines.runtime.media.encode import SUFFIXES, encode_medium
 from engines.runtime.request import Medium
 from metagen_deploy.tables import print_table
 from specs.bundle_files import read_manifest, verify_files

@@ -17,8 +17,8 @@ from typing import Any
 from engines.backends import _trt_compile
 from engines.backends.base import Availability, CompileRequest, CompileResult
 from engines.plugins import load_libraries
-from engines.runtime.cuda import find_gpu
-from engines.runtime.shape_ranges import choose_profile, read_shape_ranges
+from engines.runtime.device.cuda import find_gpu
+from engines.runtime.executors.shape_ranges import choose_profile, read_shape_ranges
 from specs.errors import BuildError, PreflightError, missing_dependency
 from specs.progress import Progress
 

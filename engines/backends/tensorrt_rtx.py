@@ -17,7 +17,7 @@ from typing import Any
 
 from engines.backends import _trt_compile
 from engines.backends.base import Availability, CompileRequest, CompileResult
-from engines.runtime.cuda import find_gpu
+from engines.runtime.device.cuda import find_gpu
 from specs.errors import BuildError, PreflightError, missing_dependency
 from specs.progress import Progress
 

@@ -12,7 +12,7 @@ package imports nothing else: no torch, onnx, pydantic, yaml or click.
 from __future__ import annotations
 
 from engines.runtime.answer import answer
-from engines.runtime.device_arrays import DeviceArray
+from engines.runtime.device.arrays import DeviceArray
 from engines.runtime.graph_session import Choice, GraphSession
 from engines.runtime.pipelines import ImageClassification, ImageTextSimilarity, Tensors, TextGeneration
 from engines.runtime.request import Answer, Film, Mesh, Picture, Request, Sound

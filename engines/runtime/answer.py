@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from engines.runtime.array_files import load_archive, load_array
 from engines.runtime.graph_session import GraphSession
-from engines.runtime.image import load_image
+from engines.runtime.media.image import load_image
 from engines.runtime.request import Answer, Request
 from engines.runtime.session import Session
 from specs.bundle import IoTensor

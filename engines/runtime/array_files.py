@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engines.runtime.files import read_bytes
+from engines.runtime.media.files import read_bytes
 from specs.arrays import UnreadableArrayError, read_npy, read_npz
 from specs.errors import InputError
 

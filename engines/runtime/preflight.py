@@ -17,7 +17,7 @@ from pathlib import Path
 
 from engines.onnx_file import require_listed_weights
 from engines.plugins import locate_files
-from engines.runtime.cuda import Gpu, find_gpu
+from engines.runtime.device.cuda import Gpu, find_gpu
 from specs.bundle import EngineFile, Graph, Manifest
 from specs.bundle_files import resolve_inside, verify_files
 from specs.errors import BundleError, InputError, PreflightError, name_nearest

@@ -15,9 +15,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from engines.runtime.fixed_sizes import OpenEngine, SizedEngines, spell_sizes
+from engines.runtime.executors.fixed_sizes import OpenEngine, SizedEngines, spell_sizes
+from engines.runtime.executors.onnxruntime import open_onnx
+from engines.runtime.executors.tensorrt import TensorRTEngine
 from engines.runtime.graph_session import Choice, GraphSession, do_nothing
-from engines.runtime.onnxruntime import open_onnx
 from engines.runtime.pipelines import open_pipeline
 from engines.runtime.preflight import (
     ENGINE_MODULES,
@@ -29,7 +30,6 @@ from engines.runtime.preflight import (
     probe_machine,
     verify_candidate,
 )
-from engines.runtime.tensorrt import TensorRTEngine
 from specs.bundle import Graph, Manifest
 from specs.bundle_files import read_manifest, resolve_inside
 from specs.errors import InputError, PreflightError

@@ -13,7 +13,7 @@ _STEPS_AT_MOST = 1000
 
 
 class SchedulerComponent(Component):
-    """How much noise each timestep has, and which solver removes it (`engines/runtime/pipelines/schedulers.py`).
+    """How much noise each timestep has, and which solver removes it (`engines/runtime/pipelines/stages/schedulers.py`).
 
     Method ddim (Song et al. 2021), euler (Karras et al. 2022, as diffusers' EulerDiscreteScheduler), or pndm (Liu et
     al. 2022, its linear multistep part alone, which Stable Diffusion 1 ships with).

@@ -17,7 +17,7 @@ from transformers.models.convnext.image_processing_pil_convnext import ConvNextI
 from transformers.models.mobilevit.image_processing_pil_mobilevit import MobileViTImageProcessorPil
 
 from engines.runtime import Request, answer, load
-from engines.runtime.image import load_image
+from engines.runtime.media.image import load_image
 from exporters.checkpoints import open_checkpoint, read_spec
 from specs.errors import CheckpointError, GraphError, MetagenError, WeightsError
 from specs.handlers.image import describe_image

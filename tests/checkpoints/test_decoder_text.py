@@ -15,7 +15,7 @@ import transformers as hf
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from engines.runtime import load
-from engines.runtime.text import FileTokenizer, IdsTokenizer
+from engines.runtime.text.tokenizers import FileTokenizer, IdsTokenizer
 from exporters.checkpoints.assets import find_tokenizer, write_tokenizer
 from specs.errors import InputError
 from tests.checkpoints.compare import enliven, export

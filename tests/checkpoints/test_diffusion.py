@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from engines.runtime import Picture, Request, answer, load
-from engines.runtime.pipelines.schedulers import SCHEDULERS
+from engines.runtime.pipelines.stages.schedulers import SCHEDULERS
 from exporters.checkpoints import open_checkpoint, read_spec
 from specs.components import SchedulerComponent
 from specs.errors import CheckpointError, InputError, SpecError, WeightsError

@@ -15,7 +15,7 @@ import torch
 from tokenizers import Tokenizer
 
 from engines.runtime import load
-from engines.runtime.pipelines.schedulers import SCHEDULERS
+from engines.runtime.pipelines.stages.schedulers import SCHEDULERS
 from engines.runtime.pipelines.text_to_image import TextToImage
 from exporters.checkpoints import read_spec
 from exporters.checkpoints.clip_tokenizer import make_clip_tokenizer

@@ -18,10 +18,10 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from engines.runtime import Request, answer, load
-from engines.runtime.image import load_image
-from engines.runtime.picture_steps import apply_steps
+from engines.runtime.media.image import load_image
+from engines.runtime.media.picture_steps import apply_steps
+from engines.runtime.media.resample import RESAMPLES, resize_like_pillow
 from engines.runtime.pipelines import ImageEmbedding, ImageTextSimilarity
-from engines.runtime.resample import RESAMPLES, resize_like_pillow
 from exporters.checkpoints import read_spec
 from specs.errors import CheckpointError, InputError
 from specs.handlers.image import describe_image

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from engines.runtime import load
+from engines.runtime.media.sound import read_wav
 from engines.runtime.pipelines import TextToSpeech
-from engines.runtime.sound import read_wav
 from exporters.checkpoints import open_checkpoint
 from specs.errors import CheckpointError, InputError, MetagenError, SpecError, WeightsError
 from specs.graphs import count_parameters

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from engines.runtime import load
 from engines.runtime.pipelines import SpeechRecognition
-from engines.runtime.text import FileTokenizer
+from engines.runtime.text.tokenizers import FileTokenizer
 from exporters.checkpoints import open_checkpoint
 from exporters.checkpoints.assets import write_tokenizer
 from specs.errors import CheckpointError, InputError, MetagenError, WeightsError

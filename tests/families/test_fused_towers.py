@@ -13,7 +13,7 @@ from torch import nn
 from engines.build import build_bundle
 from engines.parity import check_bundle
 from engines.runtime import Session, load
-from engines.runtime.image import load_image
+from engines.runtime.media.image import load_image
 from exporters.export import export_spec
 from specs.errors import InputError, SpecError
 from specs.handlers import get_handler

@@ -17,9 +17,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from engines.runtime import Request, load
-from engines.runtime.film import sample_film
-from engines.runtime.image import load_image
-from engines.runtime.media import encode_medium
+from engines.runtime.media.encode import encode_medium
+from engines.runtime.media.film import sample_film
+from engines.runtime.media.image import load_image
 from engines.runtime.request import Film
 from metagen_deploy import pipeline
 from specs.errors import InputError, SpecError

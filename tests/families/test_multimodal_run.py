@@ -17,10 +17,10 @@ from PIL import Image
 from torch import nn
 
 from engines.runtime import Request, Session, load
-from engines.runtime.heat_map import draw_heat_map
-from engines.runtime.image import load_pixels
+from engines.runtime.media.heat_map import draw_heat_map
+from engines.runtime.media.image import load_pixels
+from engines.runtime.media.sound import load_sound
 from engines.runtime.pipelines.multimodal_fusion import MultimodalFusion
-from engines.runtime.sound import load_sound
 from metagen_deploy import pipeline
 from specs.bundle_files import read_manifest
 from specs.errors import InputError

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from engines.runtime.film import load_frames
-from engines.runtime.image import load_image
+from engines.runtime.media.film import load_frames
+from engines.runtime.media.image import load_image
 from specs.components import PictureComponent, VisionTransformerComponent
 from specs.errors import InputError, SpecError
 from specs.load import load_spec

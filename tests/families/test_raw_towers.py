@@ -1,6 +1,6 @@
 """Towers that take raw pixels, in every family: exported, compiled, and against the same tower behind a host's resize.
 
-Which resizes there are and how exact they are: test_raw_pixels.py. Host loops: engines/runtime/test_raw_pictures.py.
+Which resizes there are and how exact they are: test_raw_pixels.py. Host loops: test_raw_pictures.py of the runtime.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from engines.build import build_bundle
 from engines.parity import check_bundle
 from engines.runtime import load
-from engines.runtime.image import load_image
+from engines.runtime.media.image import load_image
 from exporters.export import export_spec
 from specs.components import PictureComponent
 from specs.graphs import list_graphs

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from engines.runtime import load
-from engines.runtime.cuda import Gpu
+from engines.runtime.device.cuda import Gpu
 from engines.runtime.preflight import Machine
 from specs.errors import MetagenError, PreflightError
 from tests.refusals import HAS_COMPILER, check_message, refuse, spell

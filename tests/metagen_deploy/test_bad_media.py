@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engines.runtime.image import load_image
-from engines.runtime.picture_steps import apply_steps
-from engines.runtime.sound import load_sound
+from engines.runtime.media.image import load_image
+from engines.runtime.media.picture_steps import apply_steps
+from engines.runtime.media.sound import load_sound
 from specs.arrays import UnreadableArrayError, list_npz, read_npy, read_npz
 from specs.errors import InputError
 from tests.refusals import refuse

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, final
 import numpy as np
 
 from engines.runtime.fields import take_graph
-from engines.runtime.image import load_image
+from engines.runtime.media.image import load_image
 from engines.runtime.pipelines.base import Pipeline
-from engines.runtime.pipelines.batching import run_rows
-from engines.runtime.pipelines.pictures import take_image_size
+from engines.runtime.pipelines.stages.batching import run_rows
+from engines.runtime.pipelines.stages.pictures import take_image_size
 from engines.runtime.request import Answer, Picture, Request, require
 from specs.bundle import Manifest
 

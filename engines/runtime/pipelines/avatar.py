@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, final
 import numpy as np
 
 from engines.runtime.fields import take_field, take_graph
-from engines.runtime.image import load_image
+from engines.runtime.media.image import load_image
+from engines.runtime.media.sound import load_sound
 from engines.runtime.pipelines.base import Pipeline
-from engines.runtime.pipelines.batching import get_batch_range, pad_rows
-from engines.runtime.pipelines.decoding import MOST_LAYERS, choose_kept
-from engines.runtime.pipelines.pictures import take_image_size
+from engines.runtime.pipelines.stages.batching import get_batch_range, pad_rows
+from engines.runtime.pipelines.stages.decoding import MOST_LAYERS, choose_kept
+from engines.runtime.pipelines.stages.pictures import take_image_size
 from engines.runtime.request import Answer, Film, Request
-from engines.runtime.sound import load_sound
 from specs.bundle import Manifest
 from specs.errors import InputError
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from engines.runtime.fields import take_strings
 from engines.runtime.pipelines.base import Pipeline
-from engines.runtime.pipelines.batching import softmax
-from engines.runtime.pipelines.pictures import PictureGraph
+from engines.runtime.pipelines.stages.batching import softmax
+from engines.runtime.pipelines.stages.pictures import PictureGraph
 from engines.runtime.request import Answer, Request, require
 from specs.bundle import Manifest
 from specs.errors import InputError

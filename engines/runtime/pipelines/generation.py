@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, final
 
 from engines.runtime.fields import take_field
 from engines.runtime.pipelines.base import Pipeline
-from engines.runtime.pipelines.cached_decoder import DEFAULT_NEW_TOKENS, CachedDecoder
+from engines.runtime.pipelines.stages.cached_decoder import DEFAULT_NEW_TOKENS, CachedDecoder
 from engines.runtime.request import Answer, Request, require
-from engines.runtime.text import list_end_tokens, make_tokenizer
+from engines.runtime.text.tokenizers import list_end_tokens, make_tokenizer
 from specs.bundle import Manifest
 
 if TYPE_CHECKING:

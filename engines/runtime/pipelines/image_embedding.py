@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, final
 
 from engines.runtime.fields import take_graph
 from engines.runtime.pipelines.base import Pipeline
-from engines.runtime.pipelines.pictures import PictureGraph
-from engines.runtime.pipelines.vectors import make_vector_answer
+from engines.runtime.pipelines.stages.pictures import PictureGraph
+from engines.runtime.pipelines.stages.vectors import make_vector_answer
 from engines.runtime.request import Answer, Request, require
 from specs.bundle import Manifest
 from specs.errors import InputError

@@ -18,17 +18,17 @@ import numpy as np
 
 from engines.runtime.fields import take_field
 from engines.runtime.pipelines.base import Pipeline
-from engines.runtime.pipelines.cached_decoder import CachedDecoder
-from engines.runtime.pipelines.media import name_kind, open_media
+from engines.runtime.pipelines.stages.cached_decoder import CachedDecoder
+from engines.runtime.pipelines.stages.media import name_kind, open_media
 from engines.runtime.request import Answer, Request
-from engines.runtime.text import list_end_tokens, make_tokenizer
+from engines.runtime.text.tokenizers import list_end_tokens, make_tokenizer
 from specs.bundle import Manifest
 from specs.errors import InputError
 
 if TYPE_CHECKING:
     from engines.runtime.arrays import Array
     from engines.runtime.graph_session import GraphSession
-    from engines.runtime.pipelines.media import Source
+    from engines.runtime.pipelines.stages.media import Source
 
 
 @final
@@ -82,7 +82,7 @@ class MediaToText(Pipeline):
 
         Args:
             prompt: may be empty where there is a medium: a model of captions then begins its own.
-            media: files, folders or arrays, see `engines.runtime.pipelines.media`.
+            media: files, folders or arrays, see `engines.runtime.pipelines.stages.media`.
 
         Raises:
             InputError: a file cannot be read; prompt, media and answer do not fit the cache.

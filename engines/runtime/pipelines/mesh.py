@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from engines.runtime.context import ContextTokenizer
 from engines.runtime.fields import take_field, take_graph
 from engines.runtime.pipelines.base import Pipeline
-from engines.runtime.pipelines.batching import get_batch_range, pad_rows
-from engines.runtime.pipelines.decoding import get_axis_range
+from engines.runtime.pipelines.stages.batching import get_batch_range, pad_rows
+from engines.runtime.pipelines.stages.decoding import get_axis_range
 from engines.runtime.request import Answer, Mesh, Request, require
+from engines.runtime.text.context import ContextTokenizer
 from specs.bundle import Manifest
 from specs.errors import InputError, MissingDependency
 

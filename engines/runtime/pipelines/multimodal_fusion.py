@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 
 from engines.runtime.fields import take_field, take_graph, take_strings
-from engines.runtime.heat_map import draw_heat_map
+from engines.runtime.media.heat_map import draw_heat_map
 from engines.runtime.pipelines.base import Pipeline
-from engines.runtime.pipelines.batching import run_rows, softmax
-from engines.runtime.pipelines.modalities import Modality
+from engines.runtime.pipelines.stages.batching import run_rows, softmax
+from engines.runtime.pipelines.stages.modalities import Modality
 from engines.runtime.request import Answer, Picture, Request
 from specs.bundle import Manifest
 from specs.errors import InputError, name_nearest

@@ -22,12 +22,12 @@ import numpy as np
 
 from engines.runtime.fields import take_field, take_graph
 from engines.runtime.pipelines.base import Pipeline
-from engines.runtime.pipelines.batching import get_batch_range, pad_rows
 from engines.runtime.pipelines.codec import CodecDecoder
-from engines.runtime.pipelines.decoding import Sampler, choose_kept, fit_cache, get_axis_range, take_cache_names
-from engines.runtime.pipelines.latent_diffusion import take_scale
+from engines.runtime.pipelines.stages.batching import get_batch_range, pad_rows
+from engines.runtime.pipelines.stages.decoding import Sampler, choose_kept, fit_cache, get_axis_range, take_cache_names
+from engines.runtime.pipelines.stages.latent_diffusion import take_scale
 from engines.runtime.request import Answer, Request, Sound, require
-from engines.runtime.text import make_tokenizer
+from engines.runtime.text.tokenizers import make_tokenizer
 from specs.bundle import Manifest
 from specs.errors import InputError
 

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, final
 import numpy as np
 
 from engines.runtime.fields import take_field, take_graph, take_ids, take_named_ids
+from engines.runtime.media.sound import load_sound
 from engines.runtime.pipelines.base import Pipeline
-from engines.runtime.pipelines.batching import get_batch_range, pad_rows
-from engines.runtime.pipelines.cached_decoder import CachedDecoder
-from engines.runtime.pipelines.decoding import take_cache_names
+from engines.runtime.pipelines.stages.batching import get_batch_range, pad_rows
+from engines.runtime.pipelines.stages.cached_decoder import CachedDecoder
+from engines.runtime.pipelines.stages.decoding import take_cache_names
 from engines.runtime.request import Answer, Request, require
-from engines.runtime.sound import load_sound
-from engines.runtime.text import Tokenizer, make_tokenizer
+from engines.runtime.text.tokenizers import Tokenizer, make_tokenizer
 from specs.bundle import Manifest
 from specs.errors import BundleError, InputError, name_nearest
 

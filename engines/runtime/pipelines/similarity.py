@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, final
 
 import numpy as np
 
-from engines.runtime.context import ContextTokenizer
 from engines.runtime.fields import take_field, take_graph
 from engines.runtime.pipelines.base import Pipeline
-from engines.runtime.pipelines.batching import get_batch_range, pad_rows, run_rows, softmax
-from engines.runtime.pipelines.pictures import PictureGraph
+from engines.runtime.pipelines.stages.batching import get_batch_range, pad_rows, run_rows, softmax
+from engines.runtime.pipelines.stages.pictures import PictureGraph
 from engines.runtime.request import Answer, Request, require
+from engines.runtime.text.context import ContextTokenizer
 from specs.bundle import Manifest
 from specs.errors import InputError
 

@@ -10,10 +10,10 @@ import numpy as np
 
 from engines.runtime.fields import take_field, take_graph
 from engines.runtime.pipelines.base import Pipeline
-from engines.runtime.pipelines.batching import get_batch_range, pad_rows
-from engines.runtime.pipelines.vectors import make_vector_answer
+from engines.runtime.pipelines.stages.batching import get_batch_range, pad_rows
+from engines.runtime.pipelines.stages.vectors import make_vector_answer
 from engines.runtime.request import Answer, Request, require
-from engines.runtime.text import make_tokenizer
+from engines.runtime.text.tokenizers import make_tokenizer
 from specs.bundle import Manifest
 from specs.errors import InputError
 

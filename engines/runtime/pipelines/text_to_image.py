@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from engines.runtime.context import ContextTokenizer
 from engines.runtime.fields import take_field, take_graph
-from engines.runtime.picture_steps import LONGEST_SIDE
+from engines.runtime.media.picture_steps import LONGEST_SIDE
 from engines.runtime.pipelines.autoencoding import finish_pictures
 from engines.runtime.pipelines.base import Pipeline
-from engines.runtime.pipelines.batching import run_rows
-from engines.runtime.pipelines.latent_diffusion import Schedule, remove_noise, take_scale
-from engines.runtime.pipelines.schedulers import Scheduler
+from engines.runtime.pipelines.stages.batching import run_rows
+from engines.runtime.pipelines.stages.latent_diffusion import Schedule, remove_noise, take_scale
+from engines.runtime.pipelines.stages.schedulers import Scheduler
 from engines.runtime.request import Answer, Picture, Request, require
+from engines.runtime.text.context import ContextTokenizer
 from specs.bundle import Manifest
 from specs.errors import BundleError, InputError
 

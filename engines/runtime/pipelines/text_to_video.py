@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from engines.runtime.context import ContextTokenizer
 from engines.runtime.fields import take_field, take_graph
 from engines.runtime.pipelines.base import Pipeline
-from engines.runtime.pipelines.batching import run_rows
-from engines.runtime.pipelines.latent_diffusion import Schedule, remove_noise, take_scale
+from engines.runtime.pipelines.stages.batching import run_rows
+from engines.runtime.pipelines.stages.latent_diffusion import Schedule, remove_noise, take_scale
 from engines.runtime.request import Answer, Film, Request, require
+from engines.runtime.text.context import ContextTokenizer
 from specs.bundle import Manifest
 from specs.errors import BundleError, InputError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx
 
-from engines.runtime.cuda import Gpu
+from engines.runtime.device.cuda import Gpu
 from engines.runtime.preflight import Machine
 from specs.bundle import EngineFile, TypedGraph
 from specs.bundle_files import read_manifest

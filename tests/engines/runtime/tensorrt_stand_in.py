@@ -62,7 +62,7 @@ class Device:
 
 
 class Stream:
-    """As engines.runtime.cuda.CudaStream."""
+    """As engines.runtime.device.cuda.CudaStream."""
 
     def __init__(self, handle: int | None = None) -> None:
         self.is_own = handle is None
