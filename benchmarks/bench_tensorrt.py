@@ -263,10 +263,12 @@ def build_and_time(
     stored = cache.read_bytes() if cache and cache.is_file() else b""
     config.set_timing_cache(config.create_timing_cache(stored), False)
     profiles = builder.create_optimization_profile()
-    shapes = {}
+    shapes, whole = {}, set()
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
         shapes[tensor.name] = tuple(tensor.shape)
+        if tensor.dtype == trt.int32:
+            whole.add(tensor.name)
         if -1 in tensor.shape:
             profiles.set_shape(tensor.name, *([(batch, *tensor.shape[1:]) for batch in profile]))
     if any(-1 in shape for shape in shapes.values()):
@@ -280,6 +282,7 @@ def build_and_time(
     for batch in batches:
         random = np.random.default_rng(0)
         feed = {n: random.random((batch, *shape[1:]), dtype=np.float32) for n, shape in shapes.items()}
+        feed |= {n: random.integers(1, 8, feed[n].shape).astype(np.int32) for n in whole}
         raw = RawEngine(bytes(plan), feed)
         row: dict[str, Any] = raw.measure()
         show(what=model.name, precision="fp16 flag", batch=batch, tuned=list(profile), build_s=round(seconds, 1), **row)
@@ -323,8 +326,10 @@ def load_module(folder: Path, name: str | None) -> tuple[Any, Graph, Manifest]:
 def time_torch(folder: Path, name: str | None, batches: list[int], modes: list[str]) -> None:
     import torch
 
+    from specs import ops
+
+    torch.set_default_device("cuda")
     module, graph, manifest = load_module(folder, name)
-    prepare_for_dynamo("cuda")
     module = module.cuda().half()
     for batch in batches:
         feed = make_feed(graph, manifest.dims, batch)
@@ -333,8 +338,8 @@ def time_torch(folder: Path, name: str | None, batches: list[int], modes: list[s
         for mode in modes:
             torch._dynamo.reset()
             start = time.perf_counter()
-            with torch.inference_mode():
-                run = module if mode == "eager" else torch.compile(module, mode=mode, dynamic=False)
+            with ops.plain_torch(), torch.inference_mode():
+                run = module if mode == "eager" else compile_module(module, given, mode)
                 for _ in range(10):
                     run(*given)
                 torch.cuda.synchronize()
@@ -345,28 +350,15 @@ def time_torch(folder: Path, name: str | None, batches: list[int], modes: list[s
             )
 
 
-def prepare_for_dynamo(device: str) -> None:
-    """Let torch.compile take a reference model whole, with its small constants made once, on `device`."""
+def compile_module(module: Any, given: list[Any], mode: str) -> Callable[..., object]:
+    """torch.compile of the plain model that torch.export sees; Dynamo does not trace the switch of `plain_torch`."""
     import torch
 
-    from specs.ops import _plain
-
-    _plain._plain = AlwaysPlain()  # type: ignore[assignment]  # a ContextVar would break the graph in pieces
-    make_tensor = torch.tensor
-
-    @torch.compiler.assume_constant_result
-    def make_constant(*values: object, **options: Any) -> object:
-        return make_tensor(*values, **{"device": device, **options})
-
-    torch.tensor = make_constant
-    torch.set_default_device(device)
-
-
-class AlwaysPlain:
-    """In place of the switch behind `ops.plain_torch`."""
-
-    def get(self) -> bool:
-        return True
+    whole = torch.export.export(module, tuple(given)).module()
+    whole.graph.eliminate_dead_code()  # questions about types, which Inductor does not know
+    whole.recompile()
+    compiled: Callable[..., object] = torch.compile(whole, mode=mode, dynamic=False, fullgraph=True)
+    return compiled
 
 
 def measure_torch(run: Callable[[], object]) -> dict[str, float]:

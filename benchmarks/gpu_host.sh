@@ -12,48 +12,55 @@ cd "$(dirname "$0")/.."; export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 llm=$out/llm.bundle vit=$out/vit.bundle digits=$out/digits.bundle
 deploy() { "$1" -m metagen_deploy "${@:2}"; }
 
-export_bundles() {
-  deploy "$python" export text_llm_tiny -o "$llm" --target "$target" --precision fp16
-  deploy "$python" export image_vit_base -o "$vit" --target "$target" --precision fp16 --dim batch=1:32:32
-  deploy "$python" export image_vit_digits -o "$digits" --target "$target" --precision fp16 --precision int8
+step_export() {
+  deploy "$python" export text_llm_tiny -o "$llm" --target "$target" --precision fp16 &
+  deploy "$python" export image_vit_base -o "$vit" --target "$target" --precision fp16 --dim batch=1:32:32 &
+  deploy "$python" export image_vit_digits -o "$digits" --target "$target" --precision fp16 --precision int8 &
+  for export in $(jobs -p); do wait "$export"; done
   "$python" benchmarks/greedy_tokens.py torch "$llm" "$out/tokens.npz"
-  "$python" $bench stock "$vit" "$out/stock.onnx" --batch 1
 }
-build_engines() {
+step_build() {
   deploy "$trt" build "$llm" --target "$target" --fixed batch=1,cache=1024
   deploy "$trt" build "$vit" --target "$target" --fixed batch=1 --fixed batch=32
   deploy "$trt" build "$digits" --target "$target"
 }
-check_engines() {
+step_check() {
   for bundle in "$llm" "$vit" "$digits"; do deploy "$trt" check "$bundle" --backend tensorrt || failed=1; done
   "$trt" benchmarks/greedy_tokens.py engines "$llm" "$out/tokens.npz" || failed=1
   "$trt" benchmarks/check_tensorrt_session.py "$digits" "$vit" || failed=1
 }
-time_engines() {
+step_engines() {
   "$trt" $bench engines "$llm" --graph decoder.decode --batch 1 8
   "$trt" $bench engines "$vit" --batch 1 32
   "$trt" $bench engines "$digits" --batch 8
   "$trt" benchmarks/bench_tensorrt_session.py "$digits" --batch 8
   "$trt" benchmarks/bench_tensorrt_session.py "$vit" --batch 1 32
 }
-time_torch() {
-  "$python" $bench torch "$llm" --graph decoder.decode --batch 1
-  "$python" $bench torch "$vit" --batch 1 32
+step_torch() {
+  "$python" $bench torch "$llm" --graph decoder.decode --batch 1 --modes eager reduce-overhead max-autotune
+  "$python" $bench torch "$vit" --batch 1 32 --modes eager reduce-overhead max-autotune
 }
-time_plugin() {
+step_plugin() {
   cmake -S engines/plugins/cpp -B "$out/plugin" -DTENSORRT_INCLUDE_DIR="$TENSORRT_INCLUDE_DIR" -DCMAKE_BUILD_TYPE=Release -DCMAKE_CUDA_ARCHITECTURES=native
   cmake --build "$out/plugin" -j
   "$python" benchmarks/bench_grid_sample_3d.py "$out/plugin/libmetagen_plugins.so"
 }
-time_stock() { "$trt" $bench onnx "$out/stock.onnx" --batch 1 --profile 1 1 1; }
+step_stock() {  # an engine for each size, the FP16 flag
+  time_stock "$vit" classifier 1; time_stock "$vit" classifier 32
+  time_stock "$digits" classifier 8; time_stock "$llm" decoder.decode 1
+}
+time_stock() {  # BUNDLE GRAPH BATCH
+  "$python" $bench stock "$1" "$out/stock.onnx" --graph "$2" --batch "$3"
+  "$trt" $bench onnx "$out/stock.onnx" --batch "$3" || failed=1
+}
 
 for step in ${STEPS:-export build check engines torch stock ${TENSORRT_INCLUDE_DIR:+plugin}}; do
   printf '\n== %s, second %s\n' "$step" $SECONDS
-  case $step in
-    export) export_bundles ;; build) build_engines ;; check) check_engines ;;
-    engines) time_engines ;; torch) time_torch ;; stock) time_stock ;; plugin) time_plugin ;;
-    *) echo "no step '$step'; there are: export build check engines torch stock plugin" >&2; exit 2 ;;
-  esac
+  declare -F "step_$step" >/dev/null || { echo "no step '$step'; there are: export build check engines torch stock plugin" >&2; exit 2; }
+  set +e  # what fails is told at the end, and the other steps run
+  (set -e; failed=0; "step_$step"; exit $failed); status=$?
+  set -e
+  [ $status = 0 ] || { failed=1; echo "== $step FAILED"; }
 done
-echo "done after $SECONDS s"
+echo "done after $SECONDS s$([ $failed = 0 ] || echo ', with failures')"
 exit $failed
