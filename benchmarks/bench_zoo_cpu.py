@@ -24,7 +24,7 @@ import onnx_ir as ir
 import onnxruntime
 import torch
 
-from engines.inspect import inspect_model
+from engines.onnx_files.inspect import inspect_model
 from exporters.lower import export_stock, lower
 from exporters.passes import run_pipeline
 from exporters.trace import choose_sizes, trace

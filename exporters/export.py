@@ -4,7 +4,7 @@
                                       golden data from torch        --> <component>/<stem>.golden.npz
     for every (target, precision):    PIPELINES[lowering, precision] --> <component>/<stem>.<target>-<precision>.onnx
 
-Nothing here judges numbers: `engines.parity` does, before the staged folder becomes a bundle.
+Nothing here judges numbers: `engines.checking.parity` does, before the staged folder becomes a bundle.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from exporters.calibrate import Method as CalibrationMethod
-from exporters.calibrate import measure_ranges
+from exporters.calibration.measure import Method as CalibrationMethod
+from exporters.calibration.measure import measure_ranges
 from exporters.checkpoints import open_checkpoint, write_report
-from exporters.checkpoints.assets import write_tokenizer
+from exporters.checkpoints.tokenizers.assets import write_tokenizer
 from exporters.garbage import collect_rarely
-from exporters.golden import compute_outputs, write_evaluation, write_golden
-from exporters.golden_sizes import GoldenSizes, choose_golden_sizes
+from exporters.golden.data import compute_outputs, write_evaluation, write_golden
+from exporters.golden.noise_floor import NoiseFloor, measure_noise_floor
+from exporters.golden.sizes import GoldenSizes, choose_golden_sizes
 from exporters.lower import PORTABLE_OPSET, lower
 from exporters.memory import find_free_bytes, page_out, release
-from exporters.noise_floor import NoiseFloor, measure_noise_floor
 from exporters.passes import (
     Decided,
     PipelineResult,

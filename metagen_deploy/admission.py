@@ -81,7 +81,7 @@ def require_asked_precision(folder: Path, manifest: Manifest) -> None:
     Raises:
         GraphError: with the shares of what it computes in.
     """
-    from engines.precision import (
+    from engines.onnx_files.precision import (
         STORED_ONLY,
         measure_front_end,
         measure_shares,
@@ -122,7 +122,7 @@ def require_any_int8(folder: Path, manifest: Manifest) -> None:
     Raises:
         GraphError: naming the graphs.
     """
-    from engines.precision import lacks_weights, measure_typed_graphs
+    from engines.onnx_files.precision import lacks_weights, measure_typed_graphs
 
     shares = measure_typed_graphs(folder, manifest)
     asked = {

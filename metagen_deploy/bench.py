@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engines.reference import read_golden
+from engines.checking.reference import read_golden
 from engines.runtime import load
 from specs.bundle import SPEC_NAME, Graph, Manifest
 from specs.bundle_files import read_manifest, verify_files

@@ -164,7 +164,7 @@ def export(
     extensions: tuple[Path, ...],
 ) -> None:
     """Make a verified bundle of a spec, checkpoint or ONNX file."""
-    from engines.precision import measure_typed_graphs
+    from engines.onnx_files.precision import measure_typed_graphs
     from metagen_deploy import pipeline, render
     from metagen_deploy.progress import show_progress
 

@@ -1,4 +1,4 @@
-"""`inspect`: what a bundle, an engine or an ONNX file holds, as tables. ONNX files are read by `engines.inspect`."""
+"""`inspect`: what a bundle, an engine or an ONNX file holds, as tables. `engines.onnx_files` reads ONNX files."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from engines.backends import load_backend
-from engines.inspect import Inspection, inspect_model
-from engines.onnx_records import Value
+from engines.onnx_files.inspect import Inspection, inspect_model
+from engines.onnx_files.records import Value
 from engines.plugins import locate_files
 from metagen_deploy.render import print_shares, spell_shares
 from metagen_deploy.tables import format_bytes, format_count, print_line, print_table
@@ -27,7 +27,7 @@ def print_inspection(path: Path) -> None:
 
     Raises:
         InputError: nothing is there.
-        MetagenError: it cannot be read; see `engines.inspect` and the backends.
+        MetagenError: it cannot be read; see `engines.onnx_files.inspect` and the backends.
     """
     if path.is_dir():
         manifest = read_manifest(path)

@@ -44,7 +44,7 @@ def require_host_memory(source: str, limit_bytes: int) -> None:
 def _estimate(source: str) -> tuple[int, int]:
     """Peak and weights, in bytes."""
     if source.endswith(".onnx"):
-        from engines.inspect import inspect_model
+        from engines.onnx_files.inspect import inspect_model
 
         weight_bytes = inspect_model(Path(source)).weight_bytes
         return int(_TOOLS_BYTES + _COPIES * weight_bytes), weight_bytes

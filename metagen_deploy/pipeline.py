@@ -57,8 +57,8 @@ def export(
     refuse_folder(source)
     if max_host_ram_bytes is not None:
         require_host_memory(source, max_host_ram_bytes)
-    from engines.parity import write_report
-    from engines.parity_apart import check_bundle_apart
+    from engines.checking.apart import check_bundle_apart
+    from engines.checking.parity import write_report
     from exporters.staging import stage_bundle
 
     with stage_bundle(output) as folder:
@@ -106,10 +106,10 @@ def _write_model(
 ) -> Manifest:
     loaded = [load_target(name) for name in targets or ("cpu",)]
     try:
-        from exporters.export_model import export_model
+        from exporters.onnx_models.export import export_model
     except ImportError as error:
         raise translate_import_error(error, extra="export", needed_for="export") from error
-    from engines.precision import find_own_precision
+    from engines.onnx_files.precision import find_own_precision
 
     manifest = export_model(
         source,
@@ -138,7 +138,7 @@ def build(
 
     A bundle that was made of this very file, and has the target, is taken as it is: it may hold more than this makes.
     """
-    from engines.build import build_bundle
+    from engines.building.bundle import build_bundle
 
     if source.suffix == ".onnx" and not source.is_dir():
         bundle = source.with_suffix(".bundle")
@@ -152,7 +152,7 @@ def build(
 
 def check(folder: Path, *, backends: tuple[str, ...] | None = None, progress: Progress) -> ParityReport:
     """Compare every stage of a bundle with its golden data, and keep the report in the bundle when it is writable."""
-    from engines.parity import check_bundle, write_report
+    from engines.checking.parity import check_bundle, write_report
 
     report = check_bundle(folder, backends=backends, progress=progress)
     write_report(folder, report)

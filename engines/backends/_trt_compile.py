@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from engines.backends import _trt_versions
+from engines.backends._static_graph import find_static, write_static
 from engines.backends._trt_refusals import clean_words, find_limit, find_remedy, locate, word_remarks
 from engines.backends.base import CompileRequest, CompileResult
-from engines.onnx_file import read_onnx
-from engines.onnx_records import Node, OnnxFile
-from engines.static_graph import find_static, write_static
+from engines.onnx_files.read import read_onnx
+from engines.onnx_files.records import Node, OnnxFile
 from specs.child_process import ROOT, make_environment
 from specs.disk import translate_os_errors, word_os_error
 from specs.errors import BuildError, GraphError, MetagenError, OutputError

@@ -17,7 +17,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engines.onnx_records import Node, OnnxFile
+from engines.onnx_files.records import Node, OnnxFile
 
 _FUSED = re.compile(r"\{ForeignNode\[(.+?)\.\.\.(.+?)\]\}")
 _UNNAMED = re.compile(r" \+ .*$|\(Unnamed Layer.*$")  # what TensorRT adds to the name of a layer

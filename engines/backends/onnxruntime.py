@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.backends.base import Availability, CompileRequest, CompileResult
-from engines.onnx_file import read_onnx
+from engines.onnx_files.read import read_onnx
 from specs.errors import BuildError, GraphError, MetagenError, missing_dependency
 from specs.mapped_session import has_large_weights, make_mapped_session
 from specs.progress import Progress

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from engines.onnx_file import require_listed_weights
+from engines.onnx_files.read import require_listed_weights
 from engines.plugins import locate_files
 from engines.runtime.device.cuda import Gpu, find_gpu
 from specs.bundle import EngineFile, Graph, Manifest

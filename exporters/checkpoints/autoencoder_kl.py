@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from typing import Any, cast, final
 
 from exporters.checkpoints.base import Folder, Importer
-from exporters.checkpoints.config import Config
-from exporters.checkpoints.recipes import Recipe, reshape, take
-from exporters.checkpoints.rename import list_parameters, rename_all
-from exporters.checkpoints.tensors import Tensors
+from exporters.checkpoints.files.config import Config
+from exporters.checkpoints.files.recipes import Recipe, reshape, take
+from exporters.checkpoints.files.rename import list_parameters, rename_all
+from exporters.checkpoints.files.tensors import Tensors
 from specs.components import VaeComponent
 from specs.errors import CheckpointError
 from specs.models.autoencoder import Autoencoder

@@ -9,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, final
 
-from exporters.checkpoints.config import Config, read_config
-from exporters.checkpoints.recipes import Recipe
-from exporters.checkpoints.tensors import EMPTY, Tensors, open_tensors
+from exporters.checkpoints.files.config import Config, read_config
+from exporters.checkpoints.files.recipes import Recipe
+from exporters.checkpoints.files.tensors import EMPTY, Tensors, open_tensors
 from specs.schema import Spec
 
 

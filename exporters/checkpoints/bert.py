@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast, final
 
-from exporters.checkpoints.activations import read_activation
 from exporters.checkpoints.base import Folder, Importer
-from exporters.checkpoints.bert_tokenizer import describe_bert_tokenizer
-from exporters.checkpoints.config import USE_ONNX, Config
-from exporters.checkpoints.recipes import Recipe, compute, stack_linear, take, take_linear, take_module
-from exporters.checkpoints.sentence import join_dense, map_dense, read_sentence_modules
-from exporters.checkpoints.tensors import Tensors
-from exporters.checkpoints.towers import has_tensor
+from exporters.checkpoints.files.config import USE_ONNX, Config
+from exporters.checkpoints.files.recipes import Recipe, compute, stack_linear, take, take_linear, take_module
+from exporters.checkpoints.files.tensors import Tensors
+from exporters.checkpoints.parts.activations import read_activation
+from exporters.checkpoints.parts.sentence import join_dense, map_dense, read_sentence_modules
+from exporters.checkpoints.parts.towers import has_tensor
+from exporters.checkpoints.tokenizers.bert import describe_bert_tokenizer
 from specs.components import BertComponent
 from specs.errors import CheckpointError
 from specs.schema import Spec

@@ -10,12 +10,11 @@ from collections.abc import Mapping
 from typing import Any, cast, final
 
 from exporters.checkpoints.base import Folder, Importer
-from exporters.checkpoints.clip_tokenizer import describe_clip_tokenizer
-from exporters.checkpoints.config import Config
-from exporters.checkpoints.decoder import require_causal
-from exporters.checkpoints.pictures import CLIP, read_pictures
-from exporters.checkpoints.recipes import Recipe, take, take_linear
-from exporters.checkpoints.towers import (
+from exporters.checkpoints.files.config import Config
+from exporters.checkpoints.files.recipes import Recipe, take, take_linear
+from exporters.checkpoints.parts.decoder import require_causal
+from exporters.checkpoints.parts.pictures import CLIP, read_pictures
+from exporters.checkpoints.parts.towers import (
     IDS,
     get_image,
     has_tensor,
@@ -30,6 +29,7 @@ from exporters.checkpoints.towers import (
     read_sizes,
     take_scalar,
 )
+from exporters.checkpoints.tokenizers.clip import describe_clip_tokenizer
 from specs.components import ClipTextComponent, VisionTransformerComponent
 from specs.schema import Spec
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from exporters.checkpoints.base import Folder, Importer
-from exporters.checkpoints.config import Config
-from exporters.checkpoints.recipes import Recipe, compute, stack, take_module
-from exporters.checkpoints.tensors import Tensors
-from exporters.checkpoints.weight_norm import take_normed
+from exporters.checkpoints.files.config import Config
+from exporters.checkpoints.files.recipes import Recipe, compute, stack, take_module
+from exporters.checkpoints.files.tensors import Tensors
+from exporters.checkpoints.files.weight_norm import take_normed
 from specs.components.encodec import EncodecComponent
 from specs.errors import CheckpointError
 from specs.schema import Spec

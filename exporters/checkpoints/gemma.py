@@ -5,16 +5,16 @@ from __future__ import annotations
 
 from typing import Any, final
 
-from exporters.checkpoints.config import Config
-from exporters.checkpoints.decoder import (
+from exporters.checkpoints.files.config import Config
+from exporters.checkpoints.llama import refuse_partial_rotation
+from exporters.checkpoints.parts.decoder import (
     DecoderImporter,
     describe_activation,
     describe_sizes,
     describe_windows,
     take_layers,
 )
-from exporters.checkpoints.llama import refuse_partial_rotation
-from exporters.checkpoints.rope import describe_rope
+from exporters.checkpoints.parts.rope import describe_rope
 
 
 @final

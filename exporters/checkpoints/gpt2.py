@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast, final
 
-from exporters.checkpoints.activations import read_activation
 from exporters.checkpoints.base import Folder, Importer
-from exporters.checkpoints.decoder import check_tied, make_generation_spec, refuse_quantised, require_causal
-from exporters.checkpoints.recipes import Recipe, take, take_module, transpose
+from exporters.checkpoints.files.recipes import Recipe, take, take_module, transpose
+from exporters.checkpoints.parts.activations import read_activation
+from exporters.checkpoints.parts.decoder import check_tied, make_generation_spec, refuse_quantised, require_causal
 from specs.components import Gpt2Component
 from specs.schema import Spec
 

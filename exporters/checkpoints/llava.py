@@ -11,10 +11,14 @@ from typing import Any, cast, final
 from pydantic import ValidationError
 
 from exporters.checkpoints import clip, siglip
-from exporters.checkpoints.activations import read_activation
 from exporters.checkpoints.base import Folder, Importer
-from exporters.checkpoints.config import USE_ONNX, Config
-from exporters.checkpoints.decoder import (
+from exporters.checkpoints.files.config import USE_ONNX, Config
+from exporters.checkpoints.files.recipes import Recipe, take_linear
+from exporters.checkpoints.gemma import Gemma2Importer, GemmaImporter
+from exporters.checkpoints.llama import LlamaImporter
+from exporters.checkpoints.mistral import MistralImporter
+from exporters.checkpoints.parts.activations import read_activation
+from exporters.checkpoints.parts.decoder import (
     DecoderImporter,
     explain_decoder,
     make_generation_spec,
@@ -22,13 +26,9 @@ from exporters.checkpoints.decoder import (
     refuse_quantised,
     require_causal,
 )
-from exporters.checkpoints.gemma import Gemma2Importer, GemmaImporter
-from exporters.checkpoints.llama import LlamaImporter
-from exporters.checkpoints.mistral import MistralImporter
+from exporters.checkpoints.parts.towers import IDS, map_vision
 from exporters.checkpoints.phi3 import Phi3Importer
 from exporters.checkpoints.qwen import Qwen2Importer, Qwen3Importer
-from exporters.checkpoints.recipes import Recipe, take_linear
-from exporters.checkpoints.towers import IDS, map_vision
 from specs.components import DecoderComponent, ProjectorComponent, VisionTransformerComponent
 from specs.errors import CheckpointError
 from specs.schema import Spec

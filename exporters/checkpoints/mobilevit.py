@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast, final
 
-from exporters.checkpoints.activations import read_activation
 from exporters.checkpoints.base import Folder, Importer
-from exporters.checkpoints.config import USE_ONNX, Config
-from exporters.checkpoints.convolutions import STATISTICS_UNUSED, make_picture_spec, read_sizes, take_conv_norm
-from exporters.checkpoints.pictures import MOBILEVIT
-from exporters.checkpoints.recipes import Recipe, stack_linear, take, take_linear, take_module
-from exporters.checkpoints.towers import get_image, has_tensor, read_grid
+from exporters.checkpoints.files.config import USE_ONNX, Config
+from exporters.checkpoints.files.recipes import Recipe, stack_linear, take, take_linear, take_module
+from exporters.checkpoints.parts.activations import read_activation
+from exporters.checkpoints.parts.convolutions import STATISTICS_UNUSED, make_picture_spec, read_sizes, take_conv_norm
+from exporters.checkpoints.parts.pictures import MOBILEVIT
+from exporters.checkpoints.parts.towers import get_image, has_tensor, read_grid
 from specs.components import MobileVitComponent
 from specs.components.mobilevit import DEPTHS
 from specs.errors import CheckpointError

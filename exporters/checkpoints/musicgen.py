@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast, final
 
-from exporters.checkpoints.activations import read_activation
-from exporters.checkpoints.assets import describe_tokenizer
 from exporters.checkpoints.base import Folder, Importer
-from exporters.checkpoints.config import USE_ONNX, Config
-from exporters.checkpoints.decoder import require_causal
 from exporters.checkpoints.encodec import CODEC_UNUSED, make_codec, map_codec
-from exporters.checkpoints.recipes import Recipe, stack, stack_linear, take_linear, take_module
-from exporters.checkpoints.t5 import explain_t5, make_t5, map_t5
+from exporters.checkpoints.files.config import USE_ONNX, Config
+from exporters.checkpoints.files.recipes import Recipe, stack, stack_linear, take_linear, take_module
+from exporters.checkpoints.parts.activations import read_activation
+from exporters.checkpoints.parts.decoder import require_causal
+from exporters.checkpoints.parts.t5 import explain_t5, make_t5, map_t5
+from exporters.checkpoints.tokenizers.assets import describe_tokenizer
 from specs.components.encodec import EncodecComponent
 from specs.components.musicgen import MusicgenComponent
 from specs.components.t5 import T5Component

@@ -11,12 +11,12 @@ from typing import Any, cast, final
 
 from torch import Tensor
 
-from exporters.checkpoints.activations import read_activation
 from exporters.checkpoints.base import Folder, Importer
-from exporters.checkpoints.config import Config
-from exporters.checkpoints.decoder import check_tied, make_generation_spec, refuse_quantised, require_causal
-from exporters.checkpoints.recipes import Recipe, compute, take, take_linear, take_module
-from exporters.checkpoints.rope import describe_rope, read_rope
+from exporters.checkpoints.files.config import Config
+from exporters.checkpoints.files.recipes import Recipe, compute, take, take_linear, take_module
+from exporters.checkpoints.parts.activations import read_activation
+from exporters.checkpoints.parts.decoder import check_tied, make_generation_spec, refuse_quantised, require_causal
+from exporters.checkpoints.parts.rope import describe_rope, read_rope
 from specs.components import NeoxComponent
 from specs.schema import Spec
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any, final
 
-from exporters.checkpoints.config import Config
-from exporters.checkpoints.decoder import DecoderImporter, describe_activation, describe_sizes
-from exporters.checkpoints.rope import describe_rope
+from exporters.checkpoints.files.config import Config
+from exporters.checkpoints.parts.decoder import DecoderImporter, describe_activation, describe_sizes
+from exporters.checkpoints.parts.rope import describe_rope
 
 
 @final

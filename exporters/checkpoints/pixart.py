@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import Any, cast, final
 
 from exporters.checkpoints.base import Folder, Importer
-from exporters.checkpoints.config import Config
-from exporters.checkpoints.recipes import Recipe, take
-from exporters.checkpoints.rename import list_parameters, rename_all
+from exporters.checkpoints.files.config import Config
+from exporters.checkpoints.files.recipes import Recipe, take
+from exporters.checkpoints.files.rename import list_parameters, rename_all
 from specs.components import DitComponent
 from specs.models.dit import Dit
 from specs.schema import Spec

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, final
 
-from exporters.checkpoints.config import Config
-from exporters.checkpoints.decoder import (
+from exporters.checkpoints.files.config import Config
+from exporters.checkpoints.llama import refuse_partial_rotation
+from exporters.checkpoints.parts.decoder import (
     DecoderImporter,
     describe_activation,
     describe_sizes,
     describe_windows,
     take_layers,
 )
-from exporters.checkpoints.llama import refuse_partial_rotation
-from exporters.checkpoints.rope import describe_rope
+from exporters.checkpoints.parts.rope import describe_rope
 
 _DEFAULTS = {
     "vocab_size": 151936,

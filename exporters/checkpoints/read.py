@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exporters.checkpoints.base import Folder, Importer
-from exporters.checkpoints.config import USE_ONNX, Config, read_config
-from exporters.checkpoints.recipes import CheckpointSource
-from exporters.checkpoints.tensors import Tensors, check_is_folder
+from exporters.checkpoints.files.config import USE_ONNX, Config, read_config
+from exporters.checkpoints.files.recipes import CheckpointSource
+from exporters.checkpoints.files.tensors import Tensors, check_is_folder
 from specs.document import dump_document
 from specs.errors import CheckpointError, SpecError, WeightsError, name_nearest
 from specs.parse import parse_spec

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast, final
 
-from exporters.checkpoints.activations import read_activation
 from exporters.checkpoints.base import Folder, Importer
-from exporters.checkpoints.convolutions import STATISTICS_UNUSED, make_picture_spec, read_sizes, take_conv_norm
-from exporters.checkpoints.pictures import CONVNEXT
-from exporters.checkpoints.recipes import Recipe, take_linear
+from exporters.checkpoints.files.recipes import Recipe, take_linear
+from exporters.checkpoints.parts.activations import read_activation
+from exporters.checkpoints.parts.convolutions import STATISTICS_UNUSED, make_picture_spec, read_sizes, take_conv_norm
+from exporters.checkpoints.parts.pictures import CONVNEXT
 from specs.components import ResNetComponent
 from specs.schema import Spec
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast, final
 
-from exporters.checkpoints.assets import describe_tokenizer
 from exporters.checkpoints.base import Folder, Importer
-from exporters.checkpoints.config import Config
-from exporters.checkpoints.pictures import SIGLIP, read_pictures
-from exporters.checkpoints.recipes import Recipe, compute, reshape, take_linear, take_module
-from exporters.checkpoints.towers import (
+from exporters.checkpoints.files.config import Config
+from exporters.checkpoints.files.recipes import Recipe, compute, reshape, take_linear, take_module
+from exporters.checkpoints.parts.pictures import SIGLIP, read_pictures
+from exporters.checkpoints.parts.towers import (
     IDS,
     get_image,
     has_tensor,
@@ -29,6 +28,7 @@ from exporters.checkpoints.towers import (
     read_sizes,
     take_scalar,
 )
+from exporters.checkpoints.tokenizers.assets import describe_tokenizer
 from specs.components import ClipTextComponent, VisionTransformerComponent
 from specs.schema import Spec
 

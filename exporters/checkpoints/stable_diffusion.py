@@ -11,12 +11,12 @@ from typing import Any, cast, final
 from exporters.checkpoints.autoencoder_kl import make_latent_dims, map_vae, read_vae
 from exporters.checkpoints.base import Folder, Importer
 from exporters.checkpoints.clip import read_text
-from exporters.checkpoints.clip_tokenizer import describe_clip_tokenizer
-from exporters.checkpoints.config import USE_ONNX, Config
-from exporters.checkpoints.recipes import Recipe, take
-from exporters.checkpoints.scheduler import read_scheduler
-from exporters.checkpoints.tensors import Tensors
-from exporters.checkpoints.towers import IDS, map_text
+from exporters.checkpoints.files.config import USE_ONNX, Config
+from exporters.checkpoints.files.recipes import Recipe, take
+from exporters.checkpoints.files.tensors import Tensors
+from exporters.checkpoints.parts.scheduler import read_scheduler
+from exporters.checkpoints.parts.towers import IDS, map_text
+from exporters.checkpoints.tokenizers.clip import describe_clip_tokenizer
 from exporters.checkpoints.unet import add_text_time, map_unet, read_unet
 from specs.components import ClipTextComponent, UNetComponent, VaeComponent
 from specs.errors import CheckpointError

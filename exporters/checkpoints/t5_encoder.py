@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast, final
 
-from exporters.checkpoints.assets import describe_tokenizer
 from exporters.checkpoints.base import Folder, Importer
-from exporters.checkpoints.recipes import Recipe
-from exporters.checkpoints.sentence import join_dense, map_dense, read_sentence_modules
-from exporters.checkpoints.t5 import explain_t5, make_t5, map_t5
-from exporters.checkpoints.tensors import Tensors
+from exporters.checkpoints.files.recipes import Recipe
+from exporters.checkpoints.files.tensors import Tensors
+from exporters.checkpoints.parts.sentence import join_dense, map_dense, read_sentence_modules
+from exporters.checkpoints.parts.t5 import explain_t5, make_t5, map_t5
+from exporters.checkpoints.tokenizers.assets import describe_tokenizer
 from specs.components.t5 import T5Component
 from specs.schema import Spec
 

@@ -12,10 +12,10 @@ from typing import Any, cast, final
 
 from exporters.checkpoints.autoencoder_kl import make_latent_dims, take_pair, take_sizes
 from exporters.checkpoints.base import Folder, Importer
-from exporters.checkpoints.config import USE_ONNX, Config
-from exporters.checkpoints.recipes import Recipe, reshape, take
-from exporters.checkpoints.rename import list_parameters, rename_all
-from exporters.checkpoints.tensors import Tensors
+from exporters.checkpoints.files.config import USE_ONNX, Config
+from exporters.checkpoints.files.recipes import Recipe, reshape, take
+from exporters.checkpoints.files.rename import list_parameters, rename_all
+from exporters.checkpoints.files.tensors import Tensors
 from specs.components import UNetComponent
 from specs.errors import CheckpointError
 from specs.models.unet import UNet

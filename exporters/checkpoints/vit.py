@@ -9,12 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast, final
 
-from exporters.checkpoints.activations import read_activation
 from exporters.checkpoints.base import Folder, Importer
-from exporters.checkpoints.decoder import require_causal
-from exporters.checkpoints.pictures import VIT, read_pictures
-from exporters.checkpoints.recipes import Recipe, reshape, stack_linear, take_linear, take_module
-from exporters.checkpoints.towers import get_image, has_tensor, make_image_spec, read_grid, read_labels, read_sizes
+from exporters.checkpoints.files.recipes import Recipe, reshape, stack_linear, take_linear, take_module
+from exporters.checkpoints.parts.activations import read_activation
+from exporters.checkpoints.parts.decoder import require_causal
+from exporters.checkpoints.parts.pictures import VIT, read_pictures
+from exporters.checkpoints.parts.towers import (
+    get_image,
+    has_tensor,
+    make_image_spec,
+    read_grid,
+    read_labels,
+    read_sizes,
+)
 from specs.components import VisionTransformerComponent
 from specs.schema import Spec
 

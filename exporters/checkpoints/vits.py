@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast, final
 
-from exporters.checkpoints.activations import read_activation
 from exporters.checkpoints.base import Folder, Importer
-from exporters.checkpoints.config import USE_ONNX, Config
-from exporters.checkpoints.recipes import Recipe, reshape, stack_linear, take_linear, take_module
-from exporters.checkpoints.tensors import Tensors
-from exporters.checkpoints.weight_norm import take_normed
+from exporters.checkpoints.files.config import USE_ONNX, Config
+from exporters.checkpoints.files.recipes import Recipe, reshape, stack_linear, take_linear, take_module
+from exporters.checkpoints.files.tensors import Tensors
+from exporters.checkpoints.files.weight_norm import take_normed
+from exporters.checkpoints.parts.activations import read_activation
 from specs.components import HifiganComponent, VitsDurationComponent, VitsFlowComponent, VitsTextComponent
 from specs.errors import CheckpointError
 from specs.schema import Spec

@@ -14,14 +14,14 @@ from typing import Any, cast, final
 
 from pydantic import ValidationError
 
-from exporters.checkpoints.activations import read_activation
 from exporters.checkpoints.base import Folder, Importer
-from exporters.checkpoints.config import Config
-from exporters.checkpoints.decoder import require_causal
-from exporters.checkpoints.recipes import Recipe, stack_linear, take_linear
-from exporters.checkpoints.sound import describe_speech, find_feature_extractor
-from exporters.checkpoints.vocabulary import read_vocabulary
-from exporters.checkpoints.weight_norm import take_normed
+from exporters.checkpoints.files.config import Config
+from exporters.checkpoints.files.recipes import Recipe, stack_linear, take_linear
+from exporters.checkpoints.files.weight_norm import take_normed
+from exporters.checkpoints.parts.activations import read_activation
+from exporters.checkpoints.parts.decoder import require_causal
+from exporters.checkpoints.parts.sound import describe_speech, find_feature_extractor
+from exporters.checkpoints.tokenizers.vocabulary import read_vocabulary
 from specs.components import Wav2Vec2Component
 from specs.schema import Spec
 

@@ -14,14 +14,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast, final
 
-from exporters.checkpoints.activations import read_activation
-from exporters.checkpoints.assets import describe_tokenizer
 from exporters.checkpoints.base import Folder, Importer
-from exporters.checkpoints.config import Config
-from exporters.checkpoints.decoder import check_tied, require_causal
-from exporters.checkpoints.languages import LANGUAGE_CODES
-from exporters.checkpoints.recipes import Recipe, take, take_linear, take_module
-from exporters.checkpoints.sound import describe_speech, find_feature_extractor
+from exporters.checkpoints.files.config import Config
+from exporters.checkpoints.files.recipes import Recipe, take, take_linear, take_module
+from exporters.checkpoints.parts.activations import read_activation
+from exporters.checkpoints.parts.decoder import check_tied, require_causal
+from exporters.checkpoints.parts.sound import describe_speech, find_feature_extractor
+from exporters.checkpoints.tokenizers.assets import describe_tokenizer
+from exporters.checkpoints.tokenizers.languages import LANGUAGE_CODES
 from specs.components import WhisperDecoderComponent, WhisperEncoderComponent
 from specs.errors import CheckpointError
 from specs.schema import Spec

@@ -24,7 +24,7 @@ def plain_torch() -> Iterator[None]:
 def open_bodies() -> Iterator[None]:
     """Inside, the wrappers of `specs.ops` call the custom ops' bodies: the same numbers, bit by bit.
 
-    What looks at every call of torch (`exporters.stored_parameters`, `exporters.run_cost`) sees into them then.
+    What looks at every call of torch (`exporters.stored_parameters`, `exporters.golden.run_cost`) sees into them then.
     """
     with _set(_opened):
         yield

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from engines.runtime import load
 from engines.runtime.text.tokenizers import FileTokenizer, IdsTokenizer
-from exporters.checkpoints.assets import find_tokenizer, write_tokenizer
+from exporters.checkpoints.tokenizers.assets import find_tokenizer, write_tokenizer
 from specs.errors import InputError
 from tests.checkpoints.compare import enliven, export
 

@@ -18,9 +18,9 @@ from engines.runtime import load
 from engines.runtime.pipelines.stages.schedulers import SCHEDULERS
 from engines.runtime.pipelines.text_to_image import TextToImage
 from exporters.checkpoints import read_spec
-from exporters.checkpoints.clip_tokenizer import make_clip_tokenizer
-from exporters.checkpoints.config import Config
-from exporters.checkpoints.scheduler import read_scheduler
+from exporters.checkpoints.files.config import Config
+from exporters.checkpoints.parts.scheduler import read_scheduler
+from exporters.checkpoints.tokenizers.clip import make_clip_tokenizer
 from specs.errors import CheckpointError
 from specs.schema import Dim
 from tests.checkpoints.compare import Array, compare, export

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from engines.runtime import Request, Sound
 from engines.runtime.pipelines import AudioCodec
-from exporters.checkpoints import encodec, open_checkpoint, read_spec, weight_norm
+from exporters.checkpoints import encodec, open_checkpoint, read_spec
+from exporters.checkpoints.files import weight_norm
 from specs.errors import InputError, MetagenError
 from specs.graphs import count_parameters
 from specs.handlers import get_handler

@@ -20,7 +20,7 @@ from torch import nn
 from engines.runtime import load
 from engines.runtime.pipelines import TextEmbedding
 from exporters.checkpoints import open_checkpoint, read_spec
-from exporters.checkpoints.bert_tokenizer import make_word_piece
+from exporters.checkpoints.tokenizers.bert import make_word_piece
 from specs.errors import CheckpointError, MetagenError, WeightsError
 from tests.checkpoints.compare import compare, enliven, export
 from tests.checkpoints.support import Array, build, edit_config, open_onnx, run_torch, save

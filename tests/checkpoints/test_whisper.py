@@ -20,7 +20,7 @@ from engines.runtime import load
 from engines.runtime.pipelines import SpeechRecognition
 from engines.runtime.text.tokenizers import FileTokenizer
 from exporters.checkpoints import open_checkpoint
-from exporters.checkpoints.assets import write_tokenizer
+from exporters.checkpoints.tokenizers.assets import write_tokenizer
 from specs.errors import CheckpointError, InputError, MetagenError, WeightsError
 from specs.graphs import count_parameters
 from specs.handlers import GraphModule

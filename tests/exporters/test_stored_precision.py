@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from exporters import stored_parameters
-from exporters.golden import compute_outputs
+from exporters.golden.data import compute_outputs
 from exporters.passes import run_pipeline
 from exporters.passes._derived import find_stored, transpose_lazily, widen_lazily
 from exporters.passes.fold_transposed_weights import FoldTransposedWeights

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from engines.build import build_bundle
-from engines.parity import check_bundle
+from engines.building.bundle import build_bundle
+from engines.checking.parity import check_bundle
 from engines.runtime import Session, load
 from engines.runtime.media.image import load_image
 from exporters.export import export_spec

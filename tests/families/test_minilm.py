@@ -12,8 +12,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from engines.parity import check_bundle
-from engines.precision import measure_shares
+from engines.checking.parity import check_bundle
+from engines.onnx_files.precision import measure_shares
 from exporters.passes import insert_dynamic_quantization
 from metagen_deploy import pipeline
 from specs.errors import ParityError

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from engines.build import build_bundle
-from engines.parity import check_bundle
+from engines.building.bundle import build_bundle
+from engines.checking.parity import check_bundle
 from engines.runtime import load
 from engines.runtime.media.image import load_image
 from exporters.export import export_spec

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from engines.compare import StageName, judge_difference
-from engines.parity import _judge_metric
+from engines.checking.compare import StageName, judge_difference
+from engines.checking.parity import _judge_metric
 from specs.report import ParityRow, TensorDifference
 from specs.tolerance import TOLERANCES, find_tolerance, limit_relative_error
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engines.build import build_bundle
-from engines.parity import check_bundle
+from engines.building.bundle import build_bundle
+from engines.checking.parity import check_bundle
 from exporters.export import export_spec
 from specs.document import parse_document, read_text
 from specs.load import load_spec

@@ -8,9 +8,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from engines import precision as shares
-from engines.onnx_file import read_onnx
-from engines.precision import measure_graph
+from engines.onnx_files import precision as shares
+from engines.onnx_files.precision import measure_graph
+from engines.onnx_files.read import read_onnx
 from exporters.passes import run_pipeline
 from exporters.passes.flatten_tokens import FlattenTokens
 from exporters.passes.infer_types import InferTypes

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from exporters.calibrate import measure_ranges
+from exporters.calibration.measure import measure_ranges
 from exporters.passes import Range, list_quantizable_tensors, run_pipeline
 from exporters.passes._weighted import quantize_weight, round_scale
 from specs.errors import CalibrationError

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from engines.precision import require_stored_weights
+from engines.onnx_files.precision import require_stored_weights
 from exporters.passes import run_pipeline
 from specs.errors import BuildError
 from tests.passes_support import count_ops, parse, random, run

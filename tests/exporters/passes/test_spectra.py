@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from engines.precision import measure_front_end, measure_shares, require_precision
+from engines.onnx_files.precision import measure_front_end, measure_shares, require_precision
 from exporters.passes import run_pipeline
 from exporters.passes._spectra import find_spectra
 from exporters.passes._weighted import find_weighted

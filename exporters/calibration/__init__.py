@@ -1,0 +1,1 @@
+"""The ranges that INT8 quantises, measured on calibration data."""

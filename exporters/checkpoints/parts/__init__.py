@@ -1,0 +1,1 @@
+"""What the configs of several families have in common: towers, decoders, positions, pictures, sounds."""

@@ -1,0 +1,1 @@
+"""A checkpoint's tokenizer as the tokenizer.json that a bundle carries."""

@@ -1,0 +1,79 @@
+"""Tokenizers of a checkpoint: how the spec names them, and the tokenizer.json that a bundle carries.
+
+    tokenizer.json               copied
+    vocab.json and merges.txt    made: byte-level BPE as GPT-2, Qwen 2, Whisper and CLIP have it
+
+Nothing here needs transformers or tokenizers: all these files are JSON and text.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from exporters.checkpoints.base import Folder
+from exporters.checkpoints.files.config import Config
+from exporters.checkpoints.tokenizers.byte_level import MODELS, make_byte_tokenizer
+from exporters.checkpoints.tokenizers.clip import make_clip_tokenizer
+
+#: model_type -> the tokenizer's class, of folders that do not say it.
+_TOKENIZERS = {"gpt2": "GPT2Tokenizer", "qwen2": "Qwen2Tokenizer", "whisper": "WhisperTokenizer"}
+
+
+def describe_tokenizer(folder: Folder, *, part: str = "") -> dict[str, Any] | None:
+    """A component's `tokenizers` entry, when the folder (or its subfolder `part`) has a tokenizer that is read here.
+
+    End tokens are those of generation_config.json, else of config.json: one id or a list.
+    """
+    path = find_tokenizer(folder.path / part)
+    if path is None:
+        return None
+    config = folder.find_config("config.json")
+    inner = config.take_config("text_config").data  # of a model that has a language model inside
+    data = {**inner, **config.data, **folder.find_config("generation_config.json").data}
+    ends = data.get("eos_token_id") if data.get("eos_token_id") is not None else inner.get("eos_token_id")
+    pad = data.get("pad_token_id")
+    entry: dict[str, Any] = {
+        "source": str(path),
+        "end_tokens": [end for end in (ends if isinstance(ends, list) else [ends]) if type(end) is int and end >= 0],
+    }
+    if type(pad) is int and pad >= 0:
+        entry["pad_token"] = pad
+    return entry
+
+
+def find_tokenizer(folder: Path) -> Path | None:
+    """The file that a folder's tokenizer is made of; None where there is none, or only one of another library."""
+    if (folder / "tokenizer.json").is_file():
+        return (folder / "tokenizer.json").resolve()
+    vocabulary = folder / "vocab.json"
+    whole = vocabulary.is_file() and (folder / "merges.txt").is_file()
+    return vocabulary.resolve() if whole and _name_class(folder) in MODELS else None
+
+
+def write_tokenizer(source: Path, path: Path) -> None:
+    """`source` as a tokenizer.json: copied, or made of a vocab.json and the merges.txt beside it.
+
+    Raises:
+        CheckpointError: a file is damaged, or merges.txt is missing.
+    """
+    if source.name != "vocab.json":
+        path.write_bytes(source.read_bytes())
+        return
+    name = _name_class(source.parent)
+    made = make_byte_tokenizer(source, name) if name in MODELS else make_clip_tokenizer(source)
+    path.write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
+
+
+def _name_class(folder: Path) -> str:
+    """GPT2Tokenizer, Qwen2Tokenizer, ...; of an old folder that does not say, by the model."""
+    named = _find(folder, "tokenizer_config.json").data.get("tokenizer_class")
+    if isinstance(named, str):
+        return named.removesuffix("Fast")
+    model = _find(folder, "config.json").data.get("model_type")
+    return _TOKENIZERS.get(str(model), "CLIPTokenizer")
+
+
+def _find(folder: Path, name: str) -> Config:
+    return Folder(folder).find_config(name)

@@ -1,0 +1,101 @@
+"""Byte-level BPE of `vocab.json` and `merges.txt` -> a tokenizer.json: GPT-2 (Radford et al. 2019), Whisper and Qwen 2.
+
+text -> words, numbers, signs -> bytes as letters -> merges
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from exporters.checkpoints.base import Folder
+from exporters.checkpoints.files.config import Config, read_config
+from exporters.checkpoints.tokenizers.merges import read_merges
+
+_QWEN2_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
+#: The tokenizers of this kind, by transformers' name, and the special tokens that they have without being told.
+MODELS = {
+    "GPT2Tokenizer": dict.fromkeys(_SPECIAL[:3], "<|endoftext|>"),
+    "WhisperTokenizer": dict.fromkeys(_SPECIAL[:3], "<|endoftext|>"),
+    "Qwen2Tokenizer": dict.fromkeys(_SPECIAL[1:], "<|endoftext|>"),
+}
+
+
+def make_byte_tokenizer(vocabulary: Path, name: str) -> dict[str, Any]:
+    """The tokenizer.json that transformers would make of these files.
+
+    Args:
+        name: a key of MODELS.
+
+    Raises:
+        CheckpointError: merges.txt is missing, or a file is damaged.
+    """
+    folder = Folder(vocabulary.parent)
+    config = folder.find_config("tokenizer_config.json")
+    ids = dict(read_config(vocabulary).data)
+    byte_level = {"type": "ByteLevel", "trim_offsets": True}
+    prefixed = config.take("add_prefix_space", bool, False)
+    letters = {**byte_level, "add_prefix_space": prefixed, "use_regex": name != "Qwen2Tokenizer"}
+    split = {"type": "Split", "pattern": {"Regex": _QWEN2_SPLIT}, "behavior": "Isolated", "invert": False}
+    named: dict[str, Any] = {**MODELS[name], **folder.find_config("special_tokens_map.json").data, **config.data}
+    added = _list_added(folder, config, ids, named)
+    return {
+        "version": "1.0",
+        "added_tokens": added,
+        "normalizer": {"type": "NFC"} if name == "Qwen2Tokenizer" else None,
+        "pre_tokenizer": letters
+        if name != "Qwen2Tokenizer"
+        else {"type": "Sequence", "pretokenizers": [split, letters]},
+        "post_processor": _make_template(config, named, ids | {token["content"]: token["id"] for token in added}),
+        "decoder": {**byte_level, "add_prefix_space": True, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "continuing_subword_prefix": "",
+            "end_of_word_suffix": "",
+            "fuse_unk": False,
+            "vocab": ids,
+            "merges": read_merges(vocabulary.with_name("merges.txt")),
+        },
+    }
+
+
+def _list_added(folder: Folder, config: Config, ids: dict[str, int], named: dict[str, Any]) -> list[dict[str, Any]]:
+    """Tokens that are looked for before the text is split: what the configs list, and the special ones they name."""
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
+    special = {**plain, "normalized": False, "special": True}
+    found: dict[str, dict[str, Any]] = {}
+    for token, number in folder.find_config("added_tokens.json").data.items():
+        found[token] = {"id": number, "content": token, **plain}
+    for number, entry in config.take_config("added_tokens_decoder").data.items():
+        flags = {key: value for key, value in entry.items() if key in plain}
+        found[entry["content"]] = {"id": int(number), "content": entry["content"], **plain, **flags}
+    others = named.get("additional_special_tokens") or []
+    for text in map(_read_text, (*map(named.get, _SPECIAL), *others)):
+        if text is not None:
+            number = found.get(text, {}).get("id", ids.get(text))
+            if number is not None and not found.get(text, {}).get("special"):
+                found[text] = {"id": number, "content": text, **special}
+    return sorted(found.values(), key=lambda token: int(token["id"]))
+
+
+def _make_template(config: Config, named: dict[str, Any], ids: dict[str, int]) -> dict[str, Any]:
+    """Beginning and end of every text, where tokenizer_config.json asks for them."""
+    around: list[list[dict[str, Any]]] = []
+    special: dict[str, Any] = {}
+    for flag, key in (("add_bos_token", "bos_token"), ("add_eos_token", "eos_token")):
+        text = _read_text(named.get(key))
+        used = config.take(flag, bool, False) and text in ids
+        around.append([{"SpecialToken": {"id": text, "type_id": 0}}] if used else [])
+        special |= {str(text): {"id": text, "ids": [ids[str(text)]], "tokens": [text]}} if used else {}
+    single = [*around[0], {"Sequence": {"id": "A", "type_id": 0}}, *around[1]]
+    pair = [*single, {"Sequence": {"id": "B", "type_id": 1}}]
+    return {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special}
+
+
+def _read_text(token: Any) -> str | None:
+    """Configs spell a special token as text, or as an object with its text."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
