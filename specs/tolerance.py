@@ -17,8 +17,8 @@ fp64| for this very graph and input, so a shallow graph gets a sharp limit and a
             but never below `sure_floors` floors, up to `ceiling`: a model whose own rounding is worth 1e-4 (T5 without
             its scaled queries 8.3e-5, a published text reader 1.2e-4) cannot be held to less than it knows of itself
 
-Floors are measured for models of every size (`exporters.golden.noise_floor`) and for ONNX files, whose weights are moved
-by the last place (`exporters.onnx_models.run_apart`); `unknown` is for graphs whose float64 run does not fit into memory
+Floors are measured for models of every size (`exporters.golden.noise_floor`), and for ONNX files by moving weights by
+their last place (`exporters.onnx_models.run_apart`); `unknown` is for graphs whose float64 run does not fit into memory
 or takes too long, which the manifest says.
 
 Measured 2026-11 on random ViTs of 2 to 12 layers, width 64 to 768, two initialisations (max |y - r| / rms(r)):
