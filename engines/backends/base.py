@@ -54,9 +54,7 @@ class CompileRequest:
     output: Path | None
     precision: str
     profile: tuple[InputProfile, ...] = ()
-    wide_profile: tuple[
-        InputProfile, ...
-    ] = ()  # a second one, tuned for the largest sizes (`building.profiles`)
+    wide_profile: tuple[InputProfile, ...] = ()  # a second one, tuned for the largest sizes (`building.profiles`)
     compute_capabilities: tuple[str, ...] = ()  # "8.9"; several where the backend takes several
     keep_fp32: tuple[str, ...] = ()  # nodes to keep in fp32, for compilers without strong typing
     workspace_bytes: int | None = None
