@@ -104,7 +104,7 @@ def _decode(graphs: dict[str, Any], ids: Array, lengths: Array, slots: int, want
 
 def _compare(found: Array, wanted: Array, floors: dict[str, float | None], precision: str) -> bool:
     """Judge and print one row [STEPS, V]: the first logits are the prompt's, the others a decode step's each."""
-    from engines.compare import StageName, judge_difference, measure_difference
+    from engines.checking.compare import StageName, judge_difference, measure_difference
 
     rows = []
     for step in range(STEPS):
