@@ -32,12 +32,14 @@ def stage_bundle(output: Path) -> Iterator[Path]:
     with contextlib.ExitStack() as undo, translate_os_errors(output):
         _refuse_other_things(output)
         for folder in reversed([parent for parent in output.parents if not parent.exists()]):
+            undo.callback(_remove_empty, folder)  # before it is made: a signal may fall between the two
             _make_folder(folder, exist_ok=True)
-            undo.callback(_remove_empty, folder)
-        staged = _make_sibling(output, "partial")
-        undo.callback(shutil.rmtree, staged, ignore_errors=True)
+        staged, old = _name_sibling(output, "partial"), _name_sibling(output, "old")
+        for folder in (old, staged):
+            undo.callback(shutil.rmtree, folder, ignore_errors=True)
+        _make_folder(staged)
         yield staged
-        _swap(staged, output)
+        _swap(staged, output, old)
 
 
 def _remove_empty(folder: Path) -> None:
@@ -45,14 +47,13 @@ def _remove_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def _make_sibling(output: Path, kind: str) -> Path:
-    """A new folder beside `output`, with any new folder's permissions (`tempfile` would make it private)."""
-    folder = output.with_name(f".{output.name[:100]}.{secrets.token_hex(4)}.{kind}")
-    _make_folder(folder)
-    return folder
+def _name_sibling(output: Path, kind: str) -> Path:
+    """A place beside `output` for a folder that no other export has."""
+    return output.with_name(f".{output.name[:100]}.{secrets.token_hex(4)}.{kind}")
 
 
 def _make_folder(folder: Path, *, exist_ok: bool = False) -> None:
+    """With any new folder's permissions (`tempfile` would make it private)."""
     try:
         folder.mkdir(exist_ok=exist_ok)
     except FileNotFoundError:  # its parent went away, or is a file system that only the kernel fills
@@ -73,9 +74,9 @@ def _refuse_other_things(output: Path) -> None:
         )
 
 
-def _swap(staged: Path, output: Path) -> None:
-    """Put `staged` in the place of what is at `output`, which comes back when that fails."""
-    old = _make_sibling(output, "old")
+def _swap(staged: Path, output: Path, old: Path) -> None:
+    """Put `staged` in the place of what is at `output`, which comes back out of `old` when that fails."""
+    _make_folder(old)
     taken = old / "bundle"
     try:
         while not _try_swap(staged, output, taken):
@@ -84,8 +85,6 @@ def _swap(staged: Path, output: Path) -> None:
         if taken.exists() and not output.exists():
             taken.rename(output)
         raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _try_swap(staged: Path, output: Path, taken: Path) -> bool:

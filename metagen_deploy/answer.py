@@ -17,7 +17,7 @@ from typing import IO, Any
 import numpy as np
 
 from engines.runtime import Answer, Request, Session, answer, load
-from engines.runtime.media.encode import SUFFIXES, encode_medium
+from engines.runtime.media.encode import SUFFIXES, encode_medium, import_gif_writer
 from engines.runtime.request import Medium
 from metagen_deploy.tables import print_table
 from specs.bundle_files import read_manifest, verify_files
@@ -25,7 +25,8 @@ from specs.disk import translate_os_errors
 from specs.errors import InputError, OutputError, name_nearest
 
 _TENSOR_SUFFIXES = (".npy", ".npz")
-_ANSWER_SUFFIXES = (".npz", ".json", ".txt", *dict.fromkeys(SUFFIXES.values()))
+_MEDIA_SUFFIXES = tuple(dict.fromkeys(suffix for suffixes in SUFFIXES.values() for suffix in suffixes))
+_ANSWER_SUFFIXES = (".npz", ".json", ".txt", *_MEDIA_SUFFIXES)
 
 
 def answer_request(
@@ -61,10 +62,15 @@ def answer_request(
 
 def _check_output(path: Path) -> None:
     """Find out before the work what would fail after it."""
-    if path.suffix not in _ANSWER_SUFFIXES:
+    if path.suffix.lower() not in _ANSWER_SUFFIXES:
         raise OutputError(
-            "the kind of file to write is not known", where=str(path), allowed=", ".join(_ANSWER_SUFFIXES)
+            "the kind of file to write is not known",
+            where=str(path),
+            allowed=", ".join(_ANSWER_SUFFIXES),
+            fix="give a file with one of these endings with -o",
         )
+    if path.suffix.lower() == ".gif":
+        import_gif_writer()
     if not path.parent.is_dir():
         raise OutputError("the folder to write to does not exist", where=str(path.parent), fix="make it first")
     if path.is_dir():
@@ -106,7 +112,7 @@ def _sort_inputs(
     pictures = {
         name: file
         for name, file in inputs.items()
-        if takes_pictures and name in ("image", "pixels") and not file.endswith(_TENSOR_SUFFIXES)
+        if takes_pictures and name in ("image", "pixels") and not file.lower().endswith(_TENSOR_SUFFIXES)
     }
     tensors = (f"{name}={file}" for name, file in inputs.items() if name not in {**pictures, **named})
     return list(pictures.values()), tuple(named.items()), tuple(tensors)
@@ -128,22 +134,27 @@ def _write_answer(path: Path, found: Answer) -> None:
 
     An .npz holds the answer's tensors, or those of a picture, film, sound or mesh before a file's levels round them.
     """
-    if path.suffix in SUFFIXES.values():
-        made = [one for one in found.media if SUFFIXES[type(one)] == path.suffix]
+    suffix = path.suffix.lower()
+    if suffix in _MEDIA_SUFFIXES:
+        made = [one for one in found.media if suffix in SUFFIXES[type(one)]]
         if not made:
+            usual = dict.fromkeys(SUFFIXES[type(one)][0] for one in found.media) or {".json": None}
             raise InputError(
-                f"this answer holds nothing that a {path.suffix} could", got=str(path), fix=f"-o {path.stem}.json"
+                f"this answer holds nothing that a {suffix} could",
+                got=str(path),
+                allowed=", ".join([*usual, *([".json"] if found.media else [".txt"])]),
+                fix=f"-o {path.stem}{next(iter(usual))}",
             )
         for numbered, one in _number(path, made):
-            data = encode_medium(one)
+            data = encode_medium(one, suffix)
             _write_file(numbered, lambda stream, data=data: stream.write(data))  # type: ignore[misc]
         return
-    if path.suffix == ".npz" and not found.arrays and found.media:
+    if suffix == ".npz" and not found.arrays and found.media:
         for numbered, one in _number(path, found.media):
             arrays = {key.name: np.asarray(getattr(one, key.name)) for key in fields(one)}
             _write_file(numbered, lambda stream, arrays=arrays: _write_arrays(stream, arrays))  # type: ignore[misc]
         return
-    if path.suffix == ".npz" and not found.arrays:
+    if suffix == ".npz" and not found.arrays:
         raise InputError(
             "this answer is text, not tensors", got=str(path), allowed=".json or .txt", fix=f"-o {path.stem}.json"
         )
@@ -152,7 +163,7 @@ def _write_answer(path: Path, found: Answer) -> None:
         ".json": lambda stream: stream.write((found.to_json() + "\n").encode(errors="replace")),
         ".txt": lambda stream: stream.write((found.to_text() + "\n").encode(errors="replace")),
     }
-    _write_file(path, writers[path.suffix])
+    _write_file(path, writers[suffix])
 
 
 def _number(path: Path, media: Sequence[Medium]) -> Iterator[tuple[Path, Medium]]:

@@ -93,7 +93,7 @@ def show(spec: str | None, schema: bool, targets: tuple[str, ...], extensions: t
     if spec is None:
         raise click.UsageError("Missing argument 'SPEC' (or option '--schema').")
     from metagen_deploy import describe
-    from metagen_deploy.pipeline import load_source
+    from metagen_deploy.sources import load_source
     from specs.targets import estimate_fit, load_target
 
     loaded = load_source(spec)
@@ -249,7 +249,9 @@ def check(bundle: Path, backends: tuple[str, ...]) -> int:
     help="To go on from, to compare with pictures, or what to make (repeatable).",
 )
 @click.option("--graph", metavar="NAME", help="Whose tensors these are, when the bundle has several graphs.")
-@click.option("-o", "--output", type=PATH, metavar="FILE", help="Write it too: .npz, .json, .txt, .png, .wav or .ply.")
+@click.option(
+    "-o", "--output", type=PATH, metavar="FILE", help="Write it too: .npz, .json, .txt, .png, .gif, .wav or .ply."
+)
 def run(
     bundle: Path,
     files: tuple[str, ...],
@@ -312,7 +314,13 @@ def run_command(arguments: list[str]) -> int:
         _print_error(error)
         return 1
     except MemoryError as error:
-        _print_error(MetagenError("this does not fit into the memory of this machine", got=str(error) or None))
+        _print_error(
+            MetagenError(
+                "this does not fit into the memory of this machine",
+                got=str(error) or None,
+                fix="use a machine with more, or smaller sizes: --dim at export",
+            )
+        )
         return 1
     except BrokenPipeError:
         _discard_output()  # the reader (`| head`) has seen enough

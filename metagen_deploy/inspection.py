@@ -12,6 +12,7 @@ from engines.onnx_files.inspect import Inspection, inspect_model
 from engines.onnx_files.records import Value
 from engines.plugins import locate_files
 from metagen_deploy.render import print_shares, spell_shares
+from metagen_deploy.sources import is_model
 from metagen_deploy.tables import format_bytes, format_count, print_line, print_table
 from specs.bundle import MANIFEST_NAME, EngineFile, Graph, Manifest
 from specs.bundle_files import read_manifest, resolve_inside, verify_files
@@ -35,9 +36,12 @@ def print_inspection(path: Path) -> None:
         _print_bundle(path, manifest)
     elif not path.is_file():
         raise InputError(
-            "there is no such file or folder", where=str(path), allowed="a bundle, an engine or an .onnx file"
+            "there is no such file or folder",
+            where=str(path),
+            allowed="a bundle, an engine or an .onnx file",
+            fix="check the path",
         )
-    elif path.suffix == ".onnx":
+    elif is_model(path):
         _print_model(inspect_model(path))
     elif path.suffix in _ENGINE_SUFFIXES:
         _print_engine(path)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from metagen_deploy.sources import is_model, load_source
 from specs.errors import ExportError, translate_import_error
 from specs.mapped_session import MAPPED_BYTES
 
@@ -43,15 +44,14 @@ def require_host_memory(source: str, limit_bytes: int) -> None:
 
 def _estimate(source: str) -> tuple[int, int]:
     """Peak and weights, in bytes."""
-    if source.endswith(".onnx"):
+    if is_model(source):
         from engines.onnx_files.inspect import inspect_model
 
         weight_bytes = inspect_model(Path(source)).weight_bytes
         return int(_TOOLS_BYTES + _COPIES * weight_bytes), weight_bytes
     from specs.graphs import count_parameters
-    from specs.load import load_spec
 
-    spec = load_spec(source)
+    spec = load_source(source)
     weight_bytes = 4 * sum(count_parameters(spec).values())
     if weight_bytes <= MAPPED_BYTES:
         return int(_TOOLS_BYTES + _COPIES * weight_bytes), weight_bytes

@@ -19,6 +19,7 @@ from metagen_deploy.admission import (
     require_asked_precision,
 )
 from metagen_deploy.memory import require_host_memory
+from metagen_deploy.sources import is_model, load_source
 from metagen_deploy.verdict import raise_first_failure
 from specs.bundle import Manifest
 from specs.errors import translate_import_error
@@ -62,7 +63,7 @@ def export(
     from exporters.staging import stage_bundle
 
     with stage_bundle(output) as folder:
-        if source.endswith(".onnx"):
+        if is_model(source):
             manifest = _write_model(Path(source), folder, targets, precisions, calibration, dims or {}, progress)
         else:
             spec = load_overridden(source, targets=targets, weights=weights, calibration=calibration, dims=dims)
@@ -70,7 +71,7 @@ def export(
         report = check_bundle_apart(folder, progress=progress)
         write_report(folder, report)
         if not report.passed:
-            own_file = source.endswith(".onnx")
+            own_file = is_model(source)
             raise_first_failure(report, own_file=own_file, calibrated=calibration is not None)
     return manifest, report
 
@@ -140,7 +141,7 @@ def build(
     """
     from engines.building.bundle import build_bundle
 
-    if source.suffix == ".onnx" and not source.is_dir():
+    if is_model(source) and not source.is_dir():
         bundle = source.with_suffix(".bundle")
         if not is_made_of(bundle, source, target=target):
             export(str(source), output=bundle, targets=(target,) if target else (), progress=progress)
@@ -191,17 +192,3 @@ def load_overridden(
 
     spec = load_source(source)
     return override_spec(spec, targets=tuple(targets), weights=weights, calibration=calibration, dims=dims)
-
-
-def load_source(source: str) -> Spec:
-    """A shipped spec, a spec's YAML file, or what a checkpoint's folder says of itself."""
-    from specs.load import load_spec
-    from specs.sources import is_checkpoint
-
-    if not is_checkpoint(Path(source)):
-        return load_spec(source)
-    try:
-        from exporters.checkpoints import read_spec
-    except ImportError as error:
-        raise translate_import_error(error, extra="export", needed_for="reading a checkpoint") from error
-    return read_spec(Path(source))

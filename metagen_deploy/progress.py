@@ -28,6 +28,7 @@ def _show_lines() -> Iterator[Progress]:
     """For logs and pipes: each step is named once, when it has lasted a second."""
     step = ""
     timer: threading.Timer | None = None
+    speaking = threading.Lock()
 
     def report(text: str, fraction: float | None) -> None:
         nonlocal step, timer
@@ -36,20 +37,23 @@ def _show_lines() -> Iterator[Progress]:
         if timer:
             timer.cancel()
         step = text
-        timer = threading.Timer(_QUIET_SECONDS, _announce, (text,))
+        timer = threading.Timer(_QUIET_SECONDS, announce, (text,))
         timer.daemon = True
         timer.start()
+
+    def announce(text: str) -> None:
+        with speaking:
+            if text == step:  # a timer may fire while it is cancelled
+                sys.stderr.write(f"{text} …\n")
+                sys.stderr.flush()
 
     try:
         yield report
     finally:
         if timer:
             timer.cancel()
-
-
-def _announce(text: str) -> None:
-    sys.stderr.write(f"{text} …\n")
-    sys.stderr.flush()
+        with speaking:  # what follows is said after it
+            step = ""
 
 
 @contextmanager

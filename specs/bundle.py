@@ -121,4 +121,8 @@ class Manifest:
         for graph in self.graphs:
             if graph.name == name:
                 return graph
-        raise BundleError(f"this bundle has no graph '{name}'", allowed=", ".join(g.name for g in self.graphs))
+        raise BundleError(
+            f"this bundle has no graph '{name}'",
+            allowed=", ".join(g.name for g in self.graphs),
+            fix="name one of these",
+        )

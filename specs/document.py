@@ -79,7 +79,11 @@ def parse_document(text: str, *, source: str) -> Document:
         SpecError: anything the module's docstring says is refused, or a syntax error; with file and line.
     """
     if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
-        raise SpecError(f"this text is too large to be a spec: over {MAX_BYTES} bytes", where=source)
+        raise SpecError(
+            f"this text is too large to be a spec: over {MAX_BYTES} bytes",
+            where=source,
+            fix="give a spec's YAML file; weights and data are files of their own",
+        )
     reader = _Reader(text, source)
     try:
         return reader.read_document()
@@ -174,8 +178,11 @@ class _Reader:
         self.lines: dict[Path_, int] = {(): 1}
         self.loader: Any = None  # PyYAML's parser has no types
 
-    def _error(self, problem: str, event: Any, **rest: str) -> SpecError:
-        return SpecError(problem, where=f"{self.source}:{event.start_mark.line + 1}", **rest)
+    def _error(
+        self, problem: str, event: Any, *, fix: str, got: str | None = None, allowed: str | None = None
+    ) -> SpecError:
+        where = f"{self.source}:{event.start_mark.line + 1}"
+        return SpecError(problem, where=where, got=got, allowed=allowed, fix=fix)
 
     def read_document(self) -> Document:
         self.loader = _Loader(self.text)
@@ -214,7 +221,11 @@ class _Reader:
         if event.tag not in (None, "!"):
             raise self._error(f"tags are not taken: '{event.tag}'", event, fix="remove the tag; values are plain YAML")
         if depth > MAX_DEPTH:
-            raise self._error(f"this is nested more than {MAX_DEPTH} levels deep", event, fix="a spec needs four")
+            raise self._error(
+                f"this is nested more than {MAX_DEPTH} levels deep",
+                event,
+                fix="write it flat: a spec needs four levels",
+            )
         if isinstance(event, yaml.ScalarEvent):
             return self._convert(event)
         if isinstance(event, yaml.SequenceStartEvent):

@@ -109,7 +109,9 @@ def find_tolerance(precision: str) -> Tolerance:
     """The row of `precision`; raises ParityError naming the rows there are."""
     if precision not in TOLERANCES:
         raise ParityError(
-            f"no tolerance is known for precision '{precision}'", allowed=name_nearest(precision, TOLERANCES)
+            f"no tolerance is known for precision '{precision}'",
+            allowed=name_nearest(precision, TOLERANCES),
+            fix="choose one of these",
         )
     return TOLERANCES[precision]
 

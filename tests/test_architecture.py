@@ -67,6 +67,39 @@ def test_error_tree_is_drawn_in_its_docstring() -> None:
     assert not [name for name in tree if name not in drawn]
 
 
+#: Where an error is worded by a caller, who says what to do.
+WORDED_ELSEWHERE = {"specs.errors"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_module)
+def test_every_error_says_what_to_do(path: Path) -> None:
+    """A `MetagenError` is made with a `fix`, and not with an empty one."""
+    from specs import errors
+
+    kinds = {
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, errors.MetagenError)
+    }
+    if name_module(path) in WORDED_ELSEWHERE:
+        return
+    without = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call) or not kinds & {getattr(node.func, "id", ""), getattr(node.func, "attr", "")}:
+            continue
+        values = [value for keyword in node.keywords if keyword.arg == "fix" for value in list_values(keyword.value)]
+        if not values or any(isinstance(value, ast.Constant) and not value.value for value in values):
+            without.append(f"{path}:{node.lineno}")
+    assert not without, "say what to do: fix=..."
+
+
+def list_values(expression: ast.expr) -> list[ast.expr]:
+    """What an expression may end in: both branches of a condition, the last part of an `or`."""
+    if isinstance(expression, ast.IfExp):
+        return [*list_values(expression.body), *list_values(expression.orelse)]
+    return list_values(expression.values[-1]) if isinstance(expression, ast.BoolOp) else [expression]
+
+
 def test_package_imports_nothing_heavy(environment: dict[str, str], tmp_path: Path) -> None:
     loaded = list_modules_after("import metagen_deploy", environment, tmp_path)
     assert loaded - sys.stdlib_module_names == {"metagen_deploy"}

@@ -24,7 +24,11 @@ BACKENDS: Mapping[str, str] = {
 def load_backend(name: str) -> Backend:
     """The backend called `name`; raises BuildError naming those there are."""
     if name not in BACKENDS:
-        raise BuildError(f"unknown backend '{name}'", allowed=name_nearest(name, BACKENDS))
+        raise BuildError(
+            f"unknown backend '{name}'",
+            allowed=name_nearest(name, BACKENDS),
+            fix="choose one of these",
+        )
     backend: Backend = importlib.import_module(BACKENDS[name]).BACKEND
     return backend
 

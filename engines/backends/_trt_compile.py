@@ -204,7 +204,10 @@ def _translate(
     if failed["errno"]:
         refused = OSError(failed["errno"], failed["problem"])
         return word_os_error(refused, output) or OutputError(
-            "the engine could not be written", where=str(output), got=failed["problem"]
+            "the engine could not be written",
+            where=str(output),
+            got=failed["problem"],
+            fix="check the path and the room on its disk",
         )
     nodes = [n for n in failed["nodes"] if n["op"] or n["index"] >= 0]
     broken = [line for line in tail if "DCHECK" in line]  # what the fusing compiler of 8.6 writes past the logger

@@ -222,7 +222,10 @@ def _ask_general(folder: Path, manifest: Manifest, stage: _Stage, feed: Mapping[
             where = replace(stage.where, stage=engine.file)
             general = replace(stage, where=where, engine=engine)
             return _restore_interface(stage.graph, _run(_load_runner(folder, manifest, general), [feed])[0])
-    raise BuildError("the bundle has no engine of all sizes to compare this one with")
+    raise BuildError(
+        "the bundle has no engine of all sizes to compare this one with",
+        fix="build it too, without --fixed: metagen-deploy build BUNDLE",
+    )
 
 
 def _run(runner: Any, feeds: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:

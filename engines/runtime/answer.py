@@ -25,7 +25,7 @@ def answer(session: Session, request: Request) -> Answer:
     """
     if request.graph is not None:
         _choose_graph(session, request.graph)  # refuses an unknown name, whether or not it is needed
-    tensors = request.inputs or (len(request.files) == 1 and request.files[0].endswith(".npz"))
+    tensors = request.inputs or (len(request.files) == 1 and request.files[0].lower().endswith(".npz"))
     if tensors:
         return _answer_tensors(session, request)
     found = session.pipeline.answer(request)
@@ -82,9 +82,14 @@ def _load_tensors(graph: GraphSession, request: Request) -> dict[str, Array]:
 
 
 def _load_tensor(tensor: IoTensor, file: str) -> Array:
-    if not file.endswith((".npy", ".npz")):
+    if not file.lower().endswith((".npy", ".npz")):
         if len(tensor.shape) != 4 or tensor.dtype != "float32" or not all(isinstance(d, int) for d in tensor.shape[1:]):
-            raise InputError(f"input '{tensor.name}' is no picture", where=file, allowed=".npy")
+            raise InputError(
+                f"input '{tensor.name}' is no picture",
+                where=file,
+                allowed=".npy",
+                fix="write its values with numpy.save, and hand over --input NAME=FILE.npy",
+            )
         channels, height, width = (int(d) for d in tensor.shape[1:])
         return load_image(file, channels=channels, height=height, width=width)
     return load_array(file)

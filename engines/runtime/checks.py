@@ -92,7 +92,9 @@ class InputCheck:
                 f"input '{tensor.name}' has the wrong rank",
                 got=f"{list(shape)}, rank {len(shape)}",
                 allowed=f"{self._describe(tensor.name)}, rank {len(tensor.shape)}",
-                fix="reshape it, e.g. array[None] adds a batch dimension" if len(shape) < len(tensor.shape) else None,
+                fix="reshape it, e.g. array[None] adds a batch dimension"
+                if len(shape) < len(tensor.shape)
+                else "reshape it, e.g. array[0] takes the first axis away",
             )
         for axis, (size, wanted) in enumerate(zip(shape, tensor.shape, strict=True)):
             if isinstance(wanted, int):
@@ -127,7 +129,7 @@ class InputCheck:
         ranges = "".join(f", {d} {self._dims[d][0]}..{self._dims[d][2]}" for d in named)
         return f"{tensor.dtype} [{', '.join(str(d) for d in tensor.shape)}]{ranges}"
 
-    def _refuse(self, problem: str, *, got: str | None = None, allowed: str, fix: str | None) -> NoReturn:
+    def _refuse(self, problem: str, *, got: str | None = None, allowed: str, fix: str) -> NoReturn:
         raise InputError(problem, where=f"graph '{self._graph.name}'", got=got, allowed=allowed, fix=fix)
 
 

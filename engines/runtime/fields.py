@@ -97,7 +97,11 @@ def take_graph(
     """The graph that `config[key]` names, which must have exactly `inputs` (when given) and at least `outputs`."""
     name = take_field(config, key, str)
     if name not in graphs:
-        raise BundleError(f"manifest: pipeline.{key} names no graph '{name}'", allowed=name_nearest(name, graphs))
+        raise BundleError(
+            f"manifest: pipeline.{key} names no graph '{name}'",
+            allowed=name_nearest(name, graphs),
+            fix="export the bundle again",
+        )
     graph = graphs[name].graph
     got_inputs, got_outputs = [t.name for t in graph.inputs], [t.name for t in graph.outputs]
     if (inputs and set(got_inputs) != set(inputs)) or not set(outputs) <= set(got_outputs):

@@ -160,6 +160,7 @@ class GraphSession:
                     f"dim '{name}' cannot be {size}",
                     where=f"graph '{self.graph.name}'",
                     allowed=", ".join(f"{dim} {low}..{high}" for dim, (low, _, high) in self.dims.items()) or "no dim",
+                    fix="choose a size of its range, or export with a wider one: --dim NAME=MIN:OPT:MAX",
                 )
         made = {}
         for tensor in self.graph.inputs:

@@ -59,7 +59,11 @@ def measure_ranges(
         CalibrationError: no samples, a sample the graph does not take, values that are not finite, an unknown tensor.
     """
     if method not in ("max", "mse", "percentile", "entropy"):
-        raise CalibrationError(f"unknown method '{method}'", allowed="entropy, max, mse, percentile")
+        raise CalibrationError(
+            f"unknown method '{method}'",
+            allowed="entropy, max, mse, percentile",
+            fix="choose one of these",
+        )
     if not tensors:
         return {}
     inputs = [name for name in tensors if name in _list_inputs(model_path)]
@@ -101,7 +105,11 @@ def _open_session(model_path: Path, computed: Sequence[str]) -> onnxruntime.Infe
     outputs = {value.name for value in proto.graph.output}
     for name in computed:
         if name not in known:
-            raise CalibrationError(f"the graph has no tensor '{name}'", where=str(model_path))
+            raise CalibrationError(
+                f"the graph has no tensor '{name}'",
+                where=str(model_path),
+                fix="name values that the graph computes",
+            )
         if name not in outputs:
             proto.graph.output.append(onnx.ValueInfoProto(name=name))
     options = onnxruntime.SessionOptions()
@@ -128,6 +136,7 @@ def _run(
             f"calibration sample {index} does not match the graph's inputs",
             got=", ".join(sorted(sample)) or "nothing",
             allowed=", ".join(sorted(wanted)),
+            fix="name the arrays of the calibration file after the inputs",
         )
     try:
         results = session.run(list(computed), dict(sample)) if computed else []

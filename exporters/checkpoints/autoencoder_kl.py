@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, cast, final
 
 from exporters.checkpoints.base import Folder, Importer
-from exporters.checkpoints.files.config import Config
+from exporters.checkpoints.files.config import USE_ONNX, Config
 from exporters.checkpoints.files.recipes import Recipe, reshape, take
 from exporters.checkpoints.files.rename import list_parameters, rename_all
 from exporters.checkpoints.files.tensors import Tensors
@@ -75,6 +75,7 @@ def read_vae(config: Config, *, encoder: bool = True) -> dict[str, Any]:
                 f"'{key}' is {types} in the checkpoint's config, which is not implemented",
                 where=config.where,
                 allowed=f"{len(channels)} times {kind}",
+                fix=USE_ONNX,
             )
     config.require("act_fn", ("silu", "swish"), "silu")
     config.require("latents_mean", (None,), None)
@@ -125,6 +126,7 @@ def take_sizes(config: Config, key: str, count: int, *, default: list[int] | Non
             f"'{key}' in the checkpoint's config is not a list of whole numbers",
             where=config.where,
             got=repr(values)[:80],
+            fix="correct it in the config",
         )
     return values
 
@@ -133,7 +135,11 @@ def take_pair(config: Config, key: str, default: int) -> tuple[int, int]:
     """Height and width: one number for both, or a list of two."""
     sizes = take_sizes(config, key, 2, default=[default, default])
     if len(sizes) != 2 or min(sizes) < 1:
-        raise CheckpointError(f"'{key}' in the checkpoint's config is no height and width", where=config.where)
+        raise CheckpointError(
+            f"'{key}' in the checkpoint's config is no height and width",
+            where=config.where,
+            fix="write one number, or a list of height and width",
+        )
     return sizes[0], sizes[1]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, final
 
-from exporters.checkpoints.files.config import Config
+from exporters.checkpoints.files.config import USE_ONNX, Config
 from exporters.checkpoints.parts.decoder import (
     DecoderImporter,
     describe_activation,
@@ -79,4 +79,5 @@ def refuse_partial_rotation(config: Config) -> None:
             f"'partial_rotary_factor' is {share} in the checkpoint's config, which this family has not",
             where=config.where,
             allowed="1.0",
+            fix=USE_ONNX,
         )

@@ -99,7 +99,11 @@ def read_unet(config: Config) -> dict[str, Any]:
     channels = take_sizes(config, "block_out_channels", 1, default=[320, 640, 1280, 1280])
     up = _take_types(config, "up_block_types", _UP, _DEFAULT_UP)
     if not len(up) == len(channels) == count:
-        raise CheckpointError("the config has different numbers of blocks and channels", where=config.where)
+        raise CheckpointError(
+            "the config has different numbers of blocks and channels",
+            where=config.where,
+            fix="give down_block_types, up_block_types and block_out_channels one entry a level",
+        )
     middle = "UNetMidBlock2DCrossAttn"
     if "mid_block_type" in config.data:  # null means that there is none
         middle = config.data["mid_block_type"] and config.require("mid_block_type", tuple(_MIDDLE), middle)
@@ -160,6 +164,7 @@ def add_text_time(unet: dict[str, Any], config: Config, *, text_size: int | None
             where=config.where,
             got=f"{total} = {text_size} + {total - text_size}",
             allowed=f"the pooled text's width and a multiple of addition_time_embed_dim {wide}",
+            fix="correct it in the config, or download the checkpoint again",
         )
     return unet | {
         "added_condition": "text_time",

@@ -125,6 +125,7 @@ def _describe_characters(folder: Folder) -> dict[str, Any]:
             where=str(folder.path),
             got=repr(wrong or "an id twice")[:120],
             allowed=f"0 to {size - 1}, each once",
+            fix="copy or download the checkpoint again",
         )
     spelled = {token: character for character, token in ids.items()}
     return {

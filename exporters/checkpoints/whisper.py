@@ -165,11 +165,19 @@ def _list_prompt(
         forced = source.take("forced_decoder_ids", list, []) or config.take("forced_decoder_ids", list, [])
         if not all(isinstance(pair, list) and len(pair) == 2 and _is_forced(pair[1]) for pair in forced):
             raise CheckpointError(
-                "'forced_decoder_ids' is no list of places and tokens", where=source.where, got=str(forced)[:120]
+                "'forced_decoder_ids' is no list of places and tokens",
+                where=source.where,
+                got=str(forced)[:120],
+                fix="correct it: [[1, TOKEN], [2, TOKEN], ...]",
             )
         prompt = [token for place, (index, token) in enumerate(forced, 1) if index == place]
         if len(prompt) != len(forced):
-            raise CheckpointError("'forced_decoder_ids' leaves places out", where=source.where, got=str(forced)[:120])
+            raise CheckpointError(
+                "'forced_decoder_ids' leaves places out",
+                where=source.where,
+                got=str(forced)[:120],
+                fix="number the places 1, 2, ...",
+            )
     unknown = not prompt or prompt[0] is None
     if language:
         prompt[:1] = [_find_language(source, languages, language)]
@@ -179,7 +187,10 @@ def _list_prompt(
         wanted = task or "transcribe"
         if wanted not in tasks:
             raise CheckpointError(
-                f"the checkpoint has no task '{wanted}'", where=source.where, allowed=", ".join(tasks)
+                f"the checkpoint has no task '{wanted}'",
+                where=source.where,
+                allowed=", ".join(tasks),
+                fix="correct 'task' in generation_config.json, or remove it",
             )
         prompt.append(tasks[wanted])
     if last is not None and prompt[-1:] != [last]:

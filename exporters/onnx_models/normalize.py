@@ -95,14 +95,23 @@ def _densify(path: Path, graph: onnx.GraphProto) -> None:
         name = sparse.values.name
         dtype = onnx.helper.tensor_dtype_to_np_dtype(sparse.values.data_type)
         if math.prod(sparse.dims) * dtype.itemsize > _LARGEST_DENSE_BYTES:
-            raise GraphError(f"sparse initializer '{name}' is too large to store densely", where=str(path))
+            raise GraphError(
+                f"sparse initializer '{name}' is too large to store densely",
+                where=str(path),
+                fix="store it densely as external data, and export the file again",
+            )
         try:
             dense = np.zeros(tuple(sparse.dims), dtype=dtype)
             indices = onnx.numpy_helper.to_array(sparse.indices)
             flat = np.ravel_multi_index(tuple(indices.T), dense.shape) if indices.ndim == 2 else indices
             dense.reshape(-1)[flat] = onnx.numpy_helper.to_array(sparse.values)
         except (ValueError, IndexError, TypeError) as error:
-            raise GraphError(f"sparse initializer '{name}' is malformed", where=str(path), got=str(error)) from None
+            raise GraphError(
+                f"sparse initializer '{name}' is malformed",
+                where=str(path),
+                got=str(error),
+                fix="export the file again",
+            ) from None
         graph.initializer.append(onnx.numpy_helper.from_array(dense, name))
     del graph.sparse_initializer[:]
 

@@ -82,7 +82,11 @@ def read_source(path: Path) -> Source:
 
 def _parse(path: Path) -> onnx.ModelProto:
     if not path.is_file():
-        raise GraphError("no such ONNX file" if not path.exists() else "this is not a file", where=str(path))
+        raise GraphError(
+            "no such ONNX file" if not path.exists() else "this is not a file",
+            where=str(path),
+            fix="check the path",
+        )
     if path.stat().st_size == 0:
         raise GraphError("the ONNX file is empty", where=str(path), fix="copy or export it again")
     try:
@@ -92,7 +96,12 @@ def _parse(path: Path) -> onnx.ModelProto:
             "the file is not ONNX, or it was truncated", where=str(path), got=_first_line(error), fix="export it again"
         ) from None
     except OSError as error:
-        raise GraphError("the file cannot be read", where=str(path), got=str(error)) from None
+        raise GraphError(
+            "the file cannot be read",
+            where=str(path),
+            got=str(error),
+            fix="check the path and its permissions",
+        ) from None
     if not proto.HasField("graph") or (not proto.graph.node and not proto.graph.output):
         raise GraphError("the file holds no ONNX graph", where=str(path), fix="give an .onnx file, complete")
     return proto
@@ -190,7 +199,10 @@ def _require_data(path: Path, tensor: onnx.TensorProto) -> None:
     target = path.parent / location if inside else path
     if not inside or not target.resolve().is_relative_to(path.parent.resolve()):
         raise GraphError(
-            f"the data of '{tensor.name}' lies outside the model's folder", where=str(path), got=repr(location)
+            f"the data of '{tensor.name}' lies outside the model's folder",
+            where=str(path),
+            got=repr(location),
+            fix="keep it beside the .onnx file, and its location relative",
         )
     if not target.is_file():
         raise GraphError(
@@ -203,7 +215,10 @@ def _require_data(path: Path, tensor: onnx.TensorProto) -> None:
         length = int(entries["length"]) if "length" in entries else _count_bytes(tensor)
     except ValueError as error:
         raise GraphError(
-            f"the place of the data of '{tensor.name}' is malformed", where=str(path), got=str(error)
+            f"the place of the data of '{tensor.name}' is malformed",
+            where=str(path),
+            got=str(error),
+            fix="export the file again",
         ) from None
     size = target.stat().st_size
     if offset < 0 or length < _count_bytes(tensor) or offset + length > size:

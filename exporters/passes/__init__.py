@@ -239,6 +239,10 @@ def _find_pipeline(lowering: str, precision: str) -> Pipeline:
         return PIPELINES[lowering, precision]
     lowerings = {name for name, _ in PIPELINES}
     if lowering not in lowerings:
-        raise TargetError(f"unknown lowering '{lowering}'", allowed=name_nearest(lowering, lowerings))
+        raise TargetError(
+            f"unknown lowering '{lowering}'",
+            allowed=name_nearest(lowering, lowerings),
+            fix="choose one of these",
+        )
     precisions = [name for known, name in PIPELINES if known == lowering]
     raise TargetError(f"{lowering} has no {precision}", allowed=", ".join(precisions), fix="choose another precision")

@@ -16,6 +16,7 @@ from specs.errors import GraphError
 
 _NOTES_KEY = "metagen.notes"
 _SMALL_BYTES = 1000
+_ANOTHER_WAY = "write it in other operators, or choose another --target"
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,7 @@ def copy_without_weights(model: ir.Model) -> ir.Model:
     return light
 
 
-def refuse(node: ir.Node, reason: str, *, fix: str | None = None) -> GraphError:
+def refuse(node: ir.Node, reason: str, *, fix: str = _ANOTHER_WAY) -> GraphError:
     """The error for a node that cannot be taken."""
     return GraphError(f"{describe_node(node)} cannot be lowered: {reason}", where=node.name or None, fix=fix)
 

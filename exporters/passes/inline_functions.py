@@ -25,7 +25,11 @@ class InlineFunctions(ir.passes.InPlacePass):
         try:
             inlined = common.InlinePass()(model).modified
         except (ValueError, ir.passes.PreconditionError) as error:
-            raise GraphError("the model's local functions cannot be inlined", got=str(error)) from None
+            raise GraphError(
+                "the model's local functions cannot be inlined",
+                got=str(error),
+                fix="export the file again without local functions (onnx.inliner.inline_local_functions)",
+            ) from None
         unused = bool(model.functions)
         model.functions.clear()
         renamed = common.NameFixPass()(model).modified

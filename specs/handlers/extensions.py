@@ -45,7 +45,12 @@ def register_encoder(component: type[EncoderComponent]) -> Callable[[Module], Mo
         SpecError: `kind` is not one literal text, or is another component's.
     """
     if not issubclass(component, EncoderComponent):
-        raise SpecError("this is no encoder's component", got=repr(component), allowed="a subclass of EncoderComponent")
+        raise SpecError(
+            "this is no encoder's component",
+            got=repr(component),
+            allowed="a subclass of EncoderComponent",
+            fix="derive it: class Yours(EncoderComponent)",
+        )
     kinds = get_args(component.model_fields["kind"].annotation)
     if len(kinds) != 1:
         raise SpecError(

@@ -262,7 +262,11 @@ def _check(driver: ctypes.CDLL, function: str, code: int) -> None:
     if code:
         text = c_char_p()
         driver.cuGetErrorString(code, ctypes.byref(text))
-        raise PreflightError(f"the GPU refused {function}", got=f"{code}: {(text.value or b'unknown error').decode()}")
+        raise PreflightError(
+            f"the GPU refused {function}",
+            got=f"{code}: {(text.value or b'unknown error').decode()}",
+            fix="look at the GPU and its driver: nvidia-smi, metagen-deploy doctor",
+        )
 
 
 def _spell_bytes(count: int) -> str:

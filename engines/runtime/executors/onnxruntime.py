@@ -44,7 +44,10 @@ def open_onnx(
         session = ort.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # its exception classes share no base but this one
         raise PreflightError(
-            f"ONNX Runtime {ort.__version__} cannot load this graph", where=candidate.file, got=_first_line(error)
+            f"ONNX Runtime {ort.__version__} cannot load this graph",
+            where=candidate.file,
+            got=_first_line(error),
+            fix="pip install --upgrade onnxruntime, or copy the bundle again",
         ) from error
     session.disable_fallback()
     if session.get_providers()[0] != providers[0]:

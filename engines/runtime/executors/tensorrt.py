@@ -49,6 +49,7 @@ _DTYPES = {
 }  # fmt: skip
 _ALIGNMENT = 256  # bytes, of every address that TensorRT is given
 _REMEMBERED_SHAPES = 1024
+_RUN_OTHERWISE = "run it with ONNX Runtime: pip install onnxruntime"
 
 
 class TensorRTEngine:
@@ -291,7 +292,10 @@ class TensorRTEngine:
         found = tuple(tuple(call.context.get_tensor_shape(name)) for name in self._outputs)
         for name, shape in zip(self._outputs, found, strict=True):
             if any(size < 0 for size in shape):
-                raise BundleError(f"the size of output '{name}' depends on values, which this runtime does not serve")
+                raise BundleError(
+                    f"the size of output '{name}' depends on values, which this runtime does not serve",
+                    fix=_RUN_OTHERWISE,
+                )
         if len(self._output_shapes) >= _REMEMBERED_SHAPES:
             self._output_shapes.clear()
         self._output_shapes[shapes] = found
@@ -358,10 +362,14 @@ class TensorRTEngine:
         for mode, listed in ((trt.TensorIOMode.INPUT, graph.inputs), (trt.TensorIOMode.OUTPUT, graph.outputs)):
             got = {name for name in names if modes[name] == mode}
             if got != {tensor.name for tensor in listed}:
-                raise BundleError("the engine's tensors are not those of the manifest", where=str(path), got=str(got))
+                raise _refuse(path, "the engine's tensors are not those of the manifest", got=str(got))
         for name in names:
             if engine.get_tensor_location(name) == trt.TensorLocation.HOST:
-                raise BundleError(f"'{name}' is a shape tensor, which this runtime does not serve", where=str(path))
+                raise BundleError(
+                    f"'{name}' is a shape tensor, which this runtime does not serve",
+                    where=str(path),
+                    fix=_RUN_OTHERWISE,
+                )
         dtypes = {name: _read_dtype(path, name, engine.get_tensor_dtype(name).name) for name in names}
         for tensor in (*graph.inputs, *graph.outputs):
             _check_dtype(path, tensor, dtypes[tensor.name])
@@ -370,7 +378,7 @@ class TensorRTEngine:
 
 def _read_dtype(path: Path, tensor: str, name: str) -> np.dtype[Any]:
     if name not in _DTYPES:
-        raise BundleError(f"'{tensor}' is {name}, which numpy does not have", where=str(path))
+        raise _refuse(path, f"'{tensor}' is {name}, which numpy does not have")
     return np.dtype(_DTYPES[name])
 
 
@@ -378,9 +386,13 @@ def _check_dtype(path: Path, tensor: IoTensor, dtype: np.dtype[Any]) -> None:
     """Equal, or int32 in the engine for int64 in the manifest: TensorRT 8 has no int64."""
     if dtype == tensor.dtype or (dtype == np.int32 and tensor.dtype == "int64"):
         return
-    raise BundleError(
-        f"the engine's '{tensor.name}' has another dtype", where=str(path), got=str(dtype), allowed=tensor.dtype
-    )
+    raise _refuse(path, f"the engine's '{tensor.name}' has another dtype", got=str(dtype), allowed=tensor.dtype)
+
+
+def _refuse(path: Path, problem: str, got: str | None = None, allowed: str | None = None) -> BundleError:
+    """An engine that is not what the manifest says."""
+    fix = "build the bundle again: metagen-deploy build BUNDLE"
+    return BundleError(problem, where=str(path), got=got, allowed=allowed, fix=fix)
 
 
 def _make_logger(trt: Any) -> Any:

@@ -69,7 +69,11 @@ class Contexts:
         first = self._create()
         if first is None:
             stream.free(self._memory)
-            raise PreflightError("TensorRT made no execution context", got=logger.take())
+            raise PreflightError(
+                "TensorRT made no execution context",
+                got=logger.take(),
+                fix="close other users of the GPU (nvidia-smi), or build with smaller ranges: --dim at export",
+            )
         self._calls.append(first)
 
     @property
@@ -97,7 +101,11 @@ class Contexts:
             self.forget(call)
         if call.profile != profile:
             if not call.context.set_optimization_profile_async(profile, self._stream.handle):
-                raise InputError("TensorRT could not change to another optimisation profile", got=self._logger.take())
+                raise InputError(
+                    "TensorRT could not change to another optimisation profile",
+                    got=self._logger.take(),
+                    fix="open the session again",
+                )
             self._stream.synchronize()
             call.profile, call.shapes = profile, None
         return call

@@ -1,34 +1,51 @@
-"""What a model made, as files: pictures and films as PNG, sounds as WAV, meshes as PLY, by the standard library."""
+"""What a model made, as files: pictures and films as PNG, sounds as WAV, meshes as PLY, by the standard library.
+
+Films also as GIF, by Pillow: 256 colours a frame, and times in hundredths of a second.
+"""
 
 from __future__ import annotations
 
+import importlib
 import io
 import struct
 import wave
 import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from engines.runtime.media.png import SIGNATURE
 from engines.runtime.request import Film, Medium, Mesh, Picture, Sound
+from specs.errors import MissingDependency
 
 if TYPE_CHECKING:
     from engines.runtime.arrays import Array
 
-#: How a file of a kind of medium is called.
-SUFFIXES: dict[type, str] = {Picture: ".png", Film: ".png", Sound: ".wav", Mesh: ".ply"}
+#: What a file of a kind of medium may be called; the first is its usual one.
+SUFFIXES: dict[type, tuple[str, ...]] = {
+    Picture: (".png",),
+    Film: (".png", ".gif"),
+    Sound: (".wav",),
+    Mesh: (".ply",),
+}
 
 _FULL_SCALE = 32767  # of 16-bit samples
+_LEAST_GIF_MS = 20  # many viewers show what is faster ten times slower
 
 
-def encode_medium(medium: Medium) -> bytes:
-    """The file's bytes; SUFFIXES says which kind."""
+def encode_medium(medium: Medium, suffix: str = "") -> bytes:
+    """The file's bytes; `suffix` is one of SUFFIXES, the usual one when absent.
+
+    Raises:
+        MissingDependency: a .gif, and Pillow is not installed.
+    """
     if isinstance(medium, Picture):
         return encode_png(medium)
     if isinstance(medium, Sound):
         return encode_wav(medium)
-    return encode_animated_png(medium) if isinstance(medium, Film) else encode_ply(medium)
+    if isinstance(medium, Mesh):
+        return encode_ply(medium)
+    return encode_gif(medium) if suffix == ".gif" else encode_animated_png(medium)
 
 
 def encode_png(picture: Picture) -> bytes:
@@ -55,6 +72,28 @@ def encode_animated_png(film: Film) -> bytes:
             sequence += 1
     chunks.append((b"IEND", b""))
     return SIGNATURE + b"".join(_make_chunk(name, data) for name, data in chunks)
+
+
+def import_gif_writer() -> Any:
+    """Pillow's module; raises MissingDependency where it is not installed."""
+    try:
+        return importlib.import_module("PIL.Image")
+    except ImportError:
+        raise MissingDependency(
+            "a .gif needs the package 'pillow', which is not installed",
+            allowed=", ".join(SUFFIXES[Film]),
+            fix="pip install pillow, or write an animated .png",
+        ) from None
+
+
+def encode_gif(film: Film) -> bytes:
+    """An endless GIF: each frame has the 256 colours that serve it best; what is outside [0, 1] is clipped."""
+    pillow = import_gif_writer()
+    first, *rest = [pillow.fromarray(frame) for frame in _to_levels(film.frames)]
+    stream = io.BytesIO()
+    delay_ms = max(_LEAST_GIF_MS, round(1000 / film.frames_per_second))
+    first.save(stream, format="GIF", save_all=True, append_images=rest, duration=delay_ms, loop=0)
+    return stream.getvalue()
 
 
 def encode_ply(mesh: Mesh) -> bytes:

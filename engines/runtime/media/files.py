@@ -26,7 +26,11 @@ def read_bytes(path: str | Path, *, what: str) -> bytes:
         said = (isinstance(error, OSError) and error.strerror) or str(error)
         raise InputError(f"the {what} cannot be read", where=str(path), got=said, fix="check the path") from None
     except MemoryError:
-        raise InputError(f"the {what} does not fit into memory", where=str(path)) from None
+        raise InputError(
+            f"the {what} does not fit into memory",
+            where=str(path),
+            fix="cut it into pieces",
+        ) from None
     if len(data) > MAX_BYTES:
         raise InputError(
             f"the {what} is too large to be read at once",

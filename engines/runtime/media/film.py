@@ -120,7 +120,13 @@ def sample_film(source: str | Path | Array, *, num_frames: int) -> list[str | Pa
     """
     frames = _open_frames(source)
     if not frames.count:
-        raise InputError("the film has no frames", where=_name(source), got="0 frames", allowed="one or more")
+        raise InputError(
+            "the film has no frames",
+            where=_name(source),
+            got="0 frames",
+            allowed="one or more",
+            fix="hand over a film of one frame or more",
+        )
     indices = [int(index) for index in np.linspace(0, frames.count - 1, num_frames)]
     return frames.read(indices)
 
@@ -133,7 +139,13 @@ def load_frames(source: str | Path | Array, *, channels: int, on_white: bool = F
     """
     frames = _open_frames(source)
     if not frames.count:
-        raise InputError("the film has no frames", where=_name(source), got="0 frames", allowed="one or more")
+        raise InputError(
+            "the film has no frames",
+            where=_name(source),
+            got="0 frames",
+            allowed="one or more",
+            fix="hand over a film of one frame or more",
+        )
     pictures = [
         load_pixels(picture, channels=channels, on_white=on_white)[0] for picture in frames.read(range(frames.count))
     ]
@@ -204,6 +216,7 @@ def _list_pictures(folder: Path) -> list[Path]:
             where=str(folder),
             got=", ".join(sorted(path.name for path in folder.iterdir()))[:160] or "an empty folder",
             allowed=", ".join(_PICTURES),
+            fix="put the frames in it as pictures: ffmpeg -i FILE FOLDER/%04d.png",
         )
     return sorted(found, key=lambda path: _split_numbers(path.name))
 
@@ -218,7 +231,13 @@ def _read_head(path: Path) -> bytes:
         with path.open("rb") as file:
             head = file.read(_HEAD_BYTES)
     except OSError as error:
-        raise InputError("the film cannot be read", where=str(path), got=error.strerror, allowed=_ALLOWED) from None
+        raise InputError(
+            "the film cannot be read",
+            where=str(path),
+            got=error.strerror,
+            allowed=_ALLOWED,
+            fix="check the path",
+        ) from None
     if not head:
         raise _refuse(path, "an empty file")
     return head

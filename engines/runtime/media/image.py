@@ -199,7 +199,11 @@ def convert_with_pillow(picture: Any) -> Array:
 def _to_unit_range(pixels: Array, where: str) -> Array:
     if pixels.ndim not in (2, 3) or 0 in pixels.shape:
         raise InputError(
-            "a picture has rank 2 or 3", where=where, got=f"shape {list(pixels.shape)}", allowed="[H, W] or [H, W, C]"
+            "a picture has rank 2 or 3",
+            where=where,
+            got=f"shape {list(pixels.shape)}",
+            allowed="[H, W] or [H, W, C]",
+            fix="hand over one picture at a time, and none without pixels",
         )
     if pixels.dtype == np.uint8:
         scaled: Array = pixels.astype(np.float32) / np.float32(255)
@@ -234,5 +238,6 @@ def _to_channels(pixels: Array, channels: int, where: str) -> Array:
             where=where,
             got=f"{pixels.shape[2]}",
             allowed=f"{channels}, or a grey, RGB or RGBA picture",
+            fix="convert it: grey has one channel, RGB three, RGBA four",
         )
     return pixels

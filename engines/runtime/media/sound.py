@@ -55,7 +55,12 @@ def load_sound(sound: str | Path | Array, *, sample_rate: int, source_rate: int 
                 fix="divide integers by their full scale",
             )
     if samples.size == 0:
-        raise InputError("there is no sound in it", where=where, got="0 samples")
+        raise InputError(
+            "there is no sound in it",
+            where=where,
+            got="0 samples",
+            fix="record it again, or check what wrote the file",
+        )
     with np.errstate(over="ignore", invalid="ignore"):
         mono = samples.astype(np.float64).mean(axis=0)
     if not (np.abs(mono) <= _LOUDEST).all():  # NaN is not, either

@@ -109,7 +109,12 @@ class Stream:
         """
         expected = self._avatar.samples_per_frame
         if samples.shape != (expected,):
-            raise InputError("a frame takes its own samples", got=str(list(samples.shape)), allowed=str([expected]))
+            raise InputError(
+                "a frame takes its own samples",
+                got=str(list(samples.shape)),
+                allowed=str([expected]),
+                fix="cut the sound into pieces of this size, the last one padded with zeros",
+            )
         heard = pad_rows(np.asarray(samples, np.float32)[None], self._rows)
         feed = {"samples": heard, "keypoints": self._keypoints, **self._state}
         moved = self._avatar.motion.run(feed, check_finite=True)

@@ -82,7 +82,11 @@ class BlockGeneration(Pipeline):
         kinds = [mode.kind for mode in self._modes]
         flat = all(len(mode.max_shape) == 2 for mode in self._modes if mode.kind == "image")
         if kinds.count("text") != 1 or not flat:
-            raise BundleError("manifest: pipeline.modes needs one text, and images of two axes", got=", ".join(kinds))
+            raise BundleError(
+                "manifest: pipeline.modes needs one text, and images of two axes",
+                got=", ".join(kinds),
+                fix="export the bundle again",
+            )
         self._max_cache = take_field(config, "max_cache", int)
         self.tokenizer = make_tokenizer(folder, manifest, take_field(config, "tokenizer", dict))
 
@@ -155,7 +159,11 @@ class BlockGeneration(Pipeline):
     def _check_block(self, block: Block) -> None:
         names = [mode.name for mode in self._modes]
         if block.mode not in names:
-            raise InputError(f"there is no mode '{block.mode}'", allowed=", ".join(names))
+            raise InputError(
+                f"there is no mode '{block.mode}'",
+                allowed=", ".join(names),
+                fix="name one of these modes",
+            )
         mode = self._find_mode(block.mode)
         fits = len(block.shape) == len(mode.max_shape) and all(
             1 <= size <= largest for size, largest in zip(block.shape, mode.max_shape, strict=True)
@@ -172,10 +180,13 @@ class BlockGeneration(Pipeline):
                 "a block has one token for each place of its shape",
                 got=f"{len(block.tokens)} tokens",
                 allowed=str(math.prod(block.shape)),
+                fix="give as many tokens as the product of its shape",
             )
         if not all(0 <= token < mode.vocab_size for token in block.tokens):
             raise InputError(
-                f"a token is outside the vocabulary of mode '{mode.name}'", allowed=f"0..{mode.vocab_size - 1}"
+                f"a token is outside the vocabulary of mode '{mode.name}'",
+                allowed=f"0..{mode.vocab_size - 1}",
+                fix="encode the block with this bundle's own tokenizer",
             )
 
     def _embed_blocks(self, blocks: Sequence[Block]) -> Array:

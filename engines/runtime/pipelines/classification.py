@@ -37,7 +37,12 @@ class ImageClassification(Pipeline):
     def classify_all(self, images: Sequence[str | Path | Array], *, top_k: int = 5) -> list[list[tuple[str, float]]]:
         """`classify` for each picture, in as few calls as the graph's batch range allows."""
         if top_k < 1 or not images:
-            raise InputError("nothing to classify", got=f"{len(images)} pictures, top_k {top_k}", allowed="1 or more")
+            raise InputError(
+                "nothing to classify",
+                got=f"{len(images)} pictures, top_k {top_k}",
+                allowed="1 or more",
+                fix="hand over a picture, and ask for one label or more",
+            )
         probabilities = softmax(self._pictures.run(images)["logits"])
         best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
         return [

@@ -91,7 +91,12 @@ class AudioCodec(Pipeline):
             raise InputError("this bundle makes sound of codes, and no codes of sound", fix="export an EncodecModel")
         most = len(self.codebooks)
         if codebooks is not None and not 1 <= codebooks <= most:
-            raise InputError("there are not so many codebooks", got=str(codebooks), allowed=f"1 to {most}")
+            raise InputError(
+                "there are not so many codebooks",
+                got=str(codebooks),
+                allowed=f"1 to {most}",
+                fix="choose a number of these",
+            )
         low, _ = get_axis_range(self._encode, "samples", 2)
         missing = low - samples.shape[2]
         padded = np.pad(samples, ((0, 0), (0, 0), (0, missing))) if missing > 0 else samples

@@ -66,7 +66,11 @@ class SpeechCtc(Pipeline):
             InputError: no sound, or one that cannot be read.
         """
         if not sounds:
-            raise InputError("there is nothing to transcribe", allowed="one sound or more")
+            raise InputError(
+                "there is nothing to transcribe",
+                allowed="one sound or more",
+                fix="hand over a sound",
+            )
         _, high = get_axis_range(self._graph, "samples", 1)
         texts = []
         for sound in sounds:

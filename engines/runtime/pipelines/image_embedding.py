@@ -31,7 +31,11 @@ class ImageEmbedding(Pipeline):
     def encode(self, images: Sequence[str | Path | Array]) -> Array:
         """Embeddings [images, width]; see `load_image` for what a picture may be."""
         if not images:
-            raise InputError("there are no pictures to encode", allowed="1 or more")
+            raise InputError(
+                "there are no pictures to encode",
+                allowed="1 or more",
+                fix="hand over a picture",
+            )
         found = self._pictures.run(images)
         return found["embedding"] if "embedding" in found else found["token_features"].mean(axis=1)
 

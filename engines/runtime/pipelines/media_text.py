@@ -113,7 +113,7 @@ class MediaToText(Pipeline):
         return Answer(header=("prompt", "answer"), rows=((" ".join(request.prompts), "".join(pieces)),))
 
     def stream_answer(self, request: Request) -> Iterator[str] | None:
-        tensors = any(file.endswith(".npz") for file in request.files)
+        tensors = any(file.lower().endswith(".npz") for file in request.files)
         if tensors or len(request.prompts) > 1 or not (request.prompts or request.files):
             return None
         return self.stream(
@@ -141,6 +141,7 @@ class MediaToText(Pipeline):
                 "the prompt speaks of another number of media than were handed over",
                 got=f"{ids.count(self._media_token)} media tokens, {len(kinds)} media",
                 allowed="one media token for each of them, or none at all",
+                fix="take the media tokens out of the prompt, or hand over as many files",
             )
         counts = iter([self._media[kinds[index]].tokens for index in order])
         return [one for token in ids for one in [token] * (next(counts) if token == self._media_token else 1)], order

@@ -53,7 +53,12 @@ class TextToMesh(Pipeline):
             MissingDependency: scikit-image is not installed.
         """
         if resolution < 2:
-            raise InputError("a grid needs two points along each axis", got=str(resolution), allowed="2 or more")
+            raise InputError(
+                "a grid needs two points along each axis",
+                got=str(resolution),
+                allowed="2 or more",
+                fix="choose a larger resolution",
+            )
         march = _find_marching_cubes()
         planes = self.make_planes(text, seed=seed)
         axis = np.linspace(-1, 1, resolution, dtype=np.float32)

@@ -57,7 +57,11 @@ class MultimodalFusion(Pipeline):
             InputError: a row without anything, a modality that there is not, or one that is not what it should be.
         """
         if not rows:
-            raise InputError("there is nothing to fuse", allowed="1 row or more")
+            raise InputError(
+                "there is nothing to fuse",
+                allowed="1 row or more",
+                fix="hand over one modality or more",
+            )
         for row in rows:
             self._check(row)
         presence = np.array([[name in row for name in self.modalities] for row in rows])
@@ -156,7 +160,12 @@ class MultimodalFusion(Pipeline):
         if "logits" not in outputs:
             raise InputError("this bundle ends in an embedding, not in classes", fix="call fuse(rows)['embedding']")
         if top_k < 1:
-            raise InputError("nothing to name", got=f"top_k {top_k}", allowed="1 or more")
+            raise InputError(
+                "nothing to name",
+                got=f"top_k {top_k}",
+                allowed="1 or more",
+                fix="ask for one class or more",
+            )
         shares = softmax(outputs["logits"])[0]
         order = np.argsort(-shares, kind="stable")[:top_k]
         return [(self._labels[c] if c < len(self._labels) else str(c), float(shares[c])) for c in order]

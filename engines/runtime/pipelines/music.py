@@ -237,12 +237,14 @@ class TextToAudio(Pipeline):
                     "a token id is outside the vocabulary",
                     got=str(wrong[0]),
                     allowed=f"0..{self._text_vocab_size - 1}",
+                    fix="encode the prompt with this bundle's own tokenizer",
                 )
         if not scale >= 1 or not temperature >= 0 or top_k < 0:
             raise InputError(
                 "these settings generate nothing",
                 got=f"guidance_scale {scale}, temperature {temperature}, top_k {top_k}",
                 allowed="guidance_scale from 1, temperature and top_k from 0",
+                fix="correct these settings",
             )
 
 

@@ -55,7 +55,10 @@ class SpeechRecognition(Pipeline):
         self._languages = take_named_ids(config, "language_tokens", below=words)
         self._tasks = take_named_ids(config, "task_tokens", below=words)
         if self._detects_language and not self._languages:
-            raise BundleError("manifest: pipeline.language_tokens is empty, and the language is to be heard")
+            raise BundleError(
+                "manifest: pipeline.language_tokens is empty, and the language is to be heard",
+                fix="export the bundle again",
+            )
         last, usual = config.get("no_timestamps_token"), config.get("max_new_tokens")
         self._no_timestamps = None if last is None else take_field(config, "no_timestamps_token", int, least=0)
         self._max_new_tokens = None if usual is None else take_field(config, "max_new_tokens", int)
@@ -92,7 +95,11 @@ class SpeechRecognition(Pipeline):
         loaded = [load_sound(sound, sample_rate=self.sample_rate) for sound in sounds]
         chunks = [self.split_sound(samples) for samples in loaded]
         if not chunks:
-            raise InputError("there is nothing to transcribe", allowed="one sound or more")
+            raise InputError(
+                "there is nothing to transcribe",
+                allowed="one sound or more",
+                fix="hand over a sound",
+            )
         owners = np.repeat(np.arange(len(chunks)), [len(rows) for rows in chunks])
         prompt = self._choose_prompt(language, task)
         tokens = self._transcribe_chunks(np.concatenate(chunks), owners, prompt, max_new_tokens)
@@ -125,12 +132,17 @@ class SpeechRecognition(Pipeline):
         if language is None and task is None:
             return [self._start_token, *([None] if self._detects_language else []), *self._prompt_tokens]
         if task is not None and task not in tasks:
-            raise InputError(f"the model has no task '{task}'", allowed=name_nearest(task, tasks) or "none")
+            raise InputError(
+                f"the model has no task '{task}'",
+                allowed=name_nearest(task, tasks) or "none",
+                fix="choose one of these, or leave it away",
+            )
         token = None if language is None else languages.get(language, languages.get(f"<|{language}|>"))
         if (language is not None and token is None) or not languages:
             raise InputError(
                 f"the model has no language '{language}'" if languages else "the model knows one language only",
                 allowed=", ".join(name.strip("<|>") for name in languages) or "neither language nor task",
+                fix="choose one of these, or leave it away",
             )
         what = [tasks[task or "transcribe"]] if task or "transcribe" in tasks else []
         return [self._start_token, token, *what, *([] if self._no_timestamps is None else [self._no_timestamps])]
@@ -189,6 +201,9 @@ class SpeechRecognition(Pipeline):
         room = max(1, self._decoder.slots - prompt_size)
         if max_new_tokens is not None and not 1 <= max_new_tokens <= room:
             raise InputError(
-                "so many tokens do not fit the decoder", got=f"max_new_tokens {max_new_tokens}", allowed=f"1 to {room}"
+                "so many tokens do not fit the decoder",
+                got=f"max_new_tokens {max_new_tokens}",
+                allowed=f"1 to {room}",
+                fix="ask for fewer; longer sounds are cut into pieces anyway",
             )
         return max_new_tokens or min(room, self._max_new_tokens or room)

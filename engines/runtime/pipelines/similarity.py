@@ -101,4 +101,8 @@ def _sigmoid(scores: Array) -> Array:
 
 def _require_some(items: Sequence[object], name: str) -> None:
     if not items:
-        raise InputError(f"there are no {name} to encode", allowed="1 or more")
+        raise InputError(
+            f"there are no {name} to encode",
+            allowed="1 or more",
+            fix=f"hand over {name}",
+        )

@@ -170,9 +170,19 @@ class TextToSpeech(Pipeline):
 
     def _check(self, token_ids: Sequence[int], speaker: int, rate: float) -> None:
         if not 0 <= speaker < self.num_speakers:
-            raise InputError("there is no such speaker", got=str(speaker), allowed=f"0 to {self.num_speakers - 1}")
+            raise InputError(
+                "there is no such speaker",
+                got=str(speaker),
+                allowed=f"0 to {self.num_speakers - 1}",
+                fix="choose one of these numbers",
+            )
         if not rate > 0:
-            raise InputError("the speaking rate must be positive", got=str(rate), allowed="above 0; 1 is as trained")
+            raise InputError(
+                "the speaking rate must be positive",
+                got=str(rate),
+                allowed="above 0; 1 is as trained",
+                fix="leave it away, or choose 0.5 to 2",
+            )
         _, most = get_axis_range(self._text, "token_ids", 1)
         if not token_ids or (most is not None and len(token_ids) > most):
             raise InputError(
@@ -184,7 +194,10 @@ class TextToSpeech(Pipeline):
         wrong = [token for token in token_ids if not 0 <= token < self._vocab_size]
         if wrong:
             raise InputError(
-                "a token id is outside the vocabulary", got=str(wrong[0]), allowed=f"0..{self._vocab_size - 1}"
+                "a token id is outside the vocabulary",
+                got=str(wrong[0]),
+                allowed=f"0..{self._vocab_size - 1}",
+                fix="encode the text with this bundle's own tokenizer",
             )
 
 

@@ -53,7 +53,11 @@ class TextEmbedding(Pipeline):
         Texts of about the same length run together, so that short ones are not padded to the longest.
         """
         if not texts:
-            raise InputError("there are no texts to encode", allowed="1 or more")
+            raise InputError(
+                "there are no texts to encode",
+                allowed="1 or more",
+                fix="hand over a text",
+            )
         if "embedding" not in self._outputs:
             raise InputError(
                 "this encoder gives features of tokens, and no vector of a text",

@@ -206,7 +206,11 @@ class TextToImage(Pipeline):
         for name, pixels in (("height", height), ("width", width)):
             side, rest = divmod(pixels if pixels is not None else self._size[name] * scale, scale)
             if rest or side < 1:
-                raise InputError(f"the {name} is no multiple of {scale}", got=f"{pixels} pixels")
+                raise InputError(
+                    f"the {name} is no multiple of {scale}",
+                    got=f"{pixels} pixels",
+                    fix=f"choose a positive multiple of {scale}",
+                )
             sides.append(side)
         random = np.random.default_rng(seed)
         noise: Array = random.standard_normal((rows, self._channels, *sides), np.float32)

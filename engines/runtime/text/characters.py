@@ -39,6 +39,7 @@ class CharacterTokenizer(Tokenizer):
                 "nothing in this text can be spoken",
                 got=repr(text)[:80],
                 allowed="".join(one for one in self._characters if len(one) == 1),
+                fix="write words in these characters",
             )
         if self._add_blank:
             ids = [0, *(one for token in ids for one in (token, 0))]
@@ -75,6 +76,7 @@ class CharacterTokenizer(Tokenizer):
                 "this voice has no id for a character of the text",
                 got=repr(character),
                 allowed="".join(one for one in self._characters if len(one) == 1),
+                fix="leave the character out, or write it in these",
             )
         return token
 

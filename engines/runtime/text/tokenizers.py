@@ -81,7 +81,12 @@ class FileTokenizer(Tokenizer):
         try:
             tokenizer = module.Tokenizer.from_file(str(self._path))
         except Exception as error:  # the package raises plain Exception
-            raise BundleError("the tokenizer cannot be read", where=str(self._path), got=str(error)) from error
+            raise BundleError(
+                "the tokenizer cannot be read",
+                where=str(self._path),
+                got=str(error),
+                fix="pip install --upgrade tokenizers, or copy the bundle again",
+            ) from error
         tokenizer.no_truncation()  # a file may remember how its last batch was cut and padded
         tokenizer.no_padding()
         return tokenizer
@@ -151,4 +156,5 @@ def make_tokenizer(folder: Path, manifest: Manifest, config: Mapping[str, Any]) 
         f"unknown tokenizer kind '{kind}'",
         where=str(folder),
         allowed=name_nearest(kind, ("bytes", "ids", "tokenizers")),
+        fix="export the bundle again",
     )

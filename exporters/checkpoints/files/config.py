@@ -109,7 +109,10 @@ class Config:
         value = self.data.get(key) or {}
         if not isinstance(value, dict):
             raise CheckpointError(
-                f"'{key}' in the checkpoint's config is not a mapping", where=self.where, got=repr(value)[:80]
+                f"'{key}' in the checkpoint's config is not a mapping",
+                where=self.where,
+                got=repr(value)[:80],
+                fix=f"correct '{key}', or download the checkpoint again",
             )
         return Config(value, f"{self.where}: {key}")
 
@@ -147,7 +150,11 @@ def read_config(path: Path) -> Config:
             raise ValueError(f"{path.stat().st_size} bytes are too many for a config")
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"the checkpoint has no {path.name}", where=str(path.parent)) from None
+        raise CheckpointError(
+            f"the checkpoint has no {path.name}",
+            where=str(path.parent),
+            fix="copy or download the whole folder",
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path.name} cannot be read",
@@ -156,7 +163,12 @@ def read_config(path: Path) -> Config:
             fix="copy or download the checkpoint again",
         ) from None
     if not isinstance(data, dict):
-        raise CheckpointError(f"{path.name} is not a mapping", where=str(path), got=type(data).__name__)
+        raise CheckpointError(
+            f"{path.name} is not a mapping",
+            where=str(path),
+            got=type(data).__name__,
+            fix="copy or download the checkpoint again",
+        )
     if data.get("auto_map"):
         raise CheckpointError(
             "this checkpoint asks for code of its own ('auto_map'), which is never run",

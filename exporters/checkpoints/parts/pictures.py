@@ -147,7 +147,12 @@ def _read_steps(config: Config, processor: Processor) -> tuple[dict[str, Any], t
         if processor.crop_share and set(size) == {"shortest_edge"}:
             share = config.take("crop_pct", float, processor.crop_share)
             if not 0 < share <= 1:
-                raise CheckpointError("'crop_pct' is no share of a picture", where=config.where, got=str(share))
+                raise CheckpointError(
+                    "'crop_pct' is no share of a picture",
+                    where=config.where,
+                    got=str(share),
+                    fix="write a number above 0, at most 1",
+                )
             final = size["shortest_edge"], size["shortest_edge"]
             steps = _make_cut_steps(size["shortest_edge"], share, final)
         elif set(size) == {"height", "width"} and not processor.crop_share:
@@ -169,7 +174,12 @@ def _read_steps(config: Config, processor: Processor) -> tuple[dict[str, Any], t
         crop = _read_size(config, "crop_size", square, to_square=True)
         cut, final = final, (crop.get("height", 0), crop.get("width", 0))
         if processor.crop_share and cut not in (None, final):
-            raise CheckpointError("two crops of different sizes are not implemented", where=config.where, got=str(crop))
+            raise CheckpointError(
+                "two crops of different sizes are not implemented",
+                where=config.where,
+                got=str(crop),
+                fix="correct the file: the model takes pictures of one size",
+            )
         steps["crop"] = list(final)
     return steps, final
 
@@ -195,7 +205,12 @@ def _read_values(config: Config, processor: Processor) -> tuple[list[float], lis
         value = config.data.get(key)
         value = usual if value is None else value if isinstance(value, list) else [value]
         if not all(type(one) in (int, float) for one in value):
-            raise CheckpointError(f"'{key}' is not a list of numbers", where=config.where, got=repr(value)[:80])
+            raise CheckpointError(
+                f"'{key}' is not a list of numbers",
+                where=config.where,
+                got=repr(value)[:80],
+                fix="write one number a channel",
+            )
         return [float(one) for one in value]
 
     return read("image_mean", processor.mean), read("image_std", processor.std)

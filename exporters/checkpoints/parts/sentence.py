@@ -116,7 +116,11 @@ def _list_modules(folder: Folder) -> list[tuple[str, str]]:
             "modules.json cannot be read", where=str(path), got=str(error)[:160], fix="copy the model again"
         ) from None
     if any(".." in place or place.startswith("/") for _, place in modules):
-        raise CheckpointError("modules.json names a folder outside the model", where=str(path))
+        raise CheckpointError(
+            "modules.json names a folder outside the model",
+            where=str(path),
+            fix="keep every module in the model's folder, and its path relative",
+        )
     return modules
 
 

@@ -40,7 +40,12 @@ def make_word_piece(vocabulary: Path) -> dict[str, Any]:
     try:
         lines = vocabulary.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError("vocab.txt cannot be read", where=str(vocabulary), got=str(error)[:160]) from None
+        raise CheckpointError(
+            "vocab.txt cannot be read",
+            where=str(vocabulary),
+            got=str(error)[:160],
+            fix="copy or download the checkpoint again",
+        ) from None
     ids = {line.rstrip("\r"): index for index, line in enumerate(lines) if line or index + 1 < len(lines)}
     tokens = {key: _spell(config, key, usual) for key, usual in _SPECIAL.items()}
     for token in (tokens["unk_token"], tokens["sep_token"], tokens["cls_token"]):

@@ -93,5 +93,10 @@ def _find_id(ids: dict[str, int], token: object, default: str, path: Path) -> in
     text = token.get("content") if isinstance(token, dict) else token
     text = text if isinstance(text, str) else default
     if type(ids.get(text)) is not int:
-        raise CheckpointError(f"the tokenizer has no token {text!r}", where=str(path), got=f"{len(ids)} tokens")
+        raise CheckpointError(
+            f"the tokenizer has no token {text!r}",
+            where=str(path),
+            got=f"{len(ids)} tokens",
+            fix="copy or download the checkpoint again",
+        )
     return ids[text]

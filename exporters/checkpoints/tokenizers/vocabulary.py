@@ -40,7 +40,10 @@ def read_vocabulary(folder: Folder, *, vocab_size: int) -> Vocabulary:
     for label, token in ids.items():
         if type(token) is not int or token < 0:
             raise CheckpointError(
-                "vocab.json does not map labels to ids", where=str(folder.path), got=f"{label!r}: {token!r}"[:120]
+                "vocab.json does not map labels to ids",
+                where=str(folder.path),
+                got=f"{label!r}: {token!r}"[:120],
+                fix="copy or download the checkpoint again",
             )
         if token < vocab_size:
             labels[token] = label

@@ -143,13 +143,17 @@ class CachedDecoder:
             for token in prompt:
                 if not 0 <= token < self.vocab_size:
                     raise InputError(
-                        "a token id is outside the vocabulary", got=str(token), allowed=f"0..{self.vocab_size - 1}"
+                        "a token id is outside the vocabulary",
+                        got=str(token),
+                        allowed=f"0..{self.vocab_size - 1}",
+                        fix="encode the prompt with this bundle's own tokenizer",
                     )
         if max_new_tokens < 1 or not temperature >= 0 or top_k < 0:
             raise InputError(
                 "these settings generate nothing",
                 got=f"max_new_tokens {max_new_tokens}, temperature {temperature}, top_k {top_k}",
                 allowed="max_new_tokens from 1, temperature and top_k from 0",
+                fix="correct these settings",
             )
         longest, slots = max(len(prompt) for prompt in prompts), self.slots
         if longest + max_new_tokens - 1 > slots:

@@ -134,6 +134,7 @@ def name_kind(source: Source, kinds: Sequence[str]) -> str:
             "this bundle does not read " + ("sounds" if is_sound else "pictures or films"),
             got="array" if isinstance(source, np.ndarray) else str(source),
             allowed=" and ".join(f"{kind}s" for kind in kinds),
+            fix="hand over what it reads, or use a bundle of another model",
         )
     if is_sound:
         return "sound"

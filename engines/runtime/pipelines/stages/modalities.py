@@ -158,14 +158,25 @@ def _name_source(source: Any) -> str:
 
 
 def _read_text(source: Any) -> str:
-    if isinstance(source, Path) or (isinstance(source, str) and source.endswith(".txt")):
+    if isinstance(source, Path) or (isinstance(source, str) and source.lower().endswith(".txt")):
         try:
             return Path(source).read_text(encoding="utf-8").strip()
         except (OSError, ValueError) as error:
             got = getattr(error, "strerror", None) or str(error)
-            raise InputError("the text cannot be read", where=str(source), got=got, allowed="UTF-8") from None
+            raise InputError(
+                "the text cannot be read",
+                where=str(source),
+                got=got,
+                allowed="UTF-8",
+                fix="check the path, and save it as UTF-8",
+            ) from None
     if not isinstance(source, str):
-        raise InputError("this is no text", got=type(source).__name__, allowed="a string, or a .txt")
+        raise InputError(
+            "this is no text",
+            got=type(source).__name__,
+            allowed="a string, or a .txt",
+            fix="hand over the text itself, or the path of a .txt",
+        )
     return source
 
 
@@ -173,12 +184,17 @@ def _read_values(source: Any, names: Sequence[str]) -> dict[str, Array]:
     """The arrays of one sample by name; a single array is the first input's."""
     if isinstance(source, (str, Path)):
         file = str(source)
-        if not file.endswith((".npy", ".csv", ".npz")):
-            raise InputError("this kind of file holds no values", where=file, allowed=".npy, .csv, .npz")
-        if file.endswith(".npz"):
+        if not file.lower().endswith((".npy", ".csv", ".npz")):
+            raise InputError(
+                "this kind of file holds no values",
+                where=file,
+                allowed=".npy, .csv, .npz",
+                fix="write the values with numpy.save or numpy.savez, or as columns of a .csv",
+            )
+        if file.lower().endswith(".npz"):
             source = load_archive(file, names)
         else:
-            source = load_table(file) if file.endswith(".csv") else load_array(file)
+            source = load_table(file) if file.lower().endswith(".csv") else load_array(file)
     given = dict(source) if isinstance(source, Mapping) else {names[0]: np.asarray(source)}
     for name in names:
         if name not in given:
@@ -225,5 +241,6 @@ def _fit(tensor: IoTensor, value: Any) -> Array:
             f"'{tensor.name}' holds values that {tensor.dtype} does not",
             got=f"{array.dtype} from {array.min()} to {array.max()}",
             allowed=tensor.dtype,
+            fix="round it, or bring it into the range of this type",
         )
     return np.ascontiguousarray(array.astype(wanted))

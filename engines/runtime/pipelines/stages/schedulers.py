@@ -34,7 +34,12 @@ class Scheduler(ABC):
         self.config, self.steps = config, steps
         self.trained = int(config["num_train_timesteps"])
         if not 1 <= steps <= self.trained:
-            raise InputError("the number of steps is out of range", got=str(steps), allowed=f"1 to {self.trained}")
+            raise InputError(
+                "the number of steps is out of range",
+                got=str(steps),
+                allowed=f"1 to {self.trained}",
+                fix="choose a number of steps in this range",
+            )
         self.alphas = compute_alphas(config)
         self.timesteps = self.choose_timesteps()
 
