@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -63,7 +62,10 @@ def _make_folder(folder: Path, *, exist_ok: bool = False) -> None:
 
 
 def _refuse_other_things(output: Path) -> None:
-    if not os.path.lexists(output):
+    """Also a name that no file can have: an OSError now, and not when the work is done."""
+    try:
+        output.lstat()
+    except FileNotFoundError:
         return
     if not output.is_dir() or (any(output.iterdir()) and not (output / MANIFEST_NAME).is_file()):
         raise OutputError(

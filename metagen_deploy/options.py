@@ -17,7 +17,7 @@ class ByteSize(click.ParamType[int]):
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)\s*([KMGT]?)(?:i?B)?", str(value).strip(), re.IGNORECASE)
+        match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([KMGT]?)(?:i?B)?", str(value).strip(), re.IGNORECASE)
         if not match or float(match[1]) == 0:
             self.fail(f"{value!r} is not a size; write 8G, 512M or a number of bytes", param, ctx)
         return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
@@ -31,7 +31,7 @@ class NamedDim(click.ParamType[tuple[str, "Dim"]]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Dim]:
         from specs.schema import Dim
 
-        match = re.fullmatch(r"([^=]+)=(\d{1,9})(?::(\d{1,9}):(\d{1,9}))?", str(value))
+        match = re.fullmatch(r"([^=]+)=([0-9]{1,9})(?::([0-9]{1,9}):([0-9]{1,9}))?", str(value))
         try:
             if not match:
                 raise ValueError
@@ -49,7 +49,7 @@ class FixedSizes(click.ParamType[dict[str, int]]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, int]:
         if isinstance(value, dict):
             return value
-        pairs = [re.fullmatch(r"([^=,]+)=([1-9]\d{0,8})", part.strip()) for part in str(value).split(",")]
+        pairs = [re.fullmatch(r"([^=,]+)=([1-9][0-9]{0,8})", part.strip()) for part in str(value).split(",")]
         sizes = {pair[1]: int(pair[2]) for pair in pairs if pair}
         if len(sizes) < len(pairs):
             self.fail(f"{value!r} is not NAME=SIZE,..., each name once, e.g. batch=1,cache=1024", param, ctx)

@@ -15,6 +15,7 @@ from typing import Any
 
 from engines.backends.base import Availability, CompileRequest, CompileResult
 from engines.onnx_files.read import read_onnx
+from engines.runtime.onnxruntime import make_ort_session
 from specs.errors import BuildError, GraphError, MetagenError, missing_dependency
 from specs.mapped_session import has_large_weights, make_mapped_session
 from specs.progress import Progress
@@ -115,7 +116,7 @@ def make_session(path: Path, model_bytes: bytes | None = None) -> Any:
     try:
         if has_large_weights(path):
             return make_mapped_session(path, options, providers=list_providers(), model_bytes=model_bytes)
-        return onnxruntime.InferenceSession(model, options, providers=list_providers())
+        return make_ort_session(model, options, list_providers())
     except list_exceptions() as error:
         raise translate_error(error, path) from None
 

@@ -38,6 +38,24 @@ def test_a_crash_leaves_what_was_there(tmp_path: Path, crash: type[BaseException
     assert [p.name for p in tmp_path.iterdir()] == ["x.bundle"]
 
 
+@pytest.mark.parametrize("number", range(4))
+def test_a_signal_right_after_a_folder_is_made(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two parents, the staged folder and the one for what was there before."""
+    made: list[Path] = []
+    mkdir = Path.mkdir
+
+    def make(path: Path, **options: bool) -> None:
+        mkdir(path, **options)
+        made.append(path)
+        if len(made) == number + 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "mkdir", make)
+    with pytest.raises(KeyboardInterrupt):
+        _write_bundle(tmp_path / "a" / "b" / "x.bundle", "new")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_bundle_is_replaced(tmp_path: Path) -> None:
     output = tmp_path / "x.bundle"
     _write_bundle(output, "old")

@@ -137,12 +137,12 @@ def test_film_equals_torch(bundle: Path, modules: dict[str, nn.Module]) -> None:
 
 
 def test_film_as_arrays_is_the_film_unrounded(bundle: Path, metagen: Callable[..., Any], tmp_path: Path) -> None:
-    for name in ("film.npz", "film.png"):
+    for name in ("film.npz", "film.PNG"):
         done = metagen("run", bundle, "--prompt", "a cat", "-o", name)
         assert done.returncode == 0, done.stderr
     with np.load(tmp_path / "film.npz", allow_pickle=False) as found:
         frames, rate = found["frames"], found["frames_per_second"]
-    with Image.open(tmp_path / "film.png") as film:
+    with Image.open(tmp_path / "film.PNG") as film:
         shown = []
         for index in range(film.n_frames):
             film.seek(index)

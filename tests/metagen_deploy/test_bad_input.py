@@ -267,6 +267,19 @@ USES: dict[str, tuple[list[str], str]] = {
             "  fix:     give a spec's YAML file, saved as UTF-8"
         ),
     ),
+    "a model as a spec": (
+        ["show", "net.onnx"],
+        "this is an ONNX file, and no spec\n  where:   net.onnx\n  fix:     metagen-deploy inspect net.onnx",
+    ),
+    "an output whose name is too long": (
+        ["export", "net.onnx", "-o", "x" * 300],
+        (
+            "this path cannot be used\n"
+            f"  where:   {{here}}/{'x' * 300}\n"
+            "  got:     File name too long\n"
+            "  fix:     choose another one, below a folder of yours"
+        ),
+    ),
     "an output that is in the way": (
         ["export", "net.onnx", "-o", "x.npz"],
         (

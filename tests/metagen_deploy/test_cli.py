@@ -12,6 +12,7 @@ from pathlib import Path
 
 import click
 import pytest
+import transformers
 
 from metagen_deploy import __version__, cli
 from metagen_deploy.options import ByteSize, NamedDim
@@ -227,3 +228,13 @@ def test_an_export_that_would_take_too_much_memory_is_refused(
         "  fix:     raise --max-host-ram, or export on a machine with more memory\n"
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_s_memory_is_estimated_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = transformers.BertConfig(
+        vocab_size=40, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    transformers.BertModel(config).save_pretrained(tmp_path / "bert")
+    arguments = ["export", str(tmp_path / "bert"), "-o", str(tmp_path / "x.bundle"), "--max-host-ram", "1M"]
+    assert cli.run_command(arguments) == 1
+    assert "would take more host memory than allowed" in capsys.readouterr().err

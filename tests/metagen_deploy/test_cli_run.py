@@ -75,6 +75,10 @@ def test_a_picture_is_compared_with_texts(tmp_path: Path, picture: Path, metagen
         (["picture.pgm", "-o", "answer.csv"], "allowed: .npz, .json, .txt"),
         (["picture.pgm", "-o", "nowhere/answer.json"], "error: the folder to write to does not exist"),
         (["picture.pgm", "-o", "answer.npz"], "error: this answer is text, not tensors"),
+        (
+            ["picture.pgm", "-o", "answer.gif"],
+            "holds nothing that a .gif could\n  got:     answer.gif\n  allowed: .json, .txt",
+        ),
     ],
 )
 def test_what_cannot_be_answered_is_said(

@@ -20,7 +20,25 @@ _DTYPES = {
     "tensor(bool)": "bool",
     "tensor(string)": "object",
 }
+#: Moves Q/DQ pairs past a Reshape. Where the values are int8 and the opset has `output_dtype` (21 and later), a later
+#: step makes the moved zero point uint8 and forgets the attribute (ONNX Runtime 1.31; its issues 27845 and 28491).
+_SPOILING_OPTIMIZER = "QDQPropagationTransformer"
+_SPOILED = "output_dtype INT8 does not match y_zero_point type UINT8"
 _FATAL_ONLY = 4  # ONNX Runtime's log severity; its errors reach the caller as exceptions
+
+
+def make_ort_session(model: str | bytes, options: Any, providers: Sequence[str]) -> Any:
+    """A session over a file or its bytes, without the one optimiser that makes some sound graphs unsound.
+
+    Raises: what ONNX Runtime raises; its exception classes share no base but Exception.
+    """
+    ort = importlib.import_module("onnxruntime")
+    try:
+        return ort.InferenceSession(model, options, providers=providers)
+    except Exception as error:
+        if _SPOILED not in str(error):
+            raise
+    return ort.InferenceSession(model, options, providers=providers, disabled_optimizers=[_SPOILING_OPTIMIZER])
 
 
 def open_onnx(
@@ -41,7 +59,7 @@ def open_onnx(
     if candidate.backend == ONNXRUNTIME_CUDA:
         providers.insert(0, "CUDAExecutionProvider")
     try:
-        session = ort.InferenceSession(str(path), options, providers=providers)
+        session = make_ort_session(str(path), options, providers)
     except Exception as error:  # its exception classes share no base but this one
         raise PreflightError(
             f"ONNX Runtime {ort.__version__} cannot load this graph",

@@ -374,5 +374,6 @@ def test_an_unknown_precision_has_no_tolerance() -> None:
     with pytest.raises(ParityError) as caught:
         find_tolerance("fp17")
     assert str(caught.value) == (
-        "no tolerance is known for precision 'fp17'\n  allowed: bf16, fp16, fp32, int8 (did you mean 'fp16'?)"
+        "no tolerance is known for precision 'fp17'\n  allowed: bf16, fp16, fp32, int8 (did you mean 'fp16'?)\n"
+        "  fix:     choose one of these"
     )

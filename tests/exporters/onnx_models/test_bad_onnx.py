@@ -121,9 +121,12 @@ def save_link(path: Path) -> None:
 
 
 NOT_ONNX = "the file is not ONNX, or it was truncated\n  where:   m.onnx\n  got:     {...}\n  fix:     export it again"
-OUTSIDE = "the data of 'w' lies outside the model's folder\n  where:   m.onnx\n  got:     '%s'"
+OUTSIDE = (
+    "the data of 'w' lies outside the model's folder\n  where:   m.onnx\n  got:     '%s'\n"
+    "  fix:     keep it beside the .onnx file, and its location relative"
+)
 ONNX_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "missing": (lambda path: None, "no such ONNX file\n  where:   m.onnx"),
+    "missing": (lambda path: None, "no such ONNX file\n  where:   m.onnx\n  fix:     check the path"),
     "empty": (
         lambda path: path.touch(),
         "the ONNX file is empty\n  where:   m.onnx\n  fix:     copy or export it again",

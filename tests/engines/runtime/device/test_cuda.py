@@ -137,4 +137,7 @@ def test_a_refusal_of_the_driver_is_quoted(said: ctypes.CDLL) -> None:
     stream.handle = 0
     with pytest.raises(PreflightError) as caught:
         stream._record(lambda recorder: None)
-    assert str(caught.value) == "the GPU refused cuStreamBeginCapture_v2\n  got:     906: something else"
+    assert str(caught.value) == (
+        "the GPU refused cuStreamBeginCapture_v2\n  got:     906: something else\n"
+        "  fix:     look at the GPU and its driver: nvidia-smi, metagen-deploy doctor"
+    )

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import io
+import sys
 import wave
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from engines.runtime.media.encode import encode_animated_png, encode_ply, encode_png, encode_wav
+from engines.runtime.media.encode import encode_animated_png, encode_medium, encode_ply, encode_png, encode_wav
 from engines.runtime.request import Film, Mesh, Picture, Sound
+from metagen_deploy.answer import answer_request
+from specs.errors import MissingDependency
 
 
 def test_png_reads_back() -> None:
@@ -30,12 +36,31 @@ def test_wav_reads_back() -> None:
 
 def test_animated_png_reads_back() -> None:
     frames = np.random.default_rng(0).random((3, 4, 6, 3), np.float32)
-    film = Image.open(io.BytesIO(encode_animated_png(Film(frames=frames, frames_per_second=25))))
+    film: Any = Image.open(io.BytesIO(encode_animated_png(Film(frames=frames, frames_per_second=25))))
     assert film.n_frames == 3
     for index in range(3):
         film.seek(index)
         assert film.info["duration"] == 40
         assert (np.asarray(film.convert("RGB")) == np.rint(frames[index] * 255)).all()
+
+
+@pytest.mark.parametrize(("rate", "shown_ms"), [(8, 120), (100, 20)])
+def test_gif_reads_back(rate: int, shown_ms: int) -> None:
+    """Frames of few colours come back as they were; times are hundredths of a second, at least two."""
+    colours = np.random.default_rng(0).integers(0, 256, (9, 3))
+    frames = (colours[np.random.default_rng(1).integers(0, 9, (3, 4, 6))] / 255).astype(np.float32)
+    film: Any = Image.open(io.BytesIO(encode_medium(Film(frames=frames, frames_per_second=rate), ".gif")))
+    assert (film.format, film.n_frames, film.info["loop"]) == ("GIF", 3, 0)
+    for index in range(3):
+        film.seek(index)
+        assert film.info["duration"] == shown_ms
+        assert (np.asarray(film.convert("RGB")) == np.rint(frames[index] * 255)).all()
+
+
+def test_a_gif_without_pillow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
+    with pytest.raises(MissingDependency, match="pip install pillow, or write an animated .png"):
+        answer_request(tmp_path, files=(), inputs={}, prompts=("a",), graph=None, output=tmp_path / "film.GIF")
 
 
 def test_ply_holds_what_was_given() -> None:
