@@ -15,7 +15,7 @@ from typing import Any
 
 from engines.backends.base import Availability, CompileRequest, CompileResult
 from engines.onnx_files.read import read_onnx
-from engines.runtime.onnxruntime import make_ort_session
+from engines.runtime.executors.onnxruntime import make_ort_session
 from specs.errors import BuildError, GraphError, MetagenError, missing_dependency
 from specs.mapped_session import has_large_weights, make_mapped_session
 from specs.progress import Progress

@@ -9,7 +9,7 @@ import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
 
-from engines.runtime.onnxruntime import make_ort_session
+from engines.runtime.executors.onnxruntime import make_ort_session
 
 _TEXT = """
 <ir_version: 10, opset_import: ["" : %d]>
