@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from typing import Any, cast, final
 
 from exporters.checkpoints.base import Folder, Importer
-from exporters.checkpoints.files.config import USE_ONNX, Config
+from exporters.checkpoints.files.config import Config
 from exporters.checkpoints.files.recipes import Recipe, compute, stack_linear, take, take_linear, take_module
 from exporters.checkpoints.files.tensors import Tensors
 from exporters.checkpoints.parts.activations import read_activation
+from exporters.checkpoints.parts.heads import refuse_heads
 from exporters.checkpoints.parts.sentence import join_dense, map_dense, read_sentence_modules
 from exporters.checkpoints.parts.towers import has_tensor
 from exporters.checkpoints.tokenizers.bert import describe_bert_tokenizer
 from specs.components import BertComponent
-from specs.errors import CheckpointError
 from specs.schema import Spec
 
 
@@ -157,6 +157,7 @@ def _read_encoder(config: Config, family: str) -> dict[str, Any]:
         "token_type": family not in _WITHOUT_SEGMENTS,
     }
     if family == "mpnet":
+        config.require("pad_token_id", (1,), 1)  # the library's positions begin behind id 1, whatever this says
         encoder["relative_buckets"] = config.require("relative_attention_num_buckets", (32,), 32)
     return encoder
 
@@ -166,15 +167,7 @@ def _refuse_options(folder: Folder, family: str) -> None:
     config.require("position_embedding_type", ("absolute",), "absolute")
     config.require("is_decoder", (False,), False)
     config.require("add_cross_attention", (False,), False)
-    heads = ("classifier.weight", "classifier.dense.weight", "qa_outputs.weight", "pre_classifier.weight")
-    if has_tensor(folder, (), *heads):
-        raise CheckpointError(
-            "a text encoder with a head for classes or answers is not implemented",
-            where=config.where,
-            got=", ".join(map(str, config.take("architectures", list, []))),
-            allowed="the encoder alone, or a sentence-transformers model",
-            fix=USE_ONNX,
-        )
+    refuse_heads(folder, "the encoder alone, or a sentence-transformers model")
 
 
 def _count_skipped_positions(config: Config, family: str) -> int:

@@ -3,7 +3,7 @@ Gemma 3: normalised queries and keys, and another rotation in the layers with a 
 
 from __future__ import annotations
 
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 from exporters.checkpoints.files.config import Config
 from exporters.checkpoints.llama import refuse_partial_rotation
@@ -23,6 +23,15 @@ class GemmaImporter(DecoderImporter):
 
     title = "Gemma"
     model_types = ("gemma",)
+    defaults: ClassVar = {
+        "vocab_size": 256000,
+        "hidden_size": 3072,
+        "intermediate_size": 24576,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "max_position_embeddings": 8192,
+    }
 
     def describe(self, config: Config) -> dict[str, Any]:
         refuse_partial_rotation(config)
@@ -39,6 +48,15 @@ class Gemma2Importer(DecoderImporter):
 
     title = "Gemma 2"
     model_types = ("gemma2",)
+    defaults: ClassVar = {
+        "vocab_size": 256000,
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 8192,
+    }
 
     def describe(self, config: Config) -> dict[str, Any]:
         refuse_partial_rotation(config)
@@ -59,6 +77,15 @@ class Gemma3Importer(DecoderImporter):
 
     title = "Gemma 3 (text)"
     model_types = ("gemma3_text",)
+    defaults: ClassVar = {
+        "vocab_size": 262208,
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 131072,
+    }
 
     def describe(self, config: Config) -> dict[str, Any]:
         # the library reads it, and does not use it: what such a checkpoint was trained with is not known

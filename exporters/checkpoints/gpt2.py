@@ -9,6 +9,7 @@ from exporters.checkpoints.base import Folder, Importer
 from exporters.checkpoints.files.recipes import Recipe, take, take_module, transpose
 from exporters.checkpoints.parts.activations import read_activation
 from exporters.checkpoints.parts.decoder import check_tied, make_generation_spec, refuse_quantised, require_causal
+from exporters.checkpoints.parts.heads import refuse_heads
 from specs.components import Gpt2Component
 from specs.schema import Spec
 
@@ -30,6 +31,7 @@ class Gpt2Importer(Importer):
     def make_spec(self, folder: Folder) -> dict[str, Any]:
         config = folder.config
         refuse_quantised(config)
+        refuse_heads(folder, "a language model")
         require_causal(config)
         config.require("add_cross_attention", (False,), False)
         positions = config.take("n_positions", int, 1024)

@@ -47,6 +47,15 @@ class SmolLm3Importer(DecoderImporter):
 
     title = "SmolLM 3"
     model_types = ("smollm3",)
+    defaults: ClassVar = {
+        "vocab_size": 128256,
+        "hidden_size": 2048,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 32768,
+    }
 
     def describe(self, config: Config) -> dict[str, Any]:
         refuse_partial_rotation(config)

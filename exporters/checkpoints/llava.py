@@ -138,7 +138,7 @@ def _describe_decoder(config: Config) -> tuple[dict[str, Any], int]:
     """The decoder, and how many positions it was made for."""
     given = config.take_config("text_config")
     kind = given.require("model_type", tuple(_DECODERS), "llama")
-    text = Config({**_DECODERS[kind].defaults, **given.data}, given.where)
+    text = _DECODERS[kind].complete(given)
     refuse_quantised(text)
     require_causal(text)
     decoder = _DECODERS[kind].describe(text)

@@ -16,6 +16,7 @@ from exporters.checkpoints.files.config import Config
 from exporters.checkpoints.files.recipes import Recipe, compute, take, take_linear, take_module
 from exporters.checkpoints.parts.activations import read_activation
 from exporters.checkpoints.parts.decoder import check_tied, make_generation_spec, refuse_quantised, require_causal
+from exporters.checkpoints.parts.heads import refuse_heads
 from exporters.checkpoints.parts.rope import describe_rope, read_rope
 from specs.components import NeoxComponent
 from specs.schema import Spec
@@ -31,16 +32,17 @@ class NeoxImporter(Importer):
     def make_spec(self, folder: Folder) -> dict[str, Any]:
         config = folder.config
         refuse_quantised(config)
+        refuse_heads(folder, "a language model")
         require_causal(config)
-        size, heads = config.take_count("hidden_size"), config.take_count("num_attention_heads")
+        size, heads = config.take_count("hidden_size", 6144), config.take_count("num_attention_heads", 64)
         config.require("head_dim", (size // heads,), size // heads)  # the library would turn as many channels, no more
         decoder = {
             "kind": "text.neox",
-            "vocab_size": config.take("vocab_size", int),
+            "vocab_size": config.take("vocab_size", int, 50432),
             "hidden_size": size,
-            "num_layers": config.take("num_hidden_layers", int),
+            "num_layers": config.take("num_hidden_layers", int, 44),
             "num_heads": heads,
-            "mlp_size": config.take("intermediate_size", int),
+            "mlp_size": config.take("intermediate_size", int, 24576),
             "activation": read_activation(config, "hidden_act", "gelu"),
             "layer_norm_eps": config.take("layer_norm_eps", float, 1e-5),
             "attention_bias": config.take("attention_bias", bool, True),

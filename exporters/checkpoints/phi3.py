@@ -5,7 +5,7 @@ Long texts: the first set of LongRoPE factors holds up to `original_max_position
 
 from __future__ import annotations
 
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 from exporters.checkpoints.files.config import Config
 from exporters.checkpoints.parts.decoder import DecoderImporter, describe_activation, describe_sizes
@@ -18,6 +18,14 @@ class Phi3Importer(DecoderImporter):
 
     title = "Phi 3"
     model_types = ("phi3",)
+    defaults: ClassVar = {
+        "vocab_size": 32064,
+        "hidden_size": 3072,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "max_position_embeddings": 4096,
+    }
 
     def describe(self, config: Config) -> dict[str, Any]:
         window = config.take("sliding_window", int, 0)

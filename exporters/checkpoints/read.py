@@ -129,6 +129,13 @@ def _parse(importer: Importer, folder: Folder) -> Spec:
         ) from None
 
 
+def _name_classes(path: Path) -> str:
+    """What the config says it is of: a model saved with the head of another task says so."""
+    config = Folder(path).find_config("config.json")
+    names = ", ".join(map(str, config.take("architectures", list, [])))
+    return f"; the config says it is a {names}" if names else ""
+
+
 def _name_spec(path: Path) -> str:
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", path.resolve().name).lstrip("_.-")[:64]
     return name or "checkpoint"
@@ -166,8 +173,8 @@ def _explain_unused(
             raise WeightsError(
                 f"the checkpoint's tensor '{name}' has no place in the model that its config describes",
                 where=str(tensors[name].path),
-                got=f"{len(tensors)} tensors, of which {len(source.used)} have one",
-                fix="use a checkpoint whose config and tensors belong together",
+                got=f"{len(tensors)} tensors, of which {len(source.used)} have one{_name_classes(path)}",
+                fix="use a checkpoint whose config and tensors belong together, saved without heads for other tasks",
             )
         unused[name] = reason
     return unused

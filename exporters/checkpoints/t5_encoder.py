@@ -8,6 +8,7 @@ from typing import Any, cast, final
 from exporters.checkpoints.base import Folder, Importer
 from exporters.checkpoints.files.recipes import Recipe
 from exporters.checkpoints.files.tensors import Tensors
+from exporters.checkpoints.parts.heads import refuse_heads
 from exporters.checkpoints.parts.sentence import join_dense, map_dense, read_sentence_modules
 from exporters.checkpoints.parts.t5 import explain_t5, make_t5, map_t5
 from exporters.checkpoints.tokenizers.assets import describe_tokenizer
@@ -25,6 +26,7 @@ class T5EncoderImporter(Importer):
     model_types = ("t5", "mt5", "umt5")
 
     def make_spec(self, folder: Folder) -> dict[str, Any]:
+        refuse_heads(folder, "the encoder, with or without its decoder, or a sentence-transformers model")
         modules = read_sentence_modules(folder)
         longest = modules.max_tokens or _LONGEST
         tokenizer = describe_tokenizer(folder)

@@ -26,6 +26,8 @@ from specs.components import WhisperDecoderComponent, WhisperEncoderComponent
 from specs.errors import CheckpointError
 from specs.schema import Spec
 
+#: What the library's config says where these keys are missing, which then is what it generates with.
+_USUAL_TOKENS = {"eos_token_id": 50256, "begin_suppress_tokens": [220, 50256]}
 _ATTENTION = {"query": "q_proj", "value": "v_proj", "out": "out_proj"}
 
 
@@ -40,7 +42,7 @@ class WhisperImporter(Importer):
         config, sound = folder.config, find_feature_extractor(folder)
         require_causal(config)
         shared = {
-            "hidden_size": config.take("d_model", int),
+            "hidden_size": config.take("d_model", int, 384),
             "source_positions": config.take("max_source_positions", int, 1500),
             "activation": read_activation(config, "activation_function", "gelu"),
         }
@@ -62,7 +64,7 @@ class WhisperImporter(Importer):
             "kind": "text.whisper",
             **shared,
             **_take_sizes(config, "decoder"),
-            "vocab_size": config.take("vocab_size", int),
+            "vocab_size": config.take("vocab_size", int, 51865),
             "max_positions": positions,
             "tie_embeddings": config.take("tie_word_embeddings", bool, True),
             **read_tokens(config, folder.find_config("generation_config.json")),
@@ -99,9 +101,9 @@ class WhisperImporter(Importer):
 
 def _take_sizes(config: Config, side: str) -> dict[str, int]:
     return {
-        "num_layers": config.take(f"{side}_layers", int),
-        "num_heads": config.take(f"{side}_attention_heads", int),
-        "mlp_size": config.take(f"{side}_ffn_dim", int),
+        "num_layers": config.take(f"{side}_layers", int, 4),
+        "num_heads": config.take(f"{side}_attention_heads", int, 6),
+        "mlp_size": config.take(f"{side}_ffn_dim", int, 1536),
     }
 
 
@@ -130,8 +132,8 @@ def _map_layers(ours: str, theirs: str, count: int, attentions: Mapping[str, str
 
 def read_tokens(config: Config, generation: Config) -> dict[str, Any]:
     """What the decoder is told first, what ends a text, and what is never said."""
-    source = generation if generation.data else config
-    vocab_size = config.take("vocab_size", int)
+    source = generation if generation.data else Config({**_USUAL_TOKENS, **config.data}, config.where)
+    vocab_size = config.take("vocab_size", int, 51865)
     start = source.take("decoder_start_token_id", int, config.take("decoder_start_token_id", int, 50257))
     ends = source.data.get("eos_token_id", config.data.get("eos_token_id"))
     languages = _take_ids(source, "lang_to_id", vocab_size)

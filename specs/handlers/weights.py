@@ -12,6 +12,7 @@ holds more than CHUNK_BYTES of a tensor at a time.
 
 Seeded weights keep activations near unit variance: Linear rows are normal with std 1/sqrt(fan in), cut at two sigma.
 Norm scales and biases are drawn too, around 1 and 0, so that a graph that lost one is a graph with wrong numbers.
+A module whose publication starts otherwise says so (`specs/models/seeding.py`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from specs.errors import WeightsError, name_nearest
+from specs.models.seeding import list_initial_stds
 from specs.pages import CHUNK_BYTES, drop_pages, list_file_mappings
 from specs.schema import WeightsSpec
 
@@ -102,7 +104,7 @@ def fill_parameters(
     """
     expected = {f"{part}.{name}": p for part, model in components.items() for name, p in model.named_parameters()}
     if isinstance(source, WeightsSpec):
-        source = open_source(source, expected)
+        source = open_source(source, expected, list_initial_stds(components))
     stored = source.list_tensors()
     _check_names(source.where, set(stored), set(expected))
     for name, like in expected.items():
@@ -128,14 +130,17 @@ def fill_parameters(
         setattr(components[part].get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False))
 
 
-def open_source(weights: WeightsSpec, expected: Mapping[str, Tensor]) -> ParameterSource:
+def open_source(weights: WeightsSpec, expected: Mapping[str, Tensor], stds: Mapping[str, float]) -> ParameterSource:
     """What a spec's `weights` names.
+
+    Args:
+        stds: of random parameters whose modules say how they start.
 
     Raises:
         WeightsError: the file does not exist, is damaged, or is no .safetensors file.
     """
     if weights.source == "random":
-        return RandomParameters(expected, seed=weights.seed, dtype=_RANDOM_DTYPES[weights.dtype])
+        return RandomParameters(expected, seed=weights.seed, dtype=_RANDOM_DTYPES[weights.dtype], stds=stds)
     return SafetensorsFile(Path(weights.source))
 
 
@@ -162,12 +167,23 @@ def split_tensor(value: Tensor, *, elements: int | None = None) -> Iterator[Tens
 
 @final
 class RandomParameters:
-    """Seeded values for every parameter of `expected`, drawn in float32 and rounded to `dtype`."""
+    """Seeded values for every parameter of `expected`, drawn in float32 and rounded to `dtype`.
+
+    Args:
+        stds: standard deviations of some; the rest have them by name and shape.
+    """
 
     where = "random weights"
 
-    def __init__(self, expected: Mapping[str, Tensor], *, seed: int, dtype: torch.dtype = torch.float32) -> None:
-        self._expected, self._dtype = expected, dtype
+    def __init__(
+        self,
+        expected: Mapping[str, Tensor],
+        *,
+        seed: int,
+        dtype: torch.dtype = torch.float32,
+        stds: Mapping[str, float] | None = None,
+    ) -> None:
+        self._expected, self._dtype, self._stds = expected, dtype, stds or {}
         self._generator = torch.Generator().manual_seed(seed)
 
     def list_tensors(self) -> Mapping[str, StoredTensor]:
@@ -182,6 +198,7 @@ class RandomParameters:
     def fill(self, name: str, out: Tensor) -> None:
         """Values depend on the order of the calls, which is the order of the model's parameters."""
         mean, std = _choose_distribution(name, out)
+        std = self._stds.get(name, std)
         in_file = out.nbytes >= CHUNK_BYTES and lies_in_file(out)
         for piece in split_tensor(out, elements=_DRAWN_AT_ONCE):
             drawn = piece if piece.dtype == torch.float32 else torch.empty(piece.shape)

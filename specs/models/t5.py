@@ -5,10 +5,16 @@
 Rows are padded on the right; what lies beyond a row's length is seen by nobody. Scores are not scaled. The bias of a
 distance belongs to a bucket: small distances have one each, larger ones share theirs in steps of a logarithm.
 
+Seeded weights start as T5's own do, in Mesh TensorFlow (`fold_scaling_into_initializer`) and in transformers
+(`T5PreTrainedModel._init_weights`, the same for mT5 and umT5): queries C^-1/2 D^-1/2, which stands for the division of
+scores by sqrt(D), embeddings 1, biases of distances C^-1/2; all others by their fan in, as everywhere.
+
 Shape letters: B batch, T tokens, S keys (= T), H heads, D head dim, C channels.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +24,11 @@ from specs.components.t5 import T5Component
 from specs.models.decoder import RmsNorm
 from specs.models.distance import list_buckets
 from specs.models.layers import activate
+from specs.models.seeding import SeededModule
 from specs.models.text_encoder import EmbeddingHead
 
 
-class T5Attention(nn.Module):
+class T5Attention(SeededModule):
     """Unscaled attention without biases of its own, over `bias` [B, H, T, S]."""
 
     def __init__(self, config: T5Component) -> None:
@@ -31,6 +38,9 @@ class T5Attention(nn.Module):
         self.key = nn.Linear(config.hidden_size, config.inner_size, bias=False)
         self.value = nn.Linear(config.hidden_size, config.inner_size, bias=False)
         self.out = nn.Linear(config.inner_size, config.hidden_size, bias=False)
+
+    def list_initial_stds(self) -> Mapping[str, float]:
+        return {"query.weight": (self.query.in_features * self.head_dim) ** -0.5}
 
     def _split_heads(self, x_BTC: Tensor) -> Tensor:
         batch, tokens, _ = x_BTC.shape
@@ -80,7 +90,7 @@ class T5Layer(nn.Module):
         return out_BTC
 
 
-class T5Encoder(nn.Module):
+class T5Encoder(SeededModule):
     """token_ids [B, T], lengths [B] -> states [B, T, C]."""
 
     def __init__(self, config: T5Component) -> None:
@@ -96,6 +106,12 @@ class T5Encoder(nn.Module):
         self.layers = nn.ModuleList(T5Layer(config) for _ in range(config.num_layers))
         self.output_norm = RmsNorm(config.hidden_size, config.layer_norm_eps)
         self.embedding_head = None if config.pooling == "none" else EmbeddingHead(config)
+
+    def list_initial_stds(self) -> Mapping[str, float]:
+        stds = {
+            name: self.token_embedding.embedding_dim**-0.5 for name, _ in self.named_parameters() if "distance" in name
+        }
+        return {"token_embedding.weight": 1.0, **stds}
 
     def forward(self, token_ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
         x_BTC: Tensor = self.token_embedding(token_ids_BT)

@@ -22,6 +22,8 @@ from engines.runtime.pipelines import TextEmbedding
 from exporters.checkpoints import open_checkpoint, read_spec
 from exporters.checkpoints.tokenizers.bert import make_word_piece
 from specs.errors import CheckpointError, MetagenError, WeightsError
+from specs.handlers import get_handler
+from specs.schema import WeightsSpec
 from tests.checkpoints.compare import compare, enliven, export
 from tests.checkpoints.support import Array, build, edit_config, open_onnx, run_torch, save
 
@@ -284,6 +286,7 @@ def test_names_from_tensorflow(tmp_path: Path) -> None:
         ("BERT", {"is_decoder": True}, CheckpointError, "'is_decoder' is True"),
         ("BERT", {"max_position_embeddings": 25}, WeightsError, "position"),
         ("MPNet", {"relative_attention_num_buckets": 16}, CheckpointError, "'relative_attention_num_buckets' is 16"),
+        ("MPNet", {"pad_token_id": 5}, CheckpointError, "'pad_token_id' is 5"),
         ("T5 encoder", {"feed_forward_proj": "gated-mish", "dense_act_fn": None}, CheckpointError, "mish"),
         ("BERT", {"num_attention_heads": 5}, MetagenError, "num_heads 5 does not divide hidden_size 36"),
     ],
@@ -296,10 +299,24 @@ def test_bad_configs(name: str, change: dict[str, Any], kind: type[MetagenError]
     assert words in str(caught.value)
 
 
-def test_a_head_for_classes_is_refused(tmp_path: Path) -> None:
-    save(enliven(hf.BertForSequenceClassification(hf.BertConfig(**SIZES))), tmp_path)
-    with pytest.raises(CheckpointError, match="head for classes"):
+CAUSAL = {**SIZES, "num_key_value_heads": 1, "pad_token_id": 0}
+HEADS = {
+    "BertForSequenceClassification": SIZES,
+    "T5ForTokenClassification": T5,
+    "LlamaForSequenceClassification": CAUSAL,
+    "Qwen2ForTokenClassification": CAUSAL,
+    "GPT2ForSequenceClassification": {"n_embd": 12, "n_layer": 1, "n_head": 2, "vocab_size": 90},
+    "GPTNeoXForQuestionAnswering": SIZES,
+}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_head_for_classes_is_refused(kind: str, tmp_path: Path) -> None:
+    config = getattr(hf, kind.partition("For")[0] + "Config")(**HEADS[kind])
+    save(getattr(hf, kind)(config), tmp_path)
+    with pytest.raises(CheckpointError, match="head for classes") as caught:
         read_spec(tmp_path)
+    assert caught.value.got == kind
 
 
 def test_unknown_modules_are_refused(tmp_path: Path) -> None:
@@ -353,3 +370,20 @@ def test_another_kind_of_sentence_model(tmp_path: Path) -> None:
     edit_config(tmp_path / "model", "config_sentence_transformers.json", model_type="CrossEncoder")
     with pytest.raises(CheckpointError, match="'model_type' is 'CrossEncoder'"):
         read_spec(tmp_path / "model")
+
+
+@pytest.mark.parametrize("name", ["T5 encoder, gated", "umT5 encoder"])
+def test_seeded_weights_start_as_the_library_s(name: str, tmp_path: Path) -> None:
+    """T5 divides no score: with queries of the usual size a softmax would be sharper than any real one."""
+    kind = CASES[name].model
+    config = getattr(hf, kind.removesuffix("EncoderModel") + "Config")(**{**T5, "d_model": 60, **CASES[name].options})
+    checkpoint = open_checkpoint(save(getattr(hf, kind)(config), tmp_path))
+    build_graphs = get_handler(checkpoint.spec).build
+    (theirs,) = build_graphs(checkpoint.spec, parameters=checkpoint.source)
+    (ours,) = build_graphs(checkpoint.spec.model_copy(update={"weights": WeightsSpec()}))
+    wanted = {key: float(value.std()) for key, value in theirs.module.named_parameters() if "norm" not in key}
+    for key, value in ours.module.named_parameters():
+        if "norm" not in key:
+            assert 0.75 < float(value.std()) / wanted[key] < 1.3, key  # ours are cut at two sigma: 0.88 of one
+    assert any("distance" in key for key in wanted)
+    assert any("query" in key for key in wanted)

@@ -62,6 +62,7 @@ CASES = {
         {"projection_dim": 7, "image_size": 17, "num_channels": 4},
         {"embedding": "image_embeds", "token_features": "last_hidden_state"},
     ),
+    "CLIP, image tower, grey": Case("CLIPVisionModel", {"num_channels": 1}),
     "SigLIP, image tower": Case("SiglipVisionModel", {"num_attention_heads": 8}),
     "SigLIP, image tower, 19 pixels of 6": Case("SiglipVisionModel", {"image_size": 19, "patch_size": 6}),
     "SigLIP, image tower, no head": Case(

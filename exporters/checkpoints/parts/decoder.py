@@ -19,6 +19,7 @@ from exporters.checkpoints.files.config import USE_ONNX, Config
 from exporters.checkpoints.files.recipes import Recipe, compute, take, take_linear
 from exporters.checkpoints.files.tensors import Tensors
 from exporters.checkpoints.parts.activations import read_activation
+from exporters.checkpoints.parts.heads import refuse_heads
 from exporters.checkpoints.tokenizers.assets import describe_tokenizer
 from specs.components import MOST_LAYERS, DecoderComponent
 from specs.errors import CheckpointError, WeightsError
@@ -31,7 +32,7 @@ _LONGEST = 2048  # tokens that a bundle's cache holds when nobody asks for more
 class DecoderImporter(Importer):
     """One family of the Llama line."""
 
-    #: What the library's config class puts where a key is missing: inside another model's config most are.
+    #: Sizes that the library's config class puts where a key is missing: inside another model's config most are.
     defaults: ClassVar[Mapping[str, Any]] = {}
 
     @abstractmethod
@@ -39,10 +40,16 @@ class DecoderImporter(Importer):
         """The `text.decoder` that a config means, as its YAML would say it."""
 
     def make_spec(self, folder: Folder) -> dict[str, Any]:
-        refuse_quantised(folder.config)
-        require_causal(folder.config)
-        decoder = self.describe(folder.config)
-        return make_generation_spec(folder, decoder, folder.config.take("max_position_embeddings", int, _LONGEST))
+        config = self.complete(folder.config)
+        refuse_quantised(config)
+        refuse_heads(folder, "a language model")
+        require_causal(config)
+        decoder = self.describe(config)
+        return make_generation_spec(folder, decoder, config.take("max_position_embeddings", int, _LONGEST))
+
+    def complete(self, config: Config) -> Config:
+        """The config with the library's sizes where a key is absent; one that is null stays null."""
+        return Config({**self.defaults, **config.data}, config.where)
 
     def map_tensors(self, spec: Spec, folder: Folder) -> Mapping[str, Recipe]:
         config = cast(DecoderComponent, spec.components["decoder"])

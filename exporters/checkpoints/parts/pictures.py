@@ -83,7 +83,7 @@ def read_pictures(folder: Folder, image: tuple[int, int], channels: int, usual: 
         mean, std = [value / scale for value in mean], [value / scale for value in std]
     if channels == 1 and len(set(mean)) == len(set(std)) == 1:
         mean, std = mean[:1], std[:1]
-    if channels not in (1, len(mean)) and not config.data:  # nothing that the library's processors could make
+    if len(mean) not in (1, channels) and not config.data:  # nothing that the library's processors could make
         mean, std = [0.0], [1.0]
     read = {"image_mean": mean, "image_std": std, "preprocessing": steps}
     flips = channels == 3 and config.take("do_flip_channel_order", bool, processor.flips) and processor.flips

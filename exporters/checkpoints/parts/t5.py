@@ -21,6 +21,9 @@ _LINEARS = {
     "attention.out": "layer.0.SelfAttention.o",
     "mlp.down": "layer.1.DenseReluDense.wo",
 }
+#: What the library's config classes put where a key is missing: T5's, and those of mT5 and umT5.
+_SIZES = {"vocab_size": 32128, "num_layers": 6, "num_heads": 8, "d_ff": 2048}
+_LATER_SIZES = {"vocab_size": 250112, "num_layers": 8, "num_heads": 6, "d_ff": 1024}
 
 
 def make_t5(config: Config) -> dict[str, Any]:
@@ -31,15 +34,16 @@ def make_t5(config: Config) -> dict[str, Any]:
     """
     config.require("is_decoder", (False,), False)
     family = config.take("model_type", str, "t5")
+    usual = _SIZES if family == "t5" else _LATER_SIZES
     activation, gated = _read_mlp(config, "relu" if family == "t5" else "gated-gelu")
     return {
         "kind": "text.t5",
-        "vocab_size": config.take("vocab_size", int, 32128),
+        "vocab_size": config.take("vocab_size", int, usual["vocab_size"]),
         "hidden_size": config.take("d_model", int, 512),
-        "num_layers": config.take("num_layers", int, 6),
-        "num_heads": config.take("num_heads", int, 8),
+        "num_layers": config.take("num_layers", int, usual["num_layers"]),
+        "num_heads": config.take("num_heads", int, usual["num_heads"]),
         "head_dim": config.take("d_kv", int, 64),
-        "mlp_size": config.take("d_ff", int, 2048),
+        "mlp_size": config.take("d_ff", int, usual["d_ff"]),
         "activation": activation,
         "gated": gated,
         "num_buckets": config.take("relative_attention_num_buckets", int, 32),
