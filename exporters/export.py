@@ -332,7 +332,8 @@ def _write_golden(
     outputs = compute_outputs(module, inputs)
     write_golden(path, inputs, outputs)
     progress(f"{module.name}: noise floor from torch in float64", None)
-    floor = measure_noise_floor(module, inputs, outputs, free_bytes=find_free_bytes(max_host_ram_bytes))
+    free_bytes = find_free_bytes(max_host_ram_bytes)
+    floor = measure_noise_floor(module, inputs, outputs, free_bytes=free_bytes, at_most=chosen.at_most)
     if floor.unknown:
         progress(f"{module.name}: no noise floor: {floor.unknown}", None)
     return floor

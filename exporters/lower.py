@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import copy
 import fnmatch
 import logging
 import os
@@ -24,7 +23,6 @@ import onnxscript.optimizer
 import torch
 from onnx_ir.passes import common
 from torch.export import ExportedProgram
-from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from exporters.ops import CUSTOM_OPS, attach_bodies, registered_schemas
 from exporters.ops.lstm import STANDARD_OPS
@@ -35,6 +33,7 @@ from exporters.passes.fold_transposed_weights import FoldTransposedWeights
 from exporters.passes.keep_float32 import KEEP_KEY
 from exporters.passes.store_narrow_weights import StoreNarrowWeights
 from exporters.passes.widen_weights import WidenWeights
+from exporters.shortcuts import keep_operators, keep_translations, trust_known_types, try_fitting_rules
 from exporters.trace import make_dynamic_shapes
 from specs import ops
 from specs.bundle import RANGE_REASON
@@ -49,7 +48,6 @@ _SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 #: Weights are stored as products take them, in the type that they came in: typed graphs then share their bytes.
 _TURN_WEIGHTS = (WidenWeights(), FoldTransposedWeights(keep_tied=True), StoreNarrowWeights())
 _SMALL_ELEMENTS = 1024
-_TRANSLATIONS: dict[object, ONNXRegistry] = {}  # by what was asked for
 
 
 def lower(program: ExportedProgram, graph: GraphModule) -> ir.Model:
@@ -62,7 +60,8 @@ def lower(program: ExportedProgram, graph: GraphModule) -> ir.Model:
         with _quiet_exporter(), registered_schemas():
             model = _translate(program, graph)
             FoldBatchNorm()(model)  # in float64; onnxscript's optimiser would do it in float32, with weights in memory
-            onnxscript.optimizer.optimize_ir(model, should_fold=_decide_fold)
+            with try_fitting_rules():
+                onnxscript.optimizer.optimize_ir(model, should_fold=_decide_fold)
     except torch.onnx.errors.OnnxExporterError as error:
         raise ExportError(
             f"torch.onnx cannot translate component '{graph.component}'",
@@ -90,11 +89,10 @@ def _translate(program: ExportedProgram, graph: GraphModule) -> ir.Model:
     """
     if not _is_functional(program):
         return _call_exporter(program, graph)
-    program.run_decompositions = lambda *_: program
     try:
-        return _call_exporter(program, graph)
+        with keep_operators():
+            return _call_exporter(program, graph)
     except torch.onnx.errors.OnnxExporterError:
-        del program.run_decompositions  # the class's own shows again
         return _call_exporter(program, graph)
 
 
@@ -147,7 +145,7 @@ def _keeps_type(node: torch.fx.Node) -> bool:
 
 
 def _call_exporter(program: ExportedProgram, graph: GraphModule) -> ir.Model:
-    with _keep_translations():
+    with keep_translations(), trust_known_types():
         exported = torch.onnx.export(
             program,
             dynamo=True,
@@ -160,27 +158,6 @@ def _call_exporter(program: ExportedProgram, graph: GraphModule) -> ir.Model:
         )
     assert exported is not None
     return exported.model
-
-
-@contextlib.contextmanager
-def _keep_translations() -> Iterator[None]:
-    """Inside, torch.onnx reads its table of translations once a process: it parses 500 functions for each graph."""
-    own, read = ONNXRegistry.__dict__["from_torchlib"], ONNXRegistry.from_torchlib
-
-    def copy_known(*arguments: int, **named: int) -> ONNXRegistry:  # torch's error reports ask without an opset
-        asked = (arguments, *sorted(named.items()))
-        if asked not in _TRANSLATIONS:
-            _TRANSLATIONS[asked] = read(*arguments, **named)
-        registry = copy.copy(_TRANSLATIONS[asked])
-        registry.functions = {name: [*found] for name, found in registry.functions.items()}  # custom ones are put in
-        return registry
-
-    # torch.onnx.export takes no table that is there already
-    ONNXRegistry.from_torchlib = staticmethod(copy_known)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        ONNXRegistry.from_torchlib = own  # type: ignore[method-assign]
 
 
 def export_stock(graph: GraphModule, dims: Mapping[str, Dim], inputs: Mapping[str, np.ndarray], path: Path) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.export import ExportedProgram
 
+from exporters.shortcuts import skip_stack_traces
 from exporters.stored_parameters import widening_forward
 from specs.errors import ExportError
 from specs.handlers import GraphModule
@@ -60,7 +61,7 @@ def trace(graph: GraphModule, dims: Mapping[str, Dim], inputs: Mapping[str, np.n
     """
     arguments = tuple(torch.from_numpy(inputs[tensor.name]) for tensor in graph.inputs)
     try:
-        with torch.no_grad(), widening_forward(graph.module):
+        with torch.no_grad(), widening_forward(graph.module), skip_stack_traces():
             return torch.export.export(
                 graph.module, arguments, dynamic_shapes=make_dynamic_shapes(graph, dims), strict=False
             )

@@ -26,7 +26,7 @@ from specs.errors import translate_import_error
 from specs.progress import Progress
 from specs.report import BuildReport, LatencyReport, ParityReport
 from specs.schema import Dim, Precision, Spec
-from specs.targets import load_target
+from specs.targets import Target, load_target
 
 
 def export(
@@ -58,17 +58,21 @@ def export(
     refuse_folder(source)
     if max_host_ram_bytes is not None:
         require_host_memory(source, max_host_ram_bytes)
-    from engines.checking.apart import check_bundle_apart
+    from engines.checking.apart import BundleChecker
     from engines.checking.parity import write_report
     from exporters.staging import stage_bundle
 
-    with stage_bundle(output) as folder:
+    with stage_bundle(output) as folder, BundleChecker() as checker:
         if is_model(source):
-            manifest = _write_model(Path(source), folder, targets, precisions, calibration, dims or {}, progress)
+            loaded = [load_target(name) for name in targets or ("cpu",)]
+            checker.start()
+            manifest = _write_model(Path(source), folder, loaded, precisions, calibration, dims or {}, progress)
         else:
             spec = load_overridden(source, targets=targets, weights=weights, calibration=calibration, dims=dims)
-            manifest = _write_spec(spec, folder, precisions, max_host_ram_bytes, progress)
-        report = check_bundle_apart(folder, progress=progress)
+            admitted = admit_targets(spec, precisions)  # before torch is imported, which takes seconds
+            checker.start()
+            manifest = _write_spec(spec, folder, admitted, precisions, max_host_ram_bytes, progress)
+        report = checker.check(folder, progress=progress)
         write_report(folder, report)
         if not report.passed:
             own_file = is_model(source)
@@ -77,9 +81,13 @@ def export(
 
 
 def _write_spec(
-    spec: Spec, folder: Path, precisions: Sequence[Precision], max_host_ram_bytes: int | None, progress: Progress
+    spec: Spec,
+    folder: Path,
+    targets: Sequence[Target],
+    precisions: Sequence[Precision],
+    max_host_ram_bytes: int | None,
+    progress: Progress,
 ) -> Manifest:
-    targets = admit_targets(spec, precisions)  # before torch is imported, which takes seconds
     try:
         from exporters.export import export_spec
     except ImportError as error:
@@ -99,13 +107,12 @@ def _write_spec(
 def _write_model(
     source: Path,
     folder: Path,
-    targets: Sequence[str],
+    targets: Sequence[Target],
     precisions: Sequence[Precision],
     calibration: Path | None,
     dims: Mapping[str, Dim],
     progress: Progress,
 ) -> Manifest:
-    loaded = [load_target(name) for name in targets or ("cpu",)]
     try:
         from exporters.onnx_models.export import export_model
     except ImportError as error:
@@ -115,7 +122,7 @@ def _write_model(
     manifest = export_model(
         source,
         folder,
-        targets=loaded,
+        targets=targets,
         precisions=precisions,
         calibration=calibration,
         dims=dims,

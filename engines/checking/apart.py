@@ -1,19 +1,22 @@
 """`check_bundle` in a process of its own, for a caller whose memory is already full of torch.
 
-    parent                                              child: python -m engines.checking.apart FOLDER
-    check_bundle_apart(folder)  --starts-->             check_bundle(folder), events as JSON lines on stdout
-    progress, report or error   <--{"progress": ...}, {"report": ...} or {"error": ...}
+    parent                                              child: python -m engines.checking.apart
+    with BundleChecker() as checker:
+        checker.start()             --starts-->         imports what a check needs, beside the export that goes on
+        checker.check(folder)       --folder-->         check_bundle(folder), events as JSON lines on stdout
+    progress, report or error       <--{"progress": ...}, {"report": ...} or {"error": ...}
 
 A crash of a native runtime in the child is a ParityError here instead of the end of the export.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from specs import errors
 from specs.child_process import ROOT, make_environment
@@ -21,20 +24,43 @@ from specs.progress import Progress
 from specs.report import ParityReport
 
 
-def check_bundle_apart(folder: Path, *, progress: Progress) -> ParityReport:
-    """As `engines.checking.parity.check_bundle`, with memory of its own."""
-    worker = subprocess.Popen(
-        [sys.executable, "-m", "engines.checking.apart", str(folder.absolute())],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,  # `python -m` looks there first: a folder of the user's called `engines` must not be found
-        env=make_environment(),
-    )
-    report: ParityReport | None = None
-    try:
-        assert worker.stdout is not None and worker.stderr is not None
+@final
+class BundleChecker:
+    """One child for one check. Leaving the `with` block ends it, whatever happened."""
+
+    def __init__(self) -> None:
+        self._worker: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> BundleChecker:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._worker is not None:
+            if self._worker.poll() is None:
+                self._worker.kill()
+            self._worker.communicate()
+
+    def start(self) -> None:
+        """Let the child import ONNX Runtime and the rest, half a second, while the caller is busy with other things."""
+        self._worker = self._worker or subprocess.Popen(
+            [sys.executable, "-m", "engines.checking.apart"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,  # `python -m` looks there first: a folder of the user's called `engines` must not be found
+            env=make_environment(),
+        )
+
+    def check(self, folder: Path, *, progress: Progress) -> ParityReport:
+        """As `engines.checking.parity.check_bundle`, with memory of its own."""
+        self.start()
+        worker = self._worker
+        assert worker is not None and worker.stdin and worker.stdout and worker.stderr
+        with contextlib.suppress(BrokenPipeError):  # it died while it waited: it has a status, and maybe words
+            worker.stdin.write(json.dumps(str(folder.absolute())) + "\n")
+            worker.stdin.flush()
+        report: ParityReport | None = None
         for line in worker.stdout:
             event = json.loads(line)
             if "progress" in event:
@@ -45,18 +71,14 @@ def check_bundle_apart(folder: Path, *, progress: Progress) -> ParityReport:
                 report = ParityReport.from_json(event["report"])
         said = worker.stderr.read()
         status = worker.wait()
-    finally:
-        if worker.poll() is None:
-            worker.kill()
-        worker.communicate()
-    if report is None:
-        raise errors.ParityError(
-            "the process that checks the bundle died",
-            where=str(folder),
-            got=f"exit status {status}; {' '.join(said.split())[-400:]}",
-            fix="if it was killed, the machine is out of memory: use a machine with more, or a smaller `dims` opt",
-        )
-    return report
+        if report is None:
+            raise errors.ParityError(
+                "the process that checks the bundle died",
+                where=str(folder),
+                got=f"exit status {status}; {' '.join(said.split())[-400:]}",
+                fix="if it was killed, the machine is out of memory: use a machine with more, or a smaller `dims` opt",
+            )
+        return report
 
 
 def _rebuild_error(data: dict[str, Any]) -> errors.MetagenError:
@@ -66,18 +88,23 @@ def _rebuild_error(data: dict[str, Any]) -> errors.MetagenError:
     return error
 
 
-def _run_child(folder: Path) -> None:
+def _run_child() -> None:
     # Polygraphy asks of every array whether it is a torch tensor, and imports torch to find out: 1.5 s and 200 MB
     # that nothing here needs.
     sys.modules["torch"] = None  # type: ignore[assignment]
-    from engines.checking.parity import check_bundle
+    from engines.checking.parity import check_bundle, import_runtimes
 
     def tell(**event: object) -> None:
         sys.stdout.write(json.dumps(event) + "\n")
         sys.stdout.flush()
 
+    with contextlib.suppress(errors.MetagenError):  # the check will say what is missing
+        import_runtimes()
+    asked = sys.stdin.readline()
+    if not asked:
+        return  # the export ended without a bundle
     try:
-        report = check_bundle(folder, progress=lambda text, fraction: tell(progress=[text, fraction]))
+        report = check_bundle(Path(json.loads(asked)), progress=lambda text, fraction: tell(progress=[text, fraction]))
     except errors.MetagenError as error:
         parts = {key: getattr(error, key) for key in ("problem", "where", "got", "allowed", "fix")}
         tell(error={"kind": type(error).__name__, **parts})
@@ -86,4 +113,4 @@ def _run_child(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    _run_child(Path(sys.argv[1]))
+    _run_child()

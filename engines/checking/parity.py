@@ -5,7 +5,7 @@
     evaluation.npz --feed--> stage --> top-1, beside that of the fp32 graph
     an engine of fixed sizes is compared with the one of all sizes, which is compared with the golden data
 
-Polygraphy runs the stages (one runner each, one activation) and measures. A stage that cannot run on this machine is
+Polygraphy runs the stages: one runner each, one activation. A stage that cannot run on this machine is
 listed with its reason; a stage that runs and breaks is a failure. Nothing is printed here.
 """
 
@@ -235,6 +235,14 @@ def _run(runner: Any, feeds: Sequence[Mapping[str, Array]]) -> list[dict[str, Ar
 
         results = Comparator.run([runner], data_loader=list(feeds))
         return [{name: np.asarray(result[name]) for name in result} for result in results[0][1]]
+
+
+def import_runtimes() -> None:
+    """What every check imports when it comes to it, now. Raises MissingDependency."""
+    with quiet_polygraphy():
+        from polygraphy.comparator import Comparator  # noqa: F401
+    if load_backend(_ONNXRUNTIME).probe().can_run:
+        import onnxruntime  # noqa: F401
 
 
 def _list_refusals() -> tuple[type[Exception], ...]:

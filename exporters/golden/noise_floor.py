@@ -43,15 +43,18 @@ def measure_noise_floor(
     outputs: Mapping[str, np.ndarray],
     *,
     free_bytes: int | None = None,
+    at_most: RunCost | None = None,
 ) -> NoiseFloor:
     """Run the module in float64 and compare.
 
     Args:
         outputs: what it answered in float32.
         free_bytes: memory that may be taken; None where nobody knows.
+        at_most: what answering in float32 stayed below, by the spec. Where float64 is far below its limits by that,
+            nothing has to be counted; None or no products: nobody knows.
     """
     try:
-        reason = find_obstacle(estimate_exact_cost(graph, inputs), free_bytes)
+        reason = _find_reason(graph, inputs, free_bytes, at_most)
         if reason:
             return NoiseFloor(unknown=reason)
         exact = compute_exact_outputs(graph, inputs)
@@ -80,6 +83,20 @@ def estimate_exact_cost(graph: GraphModule, inputs: Mapping[str, np.ndarray]) ->
     wide = _widen(inputs)
     with _in_float64(graph):
         return estimate_cost(graph.module, *(torch.from_numpy(wide[tensor.name]) for tensor in graph.inputs))
+
+
+def widen_cost(graph: GraphModule, at_most: RunCost) -> RunCost:
+    """What float64 stays below when float32 stays below `at_most`: tensors twice as large, every weight widened."""
+    weight_bytes = sum(parameter.numel() for parameter in graph.module.parameters()) * torch.float64.itemsize
+    return RunCost(macs=at_most.macs, peak_bytes=2 * at_most.peak_bytes + weight_bytes)
+
+
+def _find_reason(
+    graph: GraphModule, inputs: Mapping[str, np.ndarray], free_bytes: int | None, at_most: RunCost | None
+) -> str:
+    if at_most is not None and at_most.macs and not find_obstacle(widen_cost(graph, at_most), free_bytes):
+        return ""
+    return find_obstacle(estimate_exact_cost(graph, inputs), free_bytes)
 
 
 def find_obstacle(cost: RunCost, free_bytes: int | None) -> str:

@@ -14,7 +14,7 @@ The spec's own counts say at once that most graphs are far from the limits; else
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -42,9 +42,13 @@ _SEED = 0
 
 @dataclass(frozen=True, kw_only=True)
 class GoldenSizes:
-    """A size for every dim; `reduced` says why they are the smallest, "" for the usual ones."""
+    """A size for every dim; `reduced` says why they are the smallest, "" for the usual ones.
 
-    sizes: Mapping[str, int] = field(default_factory=dict)
+    `at_most` is what a run at these sizes stays below in float32, by the spec's own counts.
+    """
+
+    sizes: Mapping[str, int]
+    at_most: RunCost
     reduced: str = ""
 
 
@@ -52,15 +56,17 @@ def choose_golden_sizes(spec: Spec, handler: Handler, graph: GraphModule) -> Gol
     """The usual sizes, or the smallest where the usual ones are too dear for this graph."""
     usual = choose_sizes(spec.dims, near=_NEAR)
     smallest = {name: dim.min for name, dim in spec.dims.items()}
-    if not _shrinks(graph, spec.dims, usual) or is_cheap(_count(spec, graph, usual)):
-        return GoldenSizes(sizes=usual)
+    chosen = GoldenSizes(sizes=usual, at_most=_count(spec, graph, usual))
+    if not _shrinks(graph, spec.dims, usual) or is_cheap(chosen.at_most):
+        return chosen
     try:
         cost = _estimate(spec, handler, graph, usual)
     except (RuntimeError, ValueError):  # a module that looks at values: nobody knows before it ran
-        return GoldenSizes(sizes=usual)
+        return chosen
     if is_cheap(cost):
-        return GoldenSizes(sizes=usual)
-    return GoldenSizes(sizes=smallest, reduced=_explain(graph, usual, smallest, cost))
+        return chosen
+    reduced = _explain(graph, usual, smallest, cost)
+    return GoldenSizes(sizes=smallest, at_most=_count(spec, graph, smallest), reduced=reduced)
 
 
 def is_cheap(cost: RunCost) -> bool:

@@ -1,14 +1,34 @@
-"""What makes an export fast changes nothing of the process that it runs in."""
+"""What makes an export fast changes no graph, and nothing of the process that it runs in."""
 
 from __future__ import annotations
 
+import contextlib
 import gc
+from collections.abc import Callable
 
+import onnx_ir as ir
 import pytest
+import torch
+from onnxscript.rewriter import RewriteRule
+from onnxscript.rewriter._matcher import SimplePatternMatcher
+from torch import nn
+from torch.onnx._internal.exporter import _fx_passes
 from torch.onnx._internal.exporter._registration import ONNXRegistry
+from torch.onnx._internal.fx.passes.type_promotion import _TypePromotionInterpreter
 
-from exporters import lower
+from exporters import lower, trace
 from exporters.garbage import collect_rarely
+from exporters.shortcuts import (
+    keep_operators,
+    keep_translations,
+    skip_stack_traces,
+    trust_known_types,
+    try_fitting_rules,
+)
+from exporters.trace import choose_sizes
+from specs.handlers import GraphModule, get_handler
+from specs.load import load_spec
+from specs.schema import Dim, TensorSpec
 
 
 def test_the_collector_is_as_it_was() -> None:
@@ -31,7 +51,7 @@ def test_a_collector_that_is_switched_off_stays_so() -> None:
 
 def test_translations_are_read_once_and_are_torchs_own() -> None:
     own = ONNXRegistry.__dict__["from_torchlib"]
-    with lower._keep_translations():
+    with keep_translations():
         first, second = ONNXRegistry().from_torchlib(opset_version=18), ONNXRegistry().from_torchlib(opset_version=18)
         some = next(iter(first.functions))
         assert first.functions[some][0] is second.functions[some][0], "read once"
@@ -44,3 +64,144 @@ def test_translations_are_read_once_and_are_torchs_own() -> None:
     assert {name: len(found) for name, found in read.functions.items()} == {
         name: len(found) for name, found in second.functions.items()
     }
+
+
+class Mixed(nn.Module):
+    """What types are promoted for, and what onnxscript's rules rewrite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.convolution = nn.Conv1d(1, 4, 3)
+        self.order: torch.Tensor
+        self.weak: torch.Tensor
+        self.register_buffer("order", torch.tensor([2, 0, 1, 3]))
+        self.register_buffer("weak", torch.tensor([0.5, 0.25], dtype=torch.float16))
+
+    def forward(self, x: torch.Tensor, n: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        share = n / 3 + x[:, :1] * n  # integers divided, and multiplied with float32
+        share = torch.where(n > 0.5, share, 2) + self.weak.sum() + n.to(torch.float64).sum()
+        padded = self.convolution(nn.functional.pad(x[:, None], (1, 1)))  # the rules put the padding into the Conv
+        mixed = torch.relu(padded.clamp(min=-1)).clamp(max=3)[:, self.order].reshape(x.shape[0], 4, -1) * 1
+        return share, mixed.flatten(1) + n.sum() + True, (n**2 + n.sum().sqrt()).to(torch.float32)
+
+
+def make_mixed() -> tuple[GraphModule, dict[str, Dim], tuple[torch.Tensor, ...]]:
+    def tensor(name: str, dtype: str, width: int) -> TensorSpec:
+        return TensorSpec(name=name, dtype=dtype, shape=("batch", width))
+
+    inputs = tensor("x", "float32", 8), tensor("n", "int64", 1)
+    outputs = tensor("share", "float64", 1), tensor("mixed", "float32", 32), tensor("root", "float32", 1)
+    module = Mixed().eval()
+    graph = GraphModule(name="g", component="g", file_stem="m", module=module, inputs=inputs, outputs=outputs)
+    return graph, {"batch": Dim(min=1, opt=2, max=8)}, (torch.randn(3, 8), torch.arange(3)[:, None])
+
+
+def export_mixed() -> bytes:
+    graph, dims, values = make_mixed()
+    program = trace.trace(graph, dims, {t.name: v.numpy() for t, v in zip(graph.inputs, values, strict=True)})
+    return dump(lower.lower(program, graph))
+
+
+def export_family(name: str) -> list[bytes]:
+    spec = load_spec(name)
+    handler, sizes = get_handler(spec), choose_sizes(spec.dims, near=3)
+    return [
+        dump(lower.lower(trace.trace(graph, spec.dims, handler.make_inputs(spec, graph, sizes=sizes, seed=0)), graph))
+        for graph in handler.build(spec)
+    ]
+
+
+def dump(model: ir.Model) -> bytes:
+    """Nodes, names and types, weights too."""
+    data: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
+    return data
+
+
+def take_no_shortcut(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(trace, "skip_stack_traces", contextlib.nullcontext)
+    for name in ("trust_known_types", "try_fitting_rules"):
+        patch.setattr(lower, name, contextlib.nullcontext)
+
+
+@pytest.mark.parametrize("name", ["text_llm_8b:tiny", "image_cnn_resnet50:tiny"])
+def test_graphs_are_the_same_without_shortcuts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = export_family(name)
+    take_no_shortcut(monkeypatch)
+    assert fast == export_family(name)
+
+
+def test_promoted_types_and_rewrites_are_the_same_without_shortcuts(monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = export_mixed()
+    take_no_shortcut(monkeypatch)
+    assert fast == export_mixed()
+
+
+def test_a_shortcut_that_promotes_no_type_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = export_mixed()
+    monkeypatch.setattr(_TypePromotionInterpreter, "_maybe_promote_node", lambda self, node, rule: node)
+    assert right != export_mixed()
+
+
+def test_a_shortcut_that_passes_rules_over_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = export_mixed()
+    monkeypatch.setattr(RewriteRule, "try_rewrite", lambda *_, **__: None)
+    assert right != export_mixed()
+
+
+def count_calls(patch: pytest.MonkeyPatch, owner: type, name: str) -> list[str]:
+    calls: list[str] = []
+    own = getattr(owner, name)
+
+    def count(*arguments: object, **named: object) -> object:
+        calls.append(name)
+        return own(*arguments, **named)
+
+    patch.setattr(owner, name, count)
+    return calls
+
+
+def test_shortcuts_spare_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = count_calls(monkeypatch, torch.fx.Interpreter, "run_node")
+    tries = count_calls(monkeypatch, SimplePatternMatcher, "match")
+    export_mixed()
+    fast_runs, fast_tries = len(runs), len(tries)
+    runs.clear()
+    tries.clear()
+    with monkeypatch.context() as patch:
+        take_no_shortcut(patch)
+        export_mixed()
+    assert fast_runs < len(runs) / 1.5, "no operator is run again but those that a promotion changes"
+    assert 0 < fast_tries < len(tries) / 10
+
+
+def test_no_stack_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find_stack() -> str | None:
+        graph, dims, values = make_mixed()
+        program = trace.trace(graph, dims, {t.name: v.numpy() for t, v in zip(graph.inputs, values, strict=True)})
+        (node,) = (node for node in program.graph.nodes if node.target is torch.ops.aten.conv1d.default)
+        return str(node.stack_trace) if node.stack_trace else None
+
+    assert find_stack() is None
+    take_no_shortcut(monkeypatch)
+    assert find_stack() is not None
+
+
+@pytest.mark.parametrize(
+    ("shortcut", "owner", "name"),
+    [
+        (skip_stack_traces, torch.fx.config, "do_not_emit_stack_traces"),
+        (keep_translations, ONNXRegistry, "from_torchlib"),
+        (keep_operators, _fx_passes, "decompose_with_registry"),
+        (trust_known_types, _TypePromotionInterpreter, "run_node"),
+        (try_fitting_rules, RewriteRule, "try_rewrite"),
+    ],
+)
+def test_torch_is_as_it_was(
+    shortcut: Callable[[], contextlib.AbstractContextManager[None]], owner: type, name: str
+) -> None:
+    before = owner.__dict__[name]
+    with pytest.raises(KeyError), shortcut():
+        assert owner.__dict__[name] is not before
+        raise KeyError
+    assert owner.__dict__[name] is before

@@ -11,10 +11,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from polygraphy.comparator import CosineSimilarityCompareFunc, IterationResult, SimpleCompareFunc
 
 from engines.backends import load_backend
 from engines.backends.base import Availability
-from engines.checking.compare import StageName, judge_difference, measure_difference
+from engines.checking.compare import StageName, judge_difference, measure_difference, quiet_polygraphy
 from engines.checking.parity import REPORT_NAME, _restore_interface, check_bundle, judge_outputs, write_report
 from specs.bundle import EngineFile, IoTensor, Manifest
 from specs.bundle_files import index_files, read_manifest, verify_files, write_manifest
@@ -348,6 +349,38 @@ def test_a_difference_is_that_of_the_worst_element_of_the_reference_s_scale() ->
         replace(WHERE, precision="int8"), found, exact=False, floor=None, parity={"max_abs": 299.0}
     )
     assert not strict.passed, "the spec's max_abs is in the output's own units"
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-20, 1e20])
+def test_a_difference_is_what_polygraphy_finds(scale: float) -> None:
+    random = np.random.default_rng(0)
+    reference = scale * random.standard_normal((3, 5, 7))
+    value = reference * (1 + 1e-3 * random.standard_normal(reference.shape))
+    found = measure_difference("y", value, reference)
+    run, golden = (
+        IterationResult({"y": array / scale}, runner_name=name) for array, name in ((value, "a"), (reference, "b"))
+    )
+    with quiet_polygraphy():
+        errors = SimpleCompareFunc(check_error_stat="max")(run, golden)["y"]
+        cosine = CosineSimilarityCompareFunc()(run, golden)["y"].cosine_similarity
+    assert found.max_abs / scale == pytest.approx(errors.max_absdiff, rel=1e-9)
+    assert found.mean_abs / scale == pytest.approx(errors.mean_absdiff, rel=1e-5), "Polygraphy's mean is float32"
+    assert found.cosine == pytest.approx(cosine, abs=1e-12) and 0.99 < cosine < 1
+
+
+@pytest.mark.parametrize(
+    ("value", "reference", "cosine"),
+    [
+        ([0, 0], [0, 0], 1.0),
+        ([0, 0], [0, 1], 0.0),
+        ([2, 0], [0, 0], 0.0),
+        ([1, 2], [-1, -2], -1.0),
+        ([3, 4], [6, 8], 1.0),
+    ],
+)
+def test_the_cosine_of_zeros_is_defined(value: list[float], reference: list[float], cosine: float) -> None:
+    found = measure_difference("y", np.array(value, np.float32), np.array(reference, np.float32))
+    assert found.cosine == pytest.approx(cosine, abs=1e-15)
 
 
 def test_integers_and_booleans_must_be_equal() -> None:

@@ -23,8 +23,10 @@ from exporters.golden.noise_floor import (
     estimate_exact_cost,
     find_obstacle,
     measure_noise_floor,
+    widen_cost,
 )
 from exporters.golden.run_cost import RunCost, _WatchStorages, estimate_cost
+from exporters.golden.sizes import choose_golden_sizes
 from exporters.memory import find_free_bytes
 from exporters.stored_parameters import streaming_parameters
 from exporters.trace import choose_sizes
@@ -214,6 +216,39 @@ def test_the_cost_is_counted_without_running() -> None:
     assert cost.peak_bytes == 2 * 10 * 256 * 4, "what GELU takes and gives; the weights count nowhere"
     wide = estimate_exact_cost(make_graph(nn.Linear(64, 256, bias=False), 64), draw(64))
     assert (wide.macs, wide.peak_bytes) == (2 * 64 * 256, 8 * (64 * 256 + 2 * 256)), "the widened weight counts"
+
+
+@pytest.mark.parametrize(
+    "name", ["text_llm_8b:tiny", "image_vit_base:tiny", "audio_speech:tiny", "video_realtime_avatar:tiny"]
+)
+def test_float64_stays_below_what_the_spec_foretells(name: str) -> None:
+    spec = load_spec(name)
+    handler = get_handler(spec)
+    for graph, inputs in list_family_graphs(name):
+        at_most = choose_golden_sizes(spec, handler, graph).at_most
+        exact, foretold = estimate_exact_cost(graph, inputs), widen_cost(graph, at_most)
+        assert exact.macs < foretold.macs and exact.peak_bytes < foretold.peak_bytes, graph.name
+
+
+def test_of_a_cheap_graph_nothing_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counting takes as long as tracing; what is near a limit, or known by nobody, is counted."""
+    graph = make_graph(Tied(torch.float32))
+    outputs = compute_outputs(graph, draw())
+    little = RunCost(macs=10_000, peak_bytes=10_000)
+    wanted = measure_noise_floor(graph, draw(), outputs)
+    weight_bytes = 8 * sum(parameter.numel() for parameter in graph.module.parameters())
+    assert widen_cost(graph, little) == RunCost(macs=10_000, peak_bytes=20_000 + weight_bytes)
+    monkeypatch.setattr(noise_floor, "estimate_exact_cost", lambda *_: pytest.fail("it was counted"))
+    assert measure_noise_floor(graph, draw(), outputs, free_bytes=1 << 30, at_most=little) == wanted
+    for at_most, free_bytes in (
+        (RunCost(macs=MOST_MACS + 1, peak_bytes=1), 1 << 30),
+        (RunCost(macs=1, peak_bytes=1 << 29), 1 << 30),
+        (RunCost(macs=0, peak_bytes=1), 1 << 30),
+        (little, (1 << 28) + weight_bytes),
+        (None, 1 << 30),
+    ):
+        with pytest.raises(pytest.fail.Exception, match="it was counted"):
+            measure_noise_floor(graph, draw(), outputs, free_bytes=free_bytes, at_most=at_most)
 
 
 def test_the_cost_sees_into_custom_ops() -> None:

@@ -55,7 +55,12 @@ ALL = (*odd_models.TEXTS, *odd_models.BUILDERS)
 @pytest.fixture(autouse=True)
 def _check_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process a model would take minutes in all."""
-    monkeypatch.setattr(parity_apart, "check_bundle_apart", parity.check_bundle)
+    monkeypatch.setattr(parity_apart.BundleChecker, "start", lambda self: None)
+    monkeypatch.setattr(
+        parity_apart.BundleChecker,
+        "check",
+        lambda self, folder, progress: parity.check_bundle(folder, progress=progress),
+    )
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,12 @@ from tests.exporters.onnx_models import published_models
 
 @pytest.fixture(autouse=True)
 def _check_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parity_apart, "check_bundle_apart", parity.check_bundle)
+    monkeypatch.setattr(parity_apart.BundleChecker, "start", lambda self: None)
+    monkeypatch.setattr(
+        parity_apart.BundleChecker,
+        "check",
+        lambda self, folder, progress: parity.check_bundle(folder, progress=progress),
+    )
 
 
 def export(
