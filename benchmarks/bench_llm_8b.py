@@ -51,7 +51,7 @@ def run_onnx(path: Path, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     import onnx
     import onnxruntime
 
-    from specs.mapped_session import make_mapped_session
+    from specs.system.mapped_session import make_mapped_session
 
     model: Any = onnx.load(str(path), load_external_data=False)
     marked = {"logits": "logits"}

@@ -24,7 +24,7 @@ import onnxruntime
 
 from engines.runtime import load
 from specs.bundle import Graph, IoTensor, Manifest
-from specs.bundle_files import index_files, write_manifest
+from specs.bundle.files import index_files, write_manifest
 
 AIM_US = 30.0
 

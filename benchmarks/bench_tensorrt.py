@@ -30,7 +30,7 @@ import numpy as np
 from engines.runtime.device.cuda import CudaStream
 from engines.runtime.executors.shape_ranges import choose_profile, read_shape_ranges
 from specs.bundle import Graph, Manifest
-from specs.bundle_files import read_manifest
+from specs.bundle.files import read_manifest
 
 ROUNDS, LAUNCHES, SESSION_CALLS = 30, 20, 200
 Feed = dict[str, "np.ndarray[Any, Any]"]

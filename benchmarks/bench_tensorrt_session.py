@@ -33,7 +33,7 @@ from engines.runtime import load
 from engines.runtime.executors.fixed_sizes import SizedEngines
 from engines.runtime.executors.tensorrt import TensorRTEngine
 from engines.runtime.graph_session import GraphSession
-from specs.bundle_files import read_manifest
+from specs.bundle.files import read_manifest
 
 ROUNDS, WARM_UP = 400, 40
 

@@ -30,7 +30,7 @@ from engines.runtime.executors.tensorrt import TensorRTEngine
 from engines.runtime.executors.tensorrt_contexts import MOST_CONTEXTS
 from engines.runtime.preflight import Candidate
 from specs.bundle import EngineFile
-from specs.bundle_files import read_manifest, write_manifest
+from specs.bundle.files import read_manifest, write_manifest
 from specs.errors import MetagenError
 
 Arrays = dict[int, "np.ndarray[Any, Any]"]

@@ -65,7 +65,7 @@ def decode_with_torch(bundle: Path, output: Path, slots: int) -> None:
 def decode_with_engines(arguments: argparse.Namespace) -> bool:
     """Compare and print a line a row; True where every step is within its limits."""
     from engines.runtime import load
-    from specs.bundle_files import read_manifest
+    from specs.bundle.files import read_manifest
 
     wanted, right = np.load(arguments.tokens), True
     floors = {g.name.rpartition(".")[2]: g.noise_floor.get("logits") for g in read_manifest(arguments.bundle).graphs}

@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from engines.runtime import load
-from metagen_deploy import pipeline, render
-from metagen_deploy.progress import show_progress
-from metagen_deploy.tables import format_bytes, format_share, print_line, print_table
+from metagen_deploy import pipeline
+from metagen_deploy.terminal import render
+from metagen_deploy.terminal.progress import show_progress
+from metagen_deploy.terminal.tables import format_bytes, format_share, print_line, print_table
 from specs.bundle import Manifest
 from specs.errors import MetagenError
 from specs.report import BuildReport, ParityReport

@@ -42,11 +42,11 @@ from exporters.stored_parameters import streaming_parameters
 from exporters.trace import choose_sizes, trace
 from exporters.weights import WeightPool
 from specs.bundle import Graph, IoTensor, Manifest, TypedGraph
-from specs.bundle_files import index_files, write_manifest
+from specs.bundle.files import index_files, write_manifest
+from specs.bundle.manifest import digest_text
 from specs.graphs import GraphSpec
 from specs.handlers import GraphModule, Handler, get_handler
 from specs.load import dump_spec
-from specs.manifest import digest_text
 from specs.progress import Progress
 from specs.schema import Precision, Spec
 from specs.sources import is_checkpoint, name_tokenizer_asset

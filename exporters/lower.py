@@ -26,11 +26,11 @@ from torch.export import ExportedProgram
 
 from exporters.ops import CUSTOM_OPS, attach_bodies, registered_schemas
 from exporters.ops.lstm import STANDARD_OPS
-from exporters.passes._derived import NARROW
-from exporters.passes._weighted import UNQUANTISED_KEY
 from exporters.passes.fold_batch_norm import FoldBatchNorm
 from exporters.passes.fold_transposed_weights import FoldTransposedWeights
-from exporters.passes.keep_float32 import KEEP_KEY
+from exporters.passes.int8.weighted import UNQUANTISED_KEY
+from exporters.passes.shared.derived import NARROW
+from exporters.passes.shared.keep_float32 import KEEP_KEY
 from exporters.passes.store_narrow_weights import StoreNarrowWeights
 from exporters.passes.widen_weights import WidenWeights
 from exporters.shortcuts import keep_operators, keep_translations, trust_known_types, try_fitting_rules

@@ -14,8 +14,8 @@ from torch import nn
 
 from specs.handlers import get_handler
 from specs.handlers.weights import drop_tensor, lies_in_file
-from specs.pages import list_file_mappings, trim_heap
 from specs.schema import Spec
+from specs.system.pages import list_file_mappings, trim_heap
 
 
 def page_out(module: nn.Module) -> None:

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from specs.bundle import MANIFEST_NAME
-from specs.disk import translate_os_errors
 from specs.errors import OutputError
+from specs.system.disk import translate_os_errors
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from specs.handlers.weights import drop_tensor, lies_in_file
-from specs.pages import CHUNK_BYTES, drop_pages, list_file_mappings, trim_heap
+from specs.system.pages import CHUNK_BYTES, drop_pages, list_file_mappings, trim_heap
 
 _HALVES = (torch.float16, torch.bfloat16)
 #: What is widened, by the type that is computed in.

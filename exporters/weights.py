@@ -21,9 +21,9 @@ from typing import Any, BinaryIO
 import numpy as np
 import onnx_ir as ir
 
-from exporters.passes._derived import find_source, list_steps
+from exporters.passes.shared.derived import find_source, list_steps
 from specs.bundle import FileEntry
-from specs.pages import CHUNK_BYTES, drop_pages, list_file_mappings, trim_heap
+from specs.system.pages import CHUNK_BYTES, drop_pages, list_file_mappings, trim_heap
 
 #: Below this a tensor stays inside the .onnx file, where compilers can fold it without opening another file.
 INLINE_BYTES = 1024

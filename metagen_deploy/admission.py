@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from specs.bundle import MANIFEST_NAME, SPEC_NAME, Manifest
-from specs.bundle_files import digest_file, read_manifest
+from specs.bundle.files import digest_file, read_manifest
 from specs.errors import BuildError, GraphError, OutputError, SpecError, TargetError
 from specs.schema import IMPLEMENTED_PRECISIONS, Precision, Spec
 from specs.sources import is_checkpoint, make_folder_error

@@ -19,10 +19,10 @@ import numpy as np
 from engines.runtime import Answer, Request, Session, answer, load
 from engines.runtime.media.encode import SUFFIXES, encode_medium, import_gif_writer
 from engines.runtime.request import Medium
-from metagen_deploy.tables import print_table
-from specs.bundle_files import read_manifest, verify_files
-from specs.disk import translate_os_errors
+from metagen_deploy.terminal.tables import print_table
+from specs.bundle.files import read_manifest, verify_files
 from specs.errors import InputError, OutputError, name_nearest
+from specs.system.disk import translate_os_errors
 
 _TENSOR_SUFFIXES = (".npy", ".npz")
 _MEDIA_SUFFIXES = tuple(dict.fromkeys(suffix for suffixes in SUFFIXES.values() for suffix in suffixes))

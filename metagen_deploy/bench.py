@@ -18,7 +18,7 @@ import numpy as np
 from engines.checking.reference import read_golden
 from engines.runtime import load
 from specs.bundle import SPEC_NAME, Graph, Manifest
-from specs.bundle_files import read_manifest, verify_files
+from specs.bundle.files import read_manifest, verify_files
 from specs.errors import BundleError, translate_import_error
 from specs.progress import Progress
 from specs.report import LatencyReport, LatencyRow

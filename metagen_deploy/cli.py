@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 import click
 
 from metagen_deploy import __version__
-from metagen_deploy.interrupts import Interrupted, Interrupter, disarm
-from metagen_deploy.options import ByteSize, FixedSizes, NamedDim, NamedFile, collect_named
-from specs.disk import word_os_error
+from metagen_deploy.terminal.interrupts import Interrupted, Interrupter, disarm
+from metagen_deploy.terminal.options import ByteSize, FixedSizes, NamedDim, NamedFile, collect_named
 from specs.errors import MetagenError
+from specs.system.disk import word_os_error
 
 if TYPE_CHECKING:
     from specs.schema import Dim, Precision
@@ -65,7 +65,7 @@ def cli() -> None:
 @cli.command()
 def specs() -> None:
     """List the shipped specs."""
-    from metagen_deploy import describe
+    from metagen_deploy.terminal import describe
 
     describe.print_zoo()
 
@@ -86,14 +86,14 @@ def show(spec: str | None, schema: bool, targets: tuple[str, ...], extensions: t
     if schema:
         import json
 
-        from specs.json_schema import make_json_schema
+        from specs.parsing.json_schema import make_json_schema
 
         click.echo(json.dumps(make_json_schema(), indent=2))
         return
     if spec is None:
         raise click.UsageError("Missing argument 'SPEC' (or option '--schema').")
-    from metagen_deploy import describe
     from metagen_deploy.sources import load_source
+    from metagen_deploy.terminal import describe
     from specs.targets import estimate_fit, load_target
 
     loaded = load_source(spec)
@@ -104,7 +104,7 @@ def show(spec: str | None, schema: bool, targets: tuple[str, ...], extensions: t
 @cli.command()
 def targets() -> None:
     """List the targets, and what of each is proven."""
-    from metagen_deploy import describe
+    from metagen_deploy.terminal import describe
     from specs.targets import list_targets
 
     describe.print_targets(list_targets())
@@ -113,8 +113,8 @@ def targets() -> None:
 @cli.command()
 def doctor() -> None:
     """Say what this machine can do, and how to add the rest."""
-    from metagen_deploy import describe
     from metagen_deploy.doctor import examine_machine
+    from metagen_deploy.terminal import describe
 
     describe.print_examination(examine_machine())
 
@@ -165,8 +165,9 @@ def export(
 ) -> None:
     """Make a verified bundle of a spec, checkpoint or ONNX file."""
     from engines.onnx_files.precision import measure_typed_graphs
-    from metagen_deploy import pipeline, render
-    from metagen_deploy.progress import show_progress
+    from metagen_deploy import pipeline
+    from metagen_deploy.terminal import render
+    from metagen_deploy.terminal.progress import show_progress
 
     pipeline.load_extensions(extensions)
     with show_progress() as progress:
@@ -205,8 +206,9 @@ def build(
     timing_cache: Path | None,
 ) -> None:
     """Compile the engines of a bundle or an ONNX file."""
-    from metagen_deploy import pipeline, render
-    from metagen_deploy.progress import show_progress
+    from metagen_deploy import pipeline
+    from metagen_deploy.terminal import render
+    from metagen_deploy.terminal.progress import show_progress
 
     with show_progress() as progress:
         report = pipeline.build(
@@ -220,8 +222,9 @@ def build(
 @click.option("--backend", "backends", type=click.Choice(BACKENDS), multiple=True, help="Only these (repeatable).")
 def check(bundle: Path, backends: tuple[str, ...]) -> int:
     """Compare every stage with the golden data."""
-    from metagen_deploy import pipeline, render
-    from metagen_deploy.progress import show_progress
+    from metagen_deploy import pipeline
+    from metagen_deploy.terminal import render
+    from metagen_deploy.terminal.progress import show_progress
 
     with show_progress() as progress:
         report = pipeline.check(bundle, backends=backends or None, progress=progress)
@@ -271,8 +274,9 @@ def run(
 @click.option("--against", type=click.Choice(BASELINES), help="Time this too, in turn, and print the ratio.")
 def bench(bundle: Path, against: str | None) -> None:
     """Measure latency on this machine."""
-    from metagen_deploy import pipeline, render
-    from metagen_deploy.progress import show_progress
+    from metagen_deploy import pipeline
+    from metagen_deploy.terminal import render
+    from metagen_deploy.terminal.progress import show_progress
 
     with show_progress() as progress:
         reports = pipeline.bench(bundle, against=against, progress=progress)
@@ -283,7 +287,7 @@ def bench(bundle: Path, against: str | None) -> None:
 @click.argument("path", metavar="BUNDLE|ENGINE|MODEL.onnx", type=PATH)
 def inspect(path: Path) -> None:
     """Show what a bundle, engine or ONNX file holds."""
-    from metagen_deploy.inspection import print_inspection
+    from metagen_deploy.terminal.inspection import print_inspection
 
     print_inspection(path)
 

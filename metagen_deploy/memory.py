@@ -18,7 +18,7 @@ from pathlib import Path
 
 from metagen_deploy.sources import is_model, load_source
 from specs.errors import ExportError, translate_import_error
-from specs.mapped_session import MAPPED_BYTES
+from specs.system.mapped_session import MAPPED_BYTES
 
 _TOOLS_BYTES = 700_000_000  # torch, ONNX Runtime and the exporter themselves
 _COPIES = 2.0  # of weights that are loaded: as they are, and packed for the processor

@@ -160,7 +160,7 @@ class Spec(Frozen):
     @classmethod
     def _components_are_typed(cls, value: object) -> object:
         if not isinstance(value, dict) or not all(isinstance(v, Component) for v in value.values()):
-            raise ValueError("components must be parsed by specs.parse")
+            raise ValueError("components must be parsed by specs.parsing.parse")
         return value
 
     @model_validator(mode="after")

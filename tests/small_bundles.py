@@ -13,7 +13,7 @@ import onnx.parser
 from onnx import numpy_helper
 
 from specs.bundle import Graph, IoTensor, Manifest
-from specs.bundle_files import index_files, read_manifest, write_manifest
+from specs.bundle.files import index_files, read_manifest, write_manifest
 
 CLASSES, SIDE = 3, 4
 VOCAB, WIDTH, HEADS, LAYERS, MAX_CACHE = 300, 8, 2, 2, 96

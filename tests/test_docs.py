@@ -17,6 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.is_file()]
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FLOORS = ("metagen_deploy", "exporters", "engines", "specs")
 CODE_PATH = re.compile(r"`((?:metagen_deploy|exporters|engines|specs|tests|benchmarks|examples|docs)/[\w./*-]*)`")
 
 
@@ -46,3 +47,34 @@ def test_every_block_runs_and_leaves_no_file_behind(
 def test_every_path_it_names_exists(document: Path) -> None:
     named = set(CODE_PATH.findall(document.read_text(encoding="utf-8")))
     assert [path for path in sorted(named) if not list(ROOT.glob(path.rstrip("/")))] == []
+
+
+def read_plan(text: str) -> set[str]:
+    """The paths in the picture of docs/architecture.md, where what is in a room is indented by two more than the room."""
+    (picture,) = re.findall(r"^## The rooms\n```text\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    named, rooms = set(), [""]
+    for line in picture.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        names = re.split(r" {3,}", line.strip())[0].split()
+        paths = ["/".join([*rooms[1 : depth + 1], name.rstrip("/")]) for name in names]
+        rooms[depth + 1 :] = [names[0].rstrip("/")]
+        named.update(paths)
+    return named
+
+
+def list_rooms() -> set[str]:
+    """Every folder of the packages that holds Python."""
+    modules = [path for floor in FLOORS for path in (ROOT / floor).rglob("*.py")]
+    return {path.parent.relative_to(ROOT).as_posix() for path in modules}
+
+
+def test_the_plan_of_the_rooms_is_true() -> None:
+    plan = read_plan((ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"))
+    assert [path for path in sorted(plan) if not (ROOT / path).exists()] == []
+    assert sorted(list_rooms() - plan) == []
+
+
+def test_a_plan_that_forgets_a_room_is_noticed() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert list_rooms() - read_plan(text.replace("    int8/ shared/ ", "    int8/ ")) == {"exporters/passes/shared"}
+    assert "specs/cellar" in read_plan(text.replace("  zoo/  ", "  cellar/  "))

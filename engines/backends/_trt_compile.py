@@ -21,11 +21,11 @@ from engines.backends._trt_refusals import clean_words, find_limit, find_remedy,
 from engines.backends.base import CompileRequest, CompileResult
 from engines.onnx_files.read import read_onnx
 from engines.onnx_files.records import Node, OnnxFile
-from specs.child_process import ROOT, make_environment
-from specs.disk import translate_os_errors, word_os_error
 from specs.errors import BuildError, GraphError, MetagenError, OutputError
 from specs.progress import Progress
 from specs.report import PrecisionShares
+from specs.system.child_process import ROOT, make_environment
+from specs.system.disk import translate_os_errors, word_os_error
 
 _TAIL_LINES = 12
 _MAX_NODES_NAMED = 8

@@ -17,8 +17,8 @@ from engines.backends.base import Availability, CompileRequest, CompileResult
 from engines.onnx_files.read import read_onnx
 from engines.runtime.executors.onnxruntime import make_ort_session
 from specs.errors import BuildError, GraphError, MetagenError, missing_dependency
-from specs.mapped_session import has_large_weights, make_mapped_session
 from specs.progress import Progress
+from specs.system.mapped_session import has_large_weights, make_mapped_session
 
 NAME = "onnxruntime"
 #: Distributions that provide the module, the one with CUDA first.
@@ -98,7 +98,7 @@ def find_version() -> str:
 def make_session(path: Path, model_bytes: bytes | None = None) -> Any:
     """A session over the file, or over `model_bytes` that refer to external data beside `path`.
 
-    Large weights stay in their files: see `specs.mapped_session`.
+    Large weights stay in their files: see `specs.system.mapped_session`.
 
     Raises:
         MissingDependency, GraphError (not a graph, unsupported opset or op, missing external data).

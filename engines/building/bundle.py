@@ -32,11 +32,11 @@ from engines.onnx_files.precision import (
 )
 from engines.onnx_files.read import require_listed_weights
 from specs.bundle import EngineFile, FileEntry, Graph, Manifest
-from specs.bundle_files import digest_file, read_manifest, verify_files, verify_manifest, write_manifest
-from specs.disk import translate_os_errors
+from specs.bundle.files import digest_file, read_manifest, verify_files, verify_manifest, write_manifest
 from specs.errors import OutputError
 from specs.progress import Progress, ignore_progress
 from specs.report import BuildReport, BuildRow, PrecisionShares
+from specs.system.disk import translate_os_errors
 
 REPORT_NAME = "reports/build.json"
 NOTHING_TO_QUANTISE = "int8: nothing to quantise here, no product of this graph has weights"

@@ -12,7 +12,7 @@ from engines.backends.base import Availability, Backend
 from engines.onnx_files.read import read_onnx
 from engines.onnx_files.records import Node
 from specs.bundle import FileEntry, Manifest, TypedGraph
-from specs.disk import translate_os_errors
+from specs.system.disk import translate_os_errors
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, final
 
 from specs import errors
-from specs.child_process import ROOT, make_environment
 from specs.progress import Progress
 from specs.report import ParityReport
+from specs.system.child_process import ROOT, make_environment
 
 
 @final

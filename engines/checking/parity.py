@@ -35,11 +35,11 @@ from engines.checking.reference import read_evaluation, read_golden, resize_feed
 from engines.onnx_files.read import require_listed_weights
 from engines.plugins import locate_files
 from specs.bundle import EngineFile, Graph, Manifest
-from specs.bundle_files import read_manifest, verify_files, write_manifest
-from specs.disk import translate_os_errors
+from specs.bundle.files import read_manifest, verify_files, write_manifest
 from specs.errors import BuildError, GraphError, MetagenError, PreflightError
 from specs.progress import Progress, ignore_progress
 from specs.report import Divergence, MetricRow, ParityReport, ParityRow
+from specs.system.disk import translate_os_errors
 from specs.tolerance import PROBABILITY_NOISE, find_tolerance
 
 REPORT_NAME = "reports/parity.json"

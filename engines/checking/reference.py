@@ -14,7 +14,7 @@ import numpy as np
 
 from specs.arrays import UnreadableArrayError, read_npz
 from specs.bundle import Graph, IoTensor, Manifest
-from specs.bundle_files import resolve_inside
+from specs.bundle.files import resolve_inside
 from specs.errors import BundleError
 
 Array = np.ndarray[Any, np.dtype[Any]]

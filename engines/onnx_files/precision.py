@@ -24,7 +24,7 @@ from engines.onnx_files.macs import MACS
 from engines.onnx_files.read import parse_onnx, read_onnx
 from engines.onnx_files.records import DTYPES, GraphPart, Node, OnnxFile, Shape, Value
 from specs.bundle import Manifest
-from specs.bundle_files import resolve_inside
+from specs.bundle.files import resolve_inside
 from specs.errors import BuildError, GraphError
 from specs.report import PrecisionShares
 

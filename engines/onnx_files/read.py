@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from engines.onnx_files.protobuf import Buffer, MalformedError, parse_model
 from engines.onnx_files.records import OnnxFile
 from specs.bundle import Manifest
-from specs.bundle_files import resolve_inside
+from specs.bundle.files import resolve_inside
 from specs.errors import BundleError, GraphError
 
 

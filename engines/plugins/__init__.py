@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from specs.bundle import EngineFile, Manifest
-from specs.bundle_files import digest_file
+from specs.bundle.files import digest_file
 from specs.errors import BuildError, MetagenError, PreflightError
 
 VARIABLE = "METAGEN_PLUGINS"

@@ -19,7 +19,7 @@ from engines.onnx_files.read import require_listed_weights
 from engines.plugins import locate_files
 from engines.runtime.device.cuda import Gpu, find_gpu
 from specs.bundle import EngineFile, Graph, Manifest
-from specs.bundle_files import resolve_inside, verify_files
+from specs.bundle.files import resolve_inside, verify_files
 from specs.errors import BundleError, InputError, PreflightError, name_nearest
 
 ONNXRUNTIME_CUDA, ONNXRUNTIME_CPU = "onnxruntime-cuda", "onnxruntime-cpu"

@@ -31,7 +31,7 @@ from engines.runtime.preflight import (
     verify_candidate,
 )
 from specs.bundle import Graph, Manifest
-from specs.bundle_files import read_manifest, resolve_inside
+from specs.bundle.files import read_manifest, resolve_inside
 from specs.errors import InputError, PreflightError
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from exporters.passes._ranges import Range
+from exporters.passes.int8.ranges import Range
 
 _BINS = 4096
 _LEVELS = 127

@@ -6,7 +6,7 @@
 ONNX Runtime's own histogram collectors: they give up outliers (99.99 % kept; the cut with the least Kullback-Leibler
 divergence). Only the tensors asked for are read, and a model with external data is run where it lies, so its size does
 not matter. Beside the range, a few rows of each tensor are kept: on them the passes try what loses least
-(`passes._scaling`).
+(`passes.int8.scaling`).
 
 Not here: which tensors (`passes.list_quantizable_tensors`), nor scales (`passes.insert_quantize_dequantize`).
 """
@@ -24,10 +24,10 @@ import numpy as np
 import onnx
 
 from exporters.calibration.least_squares import LeastSquares
-from exporters.passes._ranges import Range
+from exporters.passes.int8.ranges import Range
 from specs.errors import CalibrationError
-from specs.mapped_session import has_large_weights, make_mapped_session
 from specs.progress import Progress
+from specs.system.mapped_session import has_large_weights, make_mapped_session
 
 if TYPE_CHECKING:
     import onnxruntime  # at run time only where INT8 is asked for: an fp32 export need not carry it in memory

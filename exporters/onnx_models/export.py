@@ -23,11 +23,11 @@ from exporters.onnx_models.probabilities import list_probabilities
 from exporters.onnx_models.read import read_source
 from exporters.onnx_models.reference import Reference, find_reference
 from exporters.onnx_models.samples import Feed, make_random_inputs, read_sample_sizes, read_samples
-from exporters.passes._graph import describe_node, is_onnx
+from exporters.passes.shared.graph import describe_node, is_onnx
 from exporters.trace import choose_sizes
 from exporters.weights import INLINE_BYTES, WeightPool
 from specs.bundle import Graph, IoTensor, Manifest
-from specs.bundle_files import digest_file
+from specs.bundle.files import digest_file
 from specs.errors import GraphError, SpecError, name_nearest
 from specs.progress import Progress
 from specs.schema import Dim, Precision

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from exporters.onnx_models.samples import Draw, Feed, make_random_inputs
-from exporters.passes._graph import is_onnx, read_constant
+from exporters.passes.shared.graph import is_onnx, read_constant
 from exporters.trace import choose_sizes
 from specs.bundle import IoTensor
 from specs.schema import Dim

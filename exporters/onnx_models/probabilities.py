@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from exporters.passes._graph import is_onnx
+from exporters.passes.shared.graph import is_onnx
 
 _BOUNDED = ("Sigmoid", "HardSigmoid")
 _MOVING = (

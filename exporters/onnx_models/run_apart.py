@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from specs.child_process import ROOT, make_environment
+from specs.system.child_process import ROOT, make_environment
 
 Arrays = dict[str, NDArray[Any]]
 

@@ -30,11 +30,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from exporters.passes._beginnings import Beginnings, Pipeline, run_passes
-from exporters.passes._graph import notes_of
-from exporters.passes._ranges import Range, set_ranges
-from exporters.passes._scaling import Decided, set_decided
-from exporters.passes._weighted import find_weighted, list_activations
+from exporters.passes.beginnings import Beginnings, Pipeline, run_passes
 from exporters.passes.check_graph import CheckGraph
 from exporters.passes.convert_to_float16 import ConvertToFloat16
 from exporters.passes.flatten_tokens import FlattenTokens
@@ -44,8 +40,11 @@ from exporters.passes.fold_transposed_weights import FoldTransposedWeights
 from exporters.passes.fuse_gelu import FuseGelu
 from exporters.passes.infer_types import InferTypes
 from exporters.passes.inline_functions import InlineFunctions
-from exporters.passes.insert_dynamic_quantization import InsertDynamicQuantization
-from exporters.passes.insert_quantize_dequantize import InsertQuantizeDequantize
+from exporters.passes.int8.insert_dynamic_quantization import InsertDynamicQuantization
+from exporters.passes.int8.insert_quantize_dequantize import InsertQuantizeDequantize
+from exporters.passes.int8.ranges import Range, set_ranges
+from exporters.passes.int8.scaling import Decided, set_decided
+from exporters.passes.int8.weighted import find_weighted, list_activations
 from exporters.passes.keep_plugins import KeepPlugins, has_plugin_ops
 from exporters.passes.lower_attention import LowerAttention
 from exporters.passes.lower_cached_attention import LowerCachedAttention
@@ -56,6 +55,7 @@ from exporters.passes.multiply_patches import MultiplyPatches
 from exporters.passes.narrow_weights import NarrowWeights
 from exporters.passes.select_masked_scores import SelectMaskedScores
 from exporters.passes.set_opset import SetOpset
+from exporters.passes.shared.graph import notes_of
 from exporters.passes.slice_shapes import SliceShapes
 from exporters.passes.spell_elu import SpellElu
 from exporters.passes.store_narrow_weights import StoreNarrowWeights
@@ -76,7 +76,7 @@ __all__ = [
 ]
 
 _BF16 = ir.DataType.BFLOAT16
-# one object each, so that pipelines begin alike (`_beginnings`)
+# one object each, so that pipelines begin alike (`beginnings`)
 _KEEP_PLUGINS, _INFER_TYPES = KeepPlugins(), InferTypes()
 _BODY: Pipeline = (
     InlineFunctions(),

@@ -9,8 +9,8 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 
-from exporters.passes._graph import copy_without_weights, describe_node
-from exporters.passes._types import find_schema, find_type_errors
+from exporters.passes.shared.graph import copy_without_weights, describe_node
+from exporters.passes.shared.types import find_schema, find_type_errors
 from specs.errors import GraphError
 
 _ANOTHER_WAY = "choose another --precision or --target, and report this with the model"

@@ -23,8 +23,9 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from exporters.passes._derived import derive, find_stored, list_pieces
-from exporters.passes._graph import (
+from exporters.passes.keep_plugins import HALF_PORTS, is_plugin
+from exporters.passes.shared.derived import derive, find_stored, list_pieces
+from exporters.passes.shared.graph import (
     Namer,
     add_initializer,
     describe_node,
@@ -35,9 +36,8 @@ from exporters.passes._graph import (
     read_constant,
     refuse,
 )
-from exporters.passes._types import find_schema, find_type_errors, list_ports, spell_dtype, spell_type
-from exporters.passes.keep_float32 import LARGEST_FLOAT16, find_kept, is_float
-from exporters.passes.keep_plugins import HALF_PORTS, is_plugin
+from exporters.passes.shared.keep_float32 import LARGEST_FLOAT16, find_kept, is_float
+from exporters.passes.shared.types import find_schema, find_type_errors, list_ports, spell_dtype, spell_type
 
 _FLOAT = spell_dtype(ir.DataType.FLOAT)
 #: These set the type of their output by an attribute that this pass rewrites.

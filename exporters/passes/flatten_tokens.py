@@ -17,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from exporters.passes._graph import Namer, add_initializer, is_onnx, notes_of, read_constant
+from exporters.passes.shared.graph import Namer, add_initializer, is_onnx, notes_of, read_constant
 
 #: One tensor in, the same shape out, every element for itself.
 _UNARY = ("Cast", "Erf", "Gelu", "Relu", "Sigmoid", "Softplus", "Sqrt", "Tanh")

@@ -18,8 +18,8 @@ import hashlib
 import numpy as np
 import onnx_ir as ir
 
-from exporters.passes._derived import derive
-from exporters.passes._graph import (
+from exporters.passes.shared.derived import derive
+from exporters.passes.shared.graph import (
     Namer,
     add_initializer,
     describe_node,

@@ -11,7 +11,15 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from exporters.passes._graph import Namer, add_initializer, is_onnx, list_graphs, notes_of, read_constant, remove_dead
+from exporters.passes.shared.graph import (
+    Namer,
+    add_initializer,
+    is_onnx,
+    list_graphs,
+    notes_of,
+    read_constant,
+    remove_dead,
+)
 
 _AXIS = 1  # of DequantizeLinear, where it names none
 

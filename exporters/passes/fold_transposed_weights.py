@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from exporters.passes._derived import transpose_lazily
-from exporters.passes._graph import (
+from exporters.passes.shared.derived import transpose_lazily
+from exporters.passes.shared.graph import (
     Namer,
     add_initializer,
     is_onnx,

@@ -17,7 +17,7 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from exporters.passes._graph import Builder, Namer, is_onnx, list_graphs, notes_of, read_constant, take_over
+from exporters.passes.shared.graph import Builder, Namer, is_onnx, list_graphs, notes_of, read_constant, take_over
 
 _OLDEST_OPSET = 18
 _APPROXIMATE = {"Erf": "none", "Tanh": "tanh"}

@@ -12,8 +12,15 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 
-from exporters.passes._graph import copy_without_weights, is_onnx, list_graphs, list_subgraphs, notes_of, read_constant
-from exporters.passes._types import find_schema, list_ports, spell_type
+from exporters.passes.shared.graph import (
+    copy_without_weights,
+    is_onnx,
+    list_graphs,
+    list_subgraphs,
+    notes_of,
+    read_constant,
+)
+from exporters.passes.shared.types import find_schema, list_ports, spell_type
 
 #: Operators whose output type an attribute names: op -> (attribute, type when it is absent).
 _TYPE_ATTRIBUTES: dict[str, tuple[str, ir.DataType | None]] = {

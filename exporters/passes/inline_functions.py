@@ -11,7 +11,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from exporters.passes._graph import describe_node
+from exporters.passes.shared.graph import describe_node
 from specs.errors import GraphError
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from exporters.passes._graph import list_graphs, notes_of
+from exporters.passes.shared.graph import list_graphs, notes_of
 
 PLUGIN_DOMAIN = "metagen.plugin"
 _VERSION = "1"

@@ -19,7 +19,7 @@ from collections.abc import Hashable
 import numpy as np
 import onnx_ir as ir
 
-from exporters.passes._graph import (
+from exporters.passes.shared.graph import (
     Builder,
     Namer,
     describe_node,

@@ -15,7 +15,6 @@ from collections.abc import Callable, Hashable
 import numpy as np
 import onnx_ir as ir
 
-from exporters.passes._graph import Builder, Namer, describe_node, list_graphs, notes_of, replace_output
 from exporters.passes.lower_attention import (
     ANY_HEAD_DIM,
     build_mask,
@@ -24,6 +23,7 @@ from exporters.passes.lower_attention import (
     count_up,
     identify_dims,
 )
+from exporters.passes.shared.graph import Builder, Namer, describe_node, list_graphs, notes_of, replace_output
 
 Shared = dict[Hashable, ir.Value]
 _INDEX = ir.DataType.INT64

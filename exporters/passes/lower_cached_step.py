@@ -25,8 +25,8 @@ import numpy as np
 import onnx_ir as ir
 
 from exporters.ops.base import MASKED
-from exporters.passes._graph import Builder, Namer, describe_node, list_graphs, notes_of, replace_output
 from exporters.passes.lower_attention import count_up, identify_dims
+from exporters.passes.shared.graph import Builder, Namer, describe_node, list_graphs, notes_of, replace_output
 
 _INDEX, _BOOL = ir.DataType.INT64, ir.DataType.BOOL
 

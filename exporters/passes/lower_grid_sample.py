@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from exporters.passes._graph import Builder, Namer, describe_node, list_graphs, notes_of, take_over
+from exporters.passes.shared.graph import Builder, Namer, describe_node, list_graphs, notes_of, take_over
 
 _MODES = {"bilinear": "linear", "nearest": "nearest"}
 _SINCE = 20  # before, GridSample knew images only

@@ -16,7 +16,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from exporters.ops import attach_bodies
-from exporters.passes._graph import Builder, Namer, list_graphs, notes_of, take_over
+from exporters.passes.shared.graph import Builder, Namer, list_graphs, notes_of, take_over
 
 _SINCE = 21  # before, its scale was one a group
 

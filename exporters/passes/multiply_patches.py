@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from exporters.passes._graph import (
+from exporters.passes.shared.graph import (
     Builder,
     Namer,
     describe_node,

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from exporters.passes._derived import find_stored, widen_lazily
-from exporters.passes._graph import is_onnx, list_graphs, notes_of, read_constant
 from exporters.passes.convert_to_float16 import narrow_lazily
-from exporters.passes.keep_float32 import LARGEST_FLOAT16, Reasons, find_kept, measure_magnitude
+from exporters.passes.shared.derived import find_stored, widen_lazily
+from exporters.passes.shared.graph import is_onnx, list_graphs, notes_of, read_constant
+from exporters.passes.shared.keep_float32 import LARGEST_FLOAT16, Reasons, find_kept, measure_magnitude
 
 _HALF = ir.DataType.FLOAT16
 _PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")

@@ -23,8 +23,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript import optimizer, version_converter
 
-from exporters.passes._graph import is_onnx, list_graphs, notes_of, read_constant, refuse
-from exporters.passes._types import find_schema, list_ports, spell_type
+from exporters.passes.shared.graph import is_onnx, list_graphs, notes_of, read_constant, refuse
+from exporters.passes.shared.types import find_schema, list_ports, spell_type
 from specs.errors import GraphError
 
 #: Elements: what a body computes about shapes, never a weight.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from exporters.passes._graph import Builder, Namer, is_onnx, list_graphs, take_over
+from exporters.passes.shared.graph import Builder, Namer, is_onnx, list_graphs, take_over
 
 _TO_THE_END = np.iinfo(np.int64).max
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from exporters.passes._graph import is_onnx, list_graphs, notes_of
+from exporters.passes.shared.graph import is_onnx, list_graphs, notes_of
 
 
 class SpellElu(ir.passes.InPlacePass):

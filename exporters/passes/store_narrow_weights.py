@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from exporters.passes._derived import find_stored
-from exporters.passes._graph import Namer, add_initializer, is_onnx, list_graphs
+from exporters.passes.shared.derived import find_stored
+from exporters.passes.shared.graph import Namer, add_initializer, is_onnx, list_graphs
 
 _FLOAT = ir.DataType.FLOAT
 

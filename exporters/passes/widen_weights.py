@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from exporters.passes._derived import NARROW, widen_lazily
-from exporters.passes._graph import Namer, add_initializer, is_onnx, list_graphs, read_constant, remove_dead
+from exporters.passes.shared.derived import NARROW, widen_lazily
+from exporters.passes.shared.graph import Namer, add_initializer, is_onnx, list_graphs, read_constant, remove_dead
 
 _FLOAT = ir.DataType.FLOAT
 

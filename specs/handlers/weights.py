@@ -31,8 +31,8 @@ from torch import Tensor, nn
 
 from specs.errors import WeightsError, name_nearest
 from specs.models.seeding import list_initial_stds
-from specs.pages import CHUNK_BYTES, drop_pages, list_file_mappings
 from specs.schema import WeightsSpec
+from specs.system.pages import CHUNK_BYTES, drop_pages, list_file_mappings
 
 #: The types that parameters are stored in, by torch's and by safetensors' name.
 PARAMETER_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

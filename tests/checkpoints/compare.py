@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from metagen_deploy import pipeline
-from specs.bundle_files import read_manifest
+from specs.bundle.files import read_manifest
 from specs.progress import ignore_progress
 
 Array = NDArray[Any]

@@ -26,7 +26,7 @@ from specs.handlers import GraphModule, get_handler
 from specs.load import dump_spec
 from specs.models.causal import Decode, Prefill
 from specs.models.rope import Angles
-from specs.parse import parse_spec
+from specs.parsing.parse import parse_spec
 from specs.schema import Spec
 from tests.checkpoints.compare import compare, enliven, record_tokens
 

@@ -22,7 +22,7 @@ from specs.graphs import count_parameters
 from specs.handlers import GraphModule, get_handler
 from specs.load import dump_spec, override_spec
 from specs.models.unet import UNet
-from specs.parse import parse_spec
+from specs.parsing.parse import parse_spec
 from specs.schema import Dim, Spec
 from tests.checkpoints.compare import compare, export, open_portable
 from tests.checkpoints.tiny_diffusion import (

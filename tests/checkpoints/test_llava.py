@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from engines.runtime import load
 from engines.runtime.answer import Request
 from exporters.checkpoints import open_checkpoint
-from specs.bundle_files import read_manifest
+from specs.bundle.files import read_manifest
 from specs.errors import InputError, MetagenError
 from specs.graphs import count_parameters
 from specs.handlers import get_handler

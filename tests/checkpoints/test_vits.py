@@ -26,7 +26,7 @@ from specs.errors import CheckpointError, InputError, MetagenError, SpecError, W
 from specs.graphs import count_parameters
 from specs.handlers import GraphModule
 from specs.models import vits as ours
-from specs.parse import parse_spec
+from specs.parsing.parse import parse_spec
 from specs.sources import ZOO
 from tests.checkpoints.compare import Array, compare, enliven, export, open_portable
 from tests.checkpoints.speech import Run, build, open_loop, run_torch

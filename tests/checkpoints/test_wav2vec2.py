@@ -22,7 +22,7 @@ from specs.errors import CheckpointError, InputError, MetagenError, WeightsError
 from specs.graphs import count_parameters
 from specs.handlers import GraphModule
 from specs.load import dump_spec
-from specs.parse import parse_spec
+from specs.parsing.parse import parse_spec
 from tests.checkpoints.compare import Array, compare, enliven, export, record_tokens
 from tests.checkpoints.speech import Run, build, make_voice, open_loop, run_onnx, run_torch, write_wav
 

@@ -360,7 +360,7 @@ def test_comparison_notices(name: str, tmp_path: Path) -> None:
 
 def test_spec_of_a_checkpoint_rebuilds_it(spoken: tuple[Path, Any]) -> None:
     from specs.load import dump_spec
-    from specs.parse import parse_spec
+    from specs.parsing.parse import parse_spec
 
     spec: Spec = open_checkpoint(spoken[0]).spec
     again = parse_spec(dump_spec(spec), source="x.yaml")

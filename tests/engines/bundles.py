@@ -17,7 +17,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from specs.bundle import Graph, IoTensor, Manifest, TypedGraph
-from specs.bundle_files import index_files, write_manifest
+from specs.bundle.files import index_files, write_manifest
 
 WIDTH, HEADS, TOKENS, CLASSES, LAYERS = 32, 4, 6, 10, 2
 HEAD_DIM = WIDTH // HEADS

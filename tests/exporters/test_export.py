@@ -16,7 +16,7 @@ from engines.runtime import load
 from exporters import ops as exported_ops
 from metagen_deploy import pipeline
 from specs.bundle import Manifest
-from specs.bundle_files import read_manifest
+from specs.bundle.files import read_manifest
 from specs.errors import ParityError
 from specs.handlers import get_handler
 from specs.load import load_spec

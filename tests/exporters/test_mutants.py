@@ -14,13 +14,8 @@ import onnx
 import pytest
 
 from exporters import weights
-from exporters.passes import (
-    _weighted,
-    convert_to_float16,
-    fold_transposed_weights,
-    insert_dynamic_quantization,
-    insert_quantize_dequantize,
-)
+from exporters.passes import convert_to_float16, fold_transposed_weights
+from exporters.passes.int8 import insert_dynamic_quantization, insert_quantize_dequantize, weighted
 from metagen_deploy import pipeline
 from specs.errors import ParityError
 from specs.progress import ignore_progress
@@ -78,7 +73,7 @@ MUTANTS: dict[str, tuple[Any, str, Change]] = {
         ),
     ),
     "int8 scales of weights are halved": (
-        _weighted,
+        weighted,
         "round_scale",
         lambda right: lambda scale: right(np.asarray(scale) / 2),
     ),

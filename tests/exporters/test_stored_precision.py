@@ -17,8 +17,8 @@ from torch import nn
 from exporters import stored_parameters
 from exporters.golden.data import compute_outputs
 from exporters.passes import run_pipeline
-from exporters.passes._derived import find_stored, transpose_lazily, widen_lazily
 from exporters.passes.fold_transposed_weights import FoldTransposedWeights
+from exporters.passes.shared.derived import find_stored, transpose_lazily, widen_lazily
 from exporters.passes.store_narrow_weights import StoreNarrowWeights
 from exporters.passes.widen_weights import WidenWeights
 from exporters.stored_parameters import streaming_parameters, widening_forward
@@ -28,9 +28,9 @@ from specs.errors import GraphError, WeightsError
 from specs.handlers import get_handler
 from specs.handlers.weights import RandomParameters, SafetensorsFile, fill_parameters, lies_in_file
 from specs.load import load_spec
-from specs.pages import drop_pages, list_file_mappings
 from specs.progress import ignore_progress
 from specs.schema import Spec, WeightsSpec
+from specs.system.pages import drop_pages, list_file_mappings
 from tests.passes_support import count_ops, differ, parse, random, run
 
 HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}

@@ -19,7 +19,7 @@ from specs.families.multimodal_fusion import list_streams
 from specs.graphs import name_roles
 from specs.handlers import GraphModule, get_handler
 from specs.models.multimodal import MultimodalFusion
-from specs.parse import parse_spec
+from specs.parsing.parse import parse_spec
 from specs.schema import Spec
 
 #: Options of every strategy, at sizes that hurt: odd heads, tokens of different counts, widths that differ.

@@ -16,7 +16,7 @@ from specs.errors import InputError, SpecError
 from specs.handlers import get_handler
 from specs.load import load_spec
 from specs.models.avatar import Appearance, Motion, Renderer, make_positions, make_rotation
-from specs.parse import parse_spec
+from specs.parsing.parse import parse_spec
 from specs.progress import ignore_progress
 
 NAME = "video_realtime_avatar:tiny"

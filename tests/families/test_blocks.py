@@ -20,7 +20,7 @@ from specs.handlers import get_handler
 from specs.handlers.weights import fill_parameters
 from specs.load import load_spec
 from specs.models.blocks import Block, BlockDecoder, BlockGenerator, Mode, Structure, make_sinusoids
-from specs.parse import parse_spec
+from specs.parsing.parse import parse_spec
 from specs.progress import ignore_progress
 from specs.schema import Spec
 from specs.sources import ZOO

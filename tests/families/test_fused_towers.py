@@ -20,7 +20,7 @@ from specs.handlers import get_handler
 from specs.models.bert import Bert
 from specs.models.multimodal import MultimodalFusion
 from specs.models.wav2vec2 import Wav2Vec2
-from specs.parse import parse_spec
+from specs.parsing.parse import parse_spec
 from specs.progress import ignore_progress
 from specs.targets import load_target
 from tests.families.test_raw_pixels import make_picture, resize_with_torch

@@ -14,7 +14,7 @@ import pytest
 
 from engines.checking.parity import check_bundle
 from engines.onnx_files.precision import measure_shares
-from exporters.passes import insert_dynamic_quantization
+from exporters.passes.int8 import insert_dynamic_quantization
 from metagen_deploy import pipeline
 from specs.errors import ParityError
 from specs.progress import ignore_progress

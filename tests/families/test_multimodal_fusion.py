@@ -195,7 +195,7 @@ def test_what_contradicts_a_strategy_is_refused(strategy: str, options: str, wor
 def test_modalities_that_do_not_go_are_refused(old: str, new: str, words: list[str]) -> None:
     text = TEXT.replace("STRATEGY", "late").replace(", OPTIONS", "")
     assert text.count(old) == 1
-    from specs.parse import parse_spec
+    from specs.parsing.parse import parse_spec
 
     with pytest.raises(SpecError) as caught:
         parse_spec(text.replace(old, new), source="three.yaml")

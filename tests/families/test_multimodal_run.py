@@ -22,7 +22,7 @@ from engines.runtime.media.image import load_pixels
 from engines.runtime.media.sound import load_sound
 from engines.runtime.pipelines.multimodal_fusion import MultimodalFusion
 from metagen_deploy import pipeline
-from specs.bundle_files import read_manifest
+from specs.bundle.files import read_manifest
 from specs.errors import InputError
 from specs.handlers import get_handler
 from specs.load import dump_spec, load_spec

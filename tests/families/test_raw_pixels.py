@@ -22,7 +22,7 @@ from specs.load import load_spec
 from specs.models import raw_pixels as pixels
 from specs.models.encoders import ENCODERS
 from specs.models.raw_pixels import FrameSampler, RawPixels
-from specs.parse import parse_spec
+from specs.parsing.parse import parse_spec
 from specs.schema import Spec
 from tests.families.fusion_support import TEXT, build_graph, export_graph
 

@@ -22,7 +22,7 @@ from specs.graphs import list_graphs
 from specs.handlers import get_handler
 from specs.load import load_spec
 from specs.models.raw_pixels import RawTower
-from specs.parse import parse_spec
+from specs.parsing.parse import parse_spec
 from specs.progress import ignore_progress
 from specs.schema import Dim, Spec
 from specs.targets import load_target

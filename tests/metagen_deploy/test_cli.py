@@ -15,7 +15,7 @@ import pytest
 import transformers
 
 from metagen_deploy import __version__, cli
-from metagen_deploy.options import ByteSize, NamedDim
+from metagen_deploy.terminal.options import ByteSize, NamedDim
 from specs.errors import MetagenError
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]

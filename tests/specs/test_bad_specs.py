@@ -6,7 +6,7 @@ import pytest
 
 from specs.components import COMPONENTS
 from specs.errors import CalibrationError, MetagenError, SpecError, TargetError, WeightsError
-from specs.parse import parse_spec
+from specs.parsing.parse import parse_spec
 from tests.specs.small_specs import GOOD
 
 VIT_KEYS = ", ".join(sorted(COMPONENTS["vision.vit"].model_fields))

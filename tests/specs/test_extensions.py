@@ -17,10 +17,10 @@ from specs.errors import SpecError
 from specs.graphs import count_macs, count_parameters, list_graphs
 from specs.handlers import get_handler
 from specs.handlers.extensions import load_extension
-from specs.json_schema import make_json_schema
 from specs.models.encoders import ENCODERS
 from specs.models.multimodal import STRATEGY_MODULES
-from specs.parse import parse_spec
+from specs.parsing.json_schema import make_json_schema
+from specs.parsing.parse import parse_spec
 
 GOOD = '''
 from typing import ClassVar, Literal

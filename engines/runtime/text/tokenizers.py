@@ -16,7 +16,7 @@ from typing import Any, final
 
 from engines.runtime.fields import take_field
 from specs.bundle import Manifest
-from specs.bundle_files import resolve_inside, verify_files
+from specs.bundle.files import resolve_inside, verify_files
 from specs.errors import BundleError, InputError, MissingDependency, name_nearest
 
 _BYTE_VALUES = 256

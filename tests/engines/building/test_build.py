@@ -16,7 +16,7 @@ from engines.building.keys import KeyInputs, make_key, name_timing_cache
 from engines.building.profiles import describe_profiles, list_dynamic_dims, make_profiles, split_profile
 from engines.onnx_files.records import Value
 from specs.bundle import IoTensor, Manifest
-from specs.bundle_files import index_files, read_manifest, verify_files, write_manifest
+from specs.bundle.files import index_files, read_manifest, verify_files, write_manifest
 from specs.errors import BuildError, BundleError
 from specs.report import PrecisionShares
 from specs.targets import load_target

@@ -25,7 +25,7 @@ from engines.checking.reference import read_golden, resize_feed
 from engines.runtime import load, session
 from engines.runtime.preflight import Candidate
 from specs.bundle import EngineFile, Graph
-from specs.bundle_files import read_manifest, verify_files
+from specs.bundle.files import read_manifest, verify_files
 from specs.errors import BuildError, PreflightError
 from tests.engines.bundles import make_model, make_weights, write_bundle
 from tests.engines.runtime.machines import H200, add_engine, make_machine

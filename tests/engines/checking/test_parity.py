@@ -18,7 +18,7 @@ from engines.backends.base import Availability
 from engines.checking.compare import StageName, judge_difference, measure_difference, quiet_polygraphy
 from engines.checking.parity import REPORT_NAME, _restore_interface, check_bundle, judge_outputs, write_report
 from specs.bundle import EngineFile, IoTensor, Manifest
-from specs.bundle_files import index_files, read_manifest, verify_files, write_manifest
+from specs.bundle.files import index_files, read_manifest, verify_files, write_manifest
 from specs.errors import BundleError, ParityError
 from specs.report import ParityReport, TensorDifference
 from specs.tolerance import TOLERANCES, find_tolerance, limit_relative_error

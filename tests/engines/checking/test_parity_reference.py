@@ -9,7 +9,7 @@ import pytest
 
 from engines.checking import parity
 from engines.checking.parity import REPORT_NAME, check_bundle, write_report
-from specs.bundle_files import read_manifest
+from specs.bundle.files import read_manifest
 from specs.report import MetricRow, ParityReport, ParityRow
 from tests.engines.bundles import write_bundle
 

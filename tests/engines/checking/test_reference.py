@@ -12,7 +12,7 @@ import pytest
 
 from engines.checking.parity import check_bundle
 from engines.checking.reference import read_evaluation
-from specs.bundle_files import index_files, read_manifest, write_manifest
+from specs.bundle.files import index_files, read_manifest, write_manifest
 from specs.errors import BundleError
 from tests.engines.bundles import make_model, make_weights, write_bundle
 

@@ -20,9 +20,9 @@ from engines.backends.base import Availability, CompileRequest, CompileResult
 from engines.building.bundle import build_bundle
 from exporters.export import Variant, write_typed_graphs
 from exporters.weights import WeightPool
-from metagen_deploy.inspection import print_inspection
+from metagen_deploy.terminal.inspection import print_inspection
 from specs.bundle import Manifest
-from specs.bundle_files import digest_file, index_files, read_manifest, write_manifest
+from specs.bundle.files import digest_file, index_files, read_manifest, write_manifest
 from specs.errors import BuildError, MetagenError, PreflightError
 from specs.targets import load_target
 

@@ -10,7 +10,7 @@ import onnx
 from engines.runtime.device.cuda import Gpu
 from engines.runtime.preflight import Machine
 from specs.bundle import EngineFile, TypedGraph
-from specs.bundle_files import read_manifest
+from specs.bundle.files import read_manifest
 from tests.small_bundles import (
     change_manifest,
     make_classifier,

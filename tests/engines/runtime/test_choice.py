@@ -13,7 +13,7 @@ from engines.plugins import BUILD_COMMAND, WITHOUT
 from engines.runtime import Session, load
 from engines.runtime.preflight import Machine, list_candidates, verify_candidate
 from specs.bundle import TypedGraph
-from specs.bundle_files import digest_file, read_manifest
+from specs.bundle.files import digest_file, read_manifest
 from specs.errors import BundleError, InputError, PreflightError
 from tests.engines.runtime.machines import H200, add_engine, add_typed, make_machine
 from tests.small_bundles import (

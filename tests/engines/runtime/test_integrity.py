@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from engines.runtime import load
-from specs.bundle_files import read_manifest, write_manifest
+from specs.bundle.files import read_manifest, write_manifest
 from specs.errors import BundleError, GraphError
 from tests.engines.runtime.machines import add_engine, make_machine
 from tests.small_bundles import (

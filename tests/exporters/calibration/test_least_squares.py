@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from exporters.calibration.least_squares import LeastSquares
-from exporters.passes._ranges import Range
+from exporters.passes.int8.ranges import Range
 
 
 def collect(*arrays: np.ndarray) -> Range:

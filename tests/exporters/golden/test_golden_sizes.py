@@ -13,7 +13,7 @@ from exporters.golden import sizes as golden_sizes
 from exporters.golden.run_cost import RunCost
 from exporters.golden.sizes import MOST_BYTES, MOST_MACS, choose_golden_sizes, is_cheap
 from metagen_deploy.cli import run_command
-from specs.bundle_files import read_manifest
+from specs.bundle.files import read_manifest
 from specs.graphs import list_graphs
 from specs.handlers import GraphModule, get_handler
 from specs.load import load_spec

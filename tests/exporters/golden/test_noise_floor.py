@@ -31,9 +31,9 @@ from exporters.memory import find_free_bytes
 from exporters.stored_parameters import streaming_parameters
 from exporters.trace import choose_sizes
 from metagen_deploy import pipeline
-from metagen_deploy.render import print_manifest, print_parity
+from metagen_deploy.terminal.render import print_manifest, print_parity
 from specs import ops
-from specs.bundle_files import read_manifest
+from specs.bundle.files import read_manifest
 from specs.handlers import GraphModule, get_handler
 from specs.load import load_spec
 from specs.schema import TensorSpec, WeightsSpec

@@ -7,9 +7,9 @@ import onnx_ir as ir
 import pytest
 
 from exporters.passes import run_pipeline
-from exporters.passes._graph import notes_of
 from exporters.passes.lower_attention import LowerAttention
 from exporters.passes.lower_cached_attention import LowerCachedAttention
+from exporters.passes.shared.graph import notes_of
 from tests.passes_support import count_ops, differ, parse, random, run
 
 # bias is [2, 1, 5, 7] where it is used

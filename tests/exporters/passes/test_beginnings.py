@@ -7,7 +7,7 @@ from collections import Counter
 import onnx_ir as ir
 import pytest
 
-from exporters.passes import PIPELINES, PipelineResult, _beginnings, run_pipeline, share_beginnings
+from exporters.passes import PIPELINES, PipelineResult, beginnings, run_pipeline, share_beginnings
 from exporters.passes.infer_types import InferTypes
 from exporters.passes.inline_functions import InlineFunctions
 from tests.passes_support import parse, random
@@ -56,7 +56,7 @@ def test_shared_equals_alone() -> None:
 def test_mutant_tensors_that_are_not_copied_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pass that renames a Constant's tensor in one pipeline would rename it in all others."""
     alone = [run_pipeline(make_model(), lowering=lowering, precision=precision) for lowering, precision in WANTED]
-    monkeypatch.setattr(_beginnings, "_own_constant", lambda node: None)
+    monkeypatch.setattr(beginnings, "_own_constant", lambda node: None)
     assert any(spell(one) != spell(shared) for one, shared in zip(alone, run_shared(), strict=True))
 
 

@@ -7,8 +7,8 @@ import onnx_ir as ir
 import pytest
 
 from exporters.passes import run_pipeline
-from exporters.passes._types import find_schema, find_type_errors
 from exporters.passes.convert_to_float16 import ConvertToFloat16
+from exporters.passes.shared.types import find_schema, find_type_errors
 from specs.errors import GraphError
 from tests.passes_support import count_ops, differ, parse, random, run
 

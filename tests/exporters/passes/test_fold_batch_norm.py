@@ -12,8 +12,8 @@ from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from exporters.passes import run_pipeline
-from exporters.passes._graph import notes_of
 from exporters.passes.fold_batch_norm import FoldBatchNorm
+from exporters.passes.shared.graph import notes_of
 from tests.passes_support import run
 
 EPSILON = 3e-3

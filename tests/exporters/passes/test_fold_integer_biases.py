@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from exporters.passes import Range, run_pipeline
-from exporters.passes._graph import read_constant
 from exporters.passes.fold_integer_biases import FoldIntegerBiases
+from exporters.passes.shared.graph import read_constant
 from tests.passes_support import count_ops, differ, parse, random, run
 
 HEADER = '<ir_version: 10, opset_import: ["": 18]>'

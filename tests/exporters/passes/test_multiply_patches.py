@@ -7,9 +7,9 @@ import onnx_ir as ir
 import pytest
 
 from exporters.passes import run_pipeline
-from exporters.passes._graph import notes_of
 from exporters.passes.infer_types import InferTypes
 from exporters.passes.multiply_patches import MultiplyPatches
+from exporters.passes.shared.graph import notes_of
 from tests.passes_support import count_ops, differ, parse, random, run
 
 GRAPH = """

@@ -8,11 +8,11 @@ import onnx_ir as ir
 import pytest
 
 from exporters.passes import PIPELINES, run_pipeline
-from exporters.passes._graph import notes_of
 from exporters.passes.fold_transposed_weights import FoldTransposedWeights
 from exporters.passes.fuse_gelu import FuseGelu
 from exporters.passes.infer_types import InferTypes
 from exporters.passes.inline_functions import InlineFunctions
+from exporters.passes.shared.graph import notes_of
 from specs.errors import GraphError, TargetError
 from tests.passes_support import count_ops, differ, parse, random, run
 

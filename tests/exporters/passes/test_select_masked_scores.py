@@ -6,9 +6,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from exporters.passes._graph import notes_of
 from exporters.passes.infer_types import InferTypes
 from exporters.passes.select_masked_scores import SelectMaskedScores
+from exporters.passes.shared.graph import notes_of
 from tests.passes_support import count_ops, differ, parse, random, run
 
 # three rows of different lengths; T is 1 where it matters

@@ -1,0 +1,1 @@
+"""What a user types and sees: the texts of options, tables, progress, Ctrl-C."""
