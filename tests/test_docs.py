@@ -50,7 +50,7 @@ def test_every_path_it_names_exists(document: Path) -> None:
 
 
 def read_plan(text: str) -> set[str]:
-    """The paths in the picture of docs/architecture.md, where what is in a room is indented by two more than the room."""
+    """The paths in the picture of docs/architecture.md, where what is in a room is indented by two more than it is."""
     (picture,) = re.findall(r"^## The rooms\n```text\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     named, rooms = set(), [""]
     for line in picture.splitlines():
