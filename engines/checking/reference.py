@@ -33,6 +33,15 @@ def read_golden(folder: Path, graph: Graph) -> tuple[dict[str, Array], dict[str,
             allowed=", ".join(sorted(arrays)),
             fix="export the bundle again",
         )
+    for key, tensor in zip(needed, (*graph.inputs, *graph.outputs), strict=True):
+        if not _has_shape(arrays[key], tensor):
+            raise BundleError(
+                f"the golden data of graph '{graph.name}' has another shape than the manifest says",
+                where=f"{path}: {key}",
+                got=str(list(arrays[key].shape)),
+                allowed=str(list(tensor.shape)),
+                fix="export the bundle again",
+            )
     feed = {t.name: arrays[f"input:{t.name}"] for t in graph.inputs}
     return feed, {t.name: arrays[f"output:{t.name}"] for t in graph.outputs}
 
@@ -73,6 +82,13 @@ def read_evaluation(folder: Path, graph: Graph) -> tuple[dict[str, Array], Array
             fix="export the bundle again",
         )
     return inputs, labels
+
+
+def _has_shape(value: Array, tensor: IoTensor) -> bool:
+    """Whether the rank is the manifest's, and every size that it fixes."""
+    return value.ndim == len(tensor.shape) and all(
+        isinstance(wanted, str) or size == wanted for size, wanted in zip(value.shape, tensor.shape, strict=True)
+    )
 
 
 def _is_row(value: Array, tensor: IoTensor) -> bool:

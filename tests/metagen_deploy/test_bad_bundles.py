@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import pytest
 from engines.runtime import load
 from engines.runtime.device.cuda import Gpu
 from engines.runtime.preflight import Machine
+from specs.bundle_files import read_manifest
 from specs.errors import MetagenError, PreflightError
 from tests.refusals import HAS_COMPILER, check_message, refuse, spell
-from tests.small_bundles import make_decoder_weights, write_classifier, write_clip, write_decoder
+from tests.small_bundles import change_manifest, make_decoder_weights, write_classifier, write_clip, write_decoder
 
 VERBS = ("check", "run", "build", "bench", "inspect")
 
@@ -126,6 +128,19 @@ def test_manifests(case: str, here: Path, capsys: Capture) -> None:
     path.write_text(json.dumps(manifest))
     for verb in VERBS:
         refuse(spell(verb), message, capsys)
+
+
+@pytest.mark.parametrize(
+    ("verb", "said"), [("check", "the golden data of graph 'model'"), ("run", "output 'y' of the graph")]
+)
+@pytest.mark.parametrize("shape", [(), ("batch",), ("batch", 33), (7, 32, 1)])
+def test_a_manifest_that_tells_another_shape(
+    verb: str, said: str, shape: tuple[int | str, ...], here: Path, capsys: Capture
+) -> None:
+    (output,) = read_manifest(Path("net.bundle")).graphs[0].outputs
+    change_manifest(Path("net.bundle"), graph={"outputs": (replace(output, shape=shape),)})
+    message = f"{said} has another shape than the manifest says\n  where:   {{...}}\n  got:     {{...}}\n"
+    refuse(spell(verb), f"{message}  allowed: {list(shape)}\n  fix:     export the bundle again", capsys)
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines.runtime.preflight import ONNXRUNTIME_CUDA, Candidate
-from specs.bundle import Graph
+from specs.bundle import Graph, IoTensor
 from specs.errors import BundleError, PreflightError
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def open_onnx(
 
 
 def _check_interface(path: Path, session: Any, graph: Graph) -> None:
-    """Names, types, and of inputs the sizes: a host makes arrays by what the manifest says."""
+    """Names, types and sizes: a host makes arrays by what the manifest says of inputs, and cuts them by outputs."""
     for kind, found, listed in (
         ("inputs", session.get_inputs(), graph.inputs),
         ("outputs", session.get_outputs(), graph.outputs),
@@ -91,17 +91,26 @@ def _check_interface(path: Path, session: Any, graph: Graph) -> None:
                 allowed=", ".join(f"{name} {dtype}" for name, dtype in allowed.items()),
                 fix="export the bundle again",
             )
-    sizes = {t.name: list(t.shape) for t in session.get_inputs()}
+    sizes = {t.name: list(t.shape) for t in (*session.get_inputs(), *session.get_outputs())}
     for tensor in graph.inputs:
         there, wanted = sizes[tensor.name], list(tensor.shape)
         if len(there) != len(wanted) or any(map(_differ, there, wanted)):
-            raise BundleError(
-                f"input '{tensor.name}' of the graph has another shape than the manifest says",
-                where=str(path),
-                got=str(there),
-                allowed=str(wanted),
-                fix="export the bundle again",
-            )
+            raise _refuse_shape("input", tensor, path, there)
+    for tensor in graph.outputs:
+        there, wanted = sizes[tensor.name], list(tensor.shape)
+        known = [size if isinstance(size, int) else want for size, want in zip(there, wanted, strict=False)]
+        if there and (len(there) != len(wanted) or any(map(_differ, known, wanted))):  # []: of no known rank
+            raise _refuse_shape("output", tensor, path, there)
+
+
+def _refuse_shape(kind: str, tensor: IoTensor, path: Path, there: Sequence[object]) -> BundleError:
+    return BundleError(
+        f"{kind} '{tensor.name}' of the graph has another shape than the manifest says",
+        where=str(path),
+        got=str(list(there)),
+        allowed=str(list(tensor.shape)),
+        fix="export the bundle again",
+    )
 
 
 def _differ(there: object, wanted: object) -> bool:

@@ -105,6 +105,19 @@ def test_what_knows_tokens_apart_gets_them_stacked(body: str) -> None:
     assert differ(before, run(model, feed)) < 2e-6
 
 
+def test_a_quantised_matrix_is_one_too() -> None:
+    body = "n = LayerNormalization <axis = -1> (x, gain, shift) w = DequantizeLinear (steps, size) y = MatMul (n, w)"
+    steps = np.random.default_rng(0).integers(-127, 128, (8, 8)).astype(np.int8)
+    given = {"gain": WEIGHTS["gain"], "shift": WEIGHTS["shift"], "steps": steps, "size": np.array(0.01, np.float32)}
+    model = parse((PART % body).format(T=5), given)
+    InferTypes()(model)
+    feed = {"x": random(3, 5, 8, seed=9)}
+    before = run(model, feed)
+    assert FlattenTokens()(model).modified
+    assert ranks(model, "MatMul") == [2]
+    assert differ(before, run(model, feed)) < 2e-6
+
+
 @pytest.mark.parametrize(
     ("body", "tokens"),
     [

@@ -35,6 +35,15 @@ def test_computed_axes_are_refused_by_name() -> None:
         run_pipeline(parse(text), lowering="tensorrt-8", precision="fp32")
 
 
+def test_axes_that_are_left_out_leave_no_input_behind() -> None:
+    """An older ReduceMean has one input, and an empty second one is one too many."""
+    model, feed = parse(one_node(18, "[n] y = ReduceMean <keepdims: int = 0> (x)", outputs="y")), {"x": random(2, 6, 4)}
+    model.graph.node("n").resize_inputs(2)
+    assert SetOpset(minimum=9, maximum=17)(model).modified
+    assert len(model.graph.node("n").inputs) == 1
+    assert differ([np.array(feed["x"].mean())], run(model, feed)) < 1e-6
+
+
 @pytest.mark.parametrize(("axis", "parts"), [(1, [2, 2, 2]), (2, [2, 2, 1])])
 def test_split_in_equal_and_unequal_parts(axis: int, parts: list[int]) -> None:
     body = f"[n] y, z, w = Split <axis: int = {axis}, num_outputs: int = 3> (x)"
@@ -104,6 +113,16 @@ def test_what_an_old_opset_cannot_say_is_refused(opset: int, body: str, inputs: 
     with pytest.raises(GraphError, match=reason) as caught:
         run_pipeline(parse(one_node(opset, body, inputs=inputs)), lowering="tensorrt-8", precision="fp32")
     assert caught.value.where == "n"
+
+
+@pytest.mark.parametrize("opset", [16, 17])
+def test_an_operator_of_a_later_opset_than_the_model_s_is_named(opset: int) -> None:
+    """A file may say less than it uses; what the target reads decides."""
+    model = parse(one_node(18, "[n] y = Col2Im (x, a, b)", inputs="float[1,5,5] x, int64[2] a, int64[2] b"))
+    InlineFunctions()(model)
+    model.opset_imports[""] = opset
+    with pytest.raises(GraphError, match="Col2Im 'n' cannot be lowered: it needs opset 18, the target reads 17"):
+        SetOpset(minimum=9, maximum=17)(model)
 
 
 def test_a_model_inside_the_range_is_left_alone() -> None:

@@ -92,6 +92,7 @@ BROKEN = {
     "flac": (lambda _: b"fLaC" + bytes(40), "this file is no .wav"),
     "truncated": (cut, "the file is truncated"),
     "cut in its format": (lambda data: data[:12] + b"fmt " + struct.pack("<I", 16) + b"12", "the file is truncated"),
+    "nothing but its name": (lambda data: data[:12], "the file holds no sound"),
     "no data": (lambda data: data[: data.index(b"data")], "the file holds no sound"),
     "data first": (lambda data: data[:12] + data[data.index(b"data") :], "the sound comes before its format"),
     "A-law": (lambda data: data.replace(b"\x01\x00\x01\x00", b"\x06\x00\x01\x00", 1), "this kind of .wav is not read"),
