@@ -273,7 +273,6 @@ def _turn_axes_into_attribute(node: ir.Node) -> None:
     if axes is None:
         if nothing is not None and nothing.as_int():
             raise refuse(node, "without axes it does nothing here, and reduces everything in older opsets")
-        node.resize_inputs(1)
         return
     tensor = read_constant(axes)
     if tensor is None:
