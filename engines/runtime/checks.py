@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
-from engines.runtime.device.arrays import DeviceView
+from engines.runtime.device.views import DeviceView
 from specs.bundle import Graph, IoTensor
 from specs.errors import BundleError, InputError, name_nearest
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from engines.runtime.checks import InputCheck, check_output_names
-from engines.runtime.device.arrays import DeviceArray, is_device_array
+from engines.runtime.device.arrays import DeviceArray
+from engines.runtime.device.views import is_device_array
 from specs.bundle import Graph
 from specs.errors import InputError, MetagenError, ParityError
 

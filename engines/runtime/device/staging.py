@@ -1,6 +1,6 @@
 """The runtime's own memory for inputs and outputs: a buffer on the device and a pinned one on the host for each tensor.
 
-Both grow when a shape needs more and are reused otherwise. `allocate_pinned` lends pinned memory to the user: what is
+Both grow when a shape needs more and are reused otherwise. `PinnedMemory` is lent to the user: what is
 filled there needs no copy into the pinned buffer first.
 """
 

@@ -26,15 +26,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engines.plugins import load_libraries
-from engines.runtime.device.arrays import Block, BlockPool, DeviceArray, DeviceView, view_device_array
+from engines.runtime.device.arrays import DeviceArray
 from engines.runtime.device.cuda import CudaStream
+from engines.runtime.device.pool import Block, BlockPool
 from engines.runtime.device.staging import PinnedMemory, Staging, copy_into
+from engines.runtime.device.views import DeviceView, view_device_array
 from engines.runtime.executors.shape_ranges import choose_profile, read_shape_ranges
 from engines.runtime.executors.tensorrt_contexts import Call, Contexts
+from engines.runtime.executors.tensorrt_files import RUN_OTHERWISE, make_logger, open_engine, read_dtypes
 from engines.runtime.preflight import ENGINE_MODULES, Candidate
-from specs.bundle import Graph, IoTensor
-from specs.errors import BundleError, InputError, MetagenError, PreflightError
+from specs.bundle import Graph
+from specs.errors import BundleError, InputError, MetagenError
 
 if TYPE_CHECKING:
     from engines.runtime.arrays import Array
@@ -42,14 +44,8 @@ if TYPE_CHECKING:
     Shapes = tuple[tuple[int, ...], ...]
 
 
-#: TensorRT's names; its own `nptype` fails under the versions of numpy that have no `np.bool`.
-_DTYPES = {
-    "FLOAT": "float32", "HALF": "float16", "INT64": "int64", "INT32": "int32", "INT8": "int8", "UINT8": "uint8",
-    "BOOL": "bool",
-}  # fmt: skip
 _ALIGNMENT = 256  # bytes, of every address that TensorRT is given
 _REMEMBERED_SHAPES = 1024
-_RUN_OTHERWISE = "run it with ONNX Runtime: pip install onnxruntime"
 
 
 class TensorRTEngine:
@@ -73,24 +69,13 @@ class TensorRTEngine:
     ) -> None:
         self._trt: Any = importlib.import_module(ENGINE_MODULES[candidate.backend])
         self._lock = threading.Lock()
-        self._logger = _make_logger(self._trt)
+        self._logger = make_logger(self._trt)
         self._beside = beside
         self._stream: CudaStream = beside._stream if beside else CudaStream(stream)
         try:
-            if plugins:
-                load_libraries(self._trt, plugins)
-            self._trt.init_libnvinfer_plugins(self._logger, "")
-            self._runtime = self._trt.Runtime(self._logger)
-            self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
-            if self._engine is None:
-                raise PreflightError(
-                    f"{candidate.backend} {self._trt.__version__} refused the engine",
-                    where=candidate.file,
-                    got=self._logger.take(),
-                    fix="build it again on this machine: metagen-deploy build BUNDLE",
-                )
+            self._runtime, self._engine = open_engine(self._trt, self._logger, path, candidate, plugins)
             self._listed = {tensor.name: np.dtype(tensor.dtype) for tensor in (*graph.inputs, *graph.outputs)}
-            self._dtypes = self._read_dtypes(path, graph)
+            self._dtypes = read_dtypes(self._trt, self._engine, path, graph)
             self._inputs = tuple(tensor.name for tensor in graph.inputs)
             self._outputs = tuple(tensor.name for tensor in graph.outputs)
             self._ranges = read_shape_ranges(self._engine, self._inputs)
@@ -294,7 +279,7 @@ class TensorRTEngine:
             if any(size < 0 for size in shape):
                 raise BundleError(
                     f"the size of output '{name}' depends on values, which this runtime does not serve",
-                    fix=_RUN_OTHERWISE,
+                    fix=RUN_OTHERWISE,
                 )
         if len(self._output_shapes) >= _REMEMBERED_SHAPES:
             self._output_shapes.clear()
@@ -351,64 +336,3 @@ class TensorRTEngine:
 
     def _count_bytes(self, name: str, shape: tuple[int, ...]) -> int:
         return math.prod(shape) * self._dtypes[name].itemsize
-
-    # ---- opening ----
-
-    def _read_dtypes(self, path: Path, graph: Graph) -> dict[str, np.dtype[Any]]:
-        """The engine's own dtypes; BundleError where its tensors are not the manifest's."""
-        trt, engine = self._trt, self._engine
-        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        modes = {name: engine.get_tensor_mode(name) for name in names}
-        for mode, listed in ((trt.TensorIOMode.INPUT, graph.inputs), (trt.TensorIOMode.OUTPUT, graph.outputs)):
-            got = {name for name in names if modes[name] == mode}
-            if got != {tensor.name for tensor in listed}:
-                raise _refuse(path, "the engine's tensors are not those of the manifest", got=str(got))
-        for name in names:
-            if engine.get_tensor_location(name) == trt.TensorLocation.HOST:
-                raise BundleError(
-                    f"'{name}' is a shape tensor, which this runtime does not serve",
-                    where=str(path),
-                    fix=_RUN_OTHERWISE,
-                )
-        dtypes = {name: _read_dtype(path, name, engine.get_tensor_dtype(name).name) for name in names}
-        for tensor in (*graph.inputs, *graph.outputs):
-            _check_dtype(path, tensor, dtypes[tensor.name])
-        return dtypes
-
-
-def _read_dtype(path: Path, tensor: str, name: str) -> np.dtype[Any]:
-    if name not in _DTYPES:
-        raise _refuse(path, f"'{tensor}' is {name}, which numpy does not have")
-    return np.dtype(_DTYPES[name])
-
-
-def _check_dtype(path: Path, tensor: IoTensor, dtype: np.dtype[Any]) -> None:
-    """Equal, or int32 in the engine for int64 in the manifest: TensorRT 8 has no int64."""
-    if dtype == tensor.dtype or (dtype == np.int32 and tensor.dtype == "int64"):
-        return
-    raise _refuse(path, f"the engine's '{tensor.name}' has another dtype", got=str(dtype), allowed=tensor.dtype)
-
-
-def _refuse(path: Path, problem: str, got: str | None = None, allowed: str | None = None) -> BundleError:
-    """An engine that is not what the manifest says."""
-    fix = "build the bundle again: metagen-deploy build BUNDLE"
-    return BundleError(problem, where=str(path), got=got, allowed=allowed, fix=fix)
-
-
-def _make_logger(trt: Any) -> Any:
-    """Keeps what TensorRT says of errors until an error of ours repeats it; its own logger writes to stdout."""
-
-    class Logger(trt.ILogger):  # type: ignore[misc]  # the base is known only here
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, text: str) -> None:
-            if severity <= trt.ILogger.Severity.ERROR:
-                self.errors = [*self.errors[-3:], " ".join(text.split())]
-
-        def take(self) -> str:
-            text, self.errors = "; ".join(self.errors), []
-            return text or "it gave no reason"
-
-    return Logger()

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from engines.runtime.device import cuda
-from engines.runtime.device.arrays import BlockPool
 from engines.runtime.device.cuda import CudaStream
+from engines.runtime.device.pool import BlockPool
 from engines.runtime.device.staging import PinnedMemory
 from specs.errors import PreflightError
 

@@ -1,12 +1,10 @@
-"""Arrays on the GPU as inputs and outputs, over the stand-in whose device is memory of the host; DLPack for real."""
+"""Arrays on the GPU as inputs and outputs, over the stand-in whose device is memory of the host."""
 
 from __future__ import annotations
 
-import ctypes
 import gc
-import sys
 from pathlib import Path
-from types import MappingProxyType, SimpleNamespace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,73 +13,22 @@ import torch
 
 from engines.runtime.device import dlpack
 from engines.runtime.device.arrays import DeviceArray
-from engines.runtime.device.dlpack import make_capsule, read_capsule
-from engines.runtime.device.staging import copy_into
-from engines.runtime.executors import tensorrt as runtime
 from engines.runtime.executors.tensorrt import TensorRTEngine
 from engines.runtime.graph_session import Choice, GraphSession
 from specs.errors import InputError, ParityError, PreflightError
-from tests.engines.runtime.executors.test_tensorrt import CANDIDATE, GRAPH, expect, make_feed
-from tests.engines.runtime.tensorrt_stand_in import MODULE, Device, Stream
+from tests.engines.runtime.stand_in_calls import (
+    CANDIDATE,
+    GRAPH,
+    Interface,
+    OnDevice,
+    expect,
+    make_feed,
+    narrow,
+    open_session,
+)
+from tests.engines.runtime.tensorrt_stand_in import Device, Stream
 
-
-@pytest.fixture(autouse=True)
-def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt", MODULE)
-    monkeypatch.setattr(runtime, "CudaStream", Stream)
-    Device.reset()
-
-
-class OnDevice:
-    """Another library's array: by DLPack, or by __cuda_array_interface__ alone."""
-
-    def __init__(self, value: np.ndarray, *, shift: int = 0) -> None:
-        self.shape, self.dtype = value.shape, value.dtype
-        self.address = Device.make_memory(value.nbytes, shift=shift)
-        self.write(value)
-        self.streams: list[int] = []
-
-    def write(self, value: np.ndarray) -> None:
-        ctypes.memmove(self.address, np.ascontiguousarray(value).ctypes.data, value.nbytes)
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return (dlpack.CUDA, 0)
-
-    def __dlpack__(self, *, stream: int | None = None) -> object:
-        self.streams.append(stream or 0)
-        return make_capsule(self.address, self.shape, self.dtype, self)
-
-
-class Interface:
-    def __init__(self, array: OnDevice, **changes: Any) -> None:
-        self.array = array
-        self.__cuda_array_interface__ = {
-            "version": 3, "shape": array.shape, "typestr": array.dtype.str, "data": (array.address, False), **changes,
-        }  # fmt: skip
-
-
-def open_session(folder: Path, *, stream: int | None = None) -> GraphSession:
-    (folder / "model.plan").write_bytes(b"whole")
-    engine = TensorRTEngine(folder / "model.plan", GRAPH, CANDIDATE, plugins=(), stream=stream)
-    return GraphSession(
-        GRAPH,
-        {"batch": (1, 2, 8)},
-        choice=Choice(graph="g", file="g/model.plan", backend="tensorrt", precision="fp16"),
-        execute=engine.execute,
-        close=engine.close,
-        view=engine.view,
-        allocate=engine.allocate,
-    )
-
-
-@pytest.fixture
-def session(tmp_path: Path) -> GraphSession:
-    return open_session(tmp_path)
-
-
-def narrow(feed: dict[str, np.ndarray]) -> dict[str, OnDevice]:
-    """On the device, in the engine's own types."""
-    return {"a": OnDevice(feed["a"]), "n": OnDevice(feed["n"].astype(np.int32))}
+pytestmark = pytest.mark.usefixtures("tensorrt_stand_in")
 
 
 def test_inputs_on_the_gpu_are_read_where_they_lie_and_outputs_stay_there(session: GraphSession) -> None:
@@ -336,124 +283,3 @@ def test_check_finite_looks_at_outputs_on_the_gpu(session: GraphSession) -> None
     feed["a"][1, 2] = np.inf
     with pytest.raises(ParityError, match="1 of 8 elements"):
         session.run(narrow(feed), check_finite=True)
-
-
-# DLPack
-
-
-def test_capsules_of_torch_and_numpy_are_read() -> None:
-    tensor = torch.arange(24, dtype=torch.float16).reshape(2, 3, 4)[:, 1:]
-    layout = read_capsule(torch.utils.dlpack.to_dlpack(tensor))
-    assert layout == (tensor.data_ptr(), (dlpack.CPU, 0), np.dtype(np.float16), (2, 2, 4), (12, 4, 1))
-    array = np.zeros((5, 0, 2), np.int64)
-    layout = read_capsule(array.__dlpack__())
-    assert (layout.dtype, layout.shape) == (np.dtype(np.int64), (5, 0, 2))
-    assert read_capsule(torch.utils.dlpack.to_dlpack(torch.zeros(2, dtype=torch.bfloat16))).dtype is None
-    with pytest.raises(ValueError, match="PyCapsule"):
-        read_capsule(object())
-
-
-def test_a_capsule_lets_its_owner_go_once_whoever_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Owner:
-        alive = 0
-
-        def __init__(self) -> None:
-            Owner.alive += 1
-
-        def __del__(self) -> None:
-            Owner.alive -= 1
-
-    value = np.arange(6, dtype=np.float32).reshape(2, 3)
-
-    def make() -> object:
-        return make_capsule(value.ctypes.data, (2, 3), value.dtype, Owner())
-
-    capsule = make()
-    assert Owner.alive == 1 and read_capsule(capsule).strides == (3, 1)
-    del capsule  # nobody took it
-    assert Owner.alive == 0
-    monkeypatch.setattr(dlpack, "CUDA", dlpack.CPU)
-    tensor = torch.from_dlpack(make())
-    assert tensor.data_ptr() == value.ctypes.data and torch.equal(tensor, torch.from_numpy(value))
-    part = tensor[1]
-    del tensor
-    gc.collect()
-    assert Owner.alive == 1
-    del part
-    gc.collect()
-    assert Owner.alive == 0 and not dlpack._lent
-
-
-class Tensor:
-    """As torch's, which this machine has for the CPU alone."""
-
-    def __init__(self, array: OnDevice, **changes: Any) -> None:
-        self.array, self.shape = array, array.shape
-        self.dtype, self.device = f"torch.{array.dtype}", SimpleNamespace(index=0)
-        self.is_cuda, self.requires_grad, self.contiguous, self.conjugate, self.negated = (
-            True,
-            False,
-            True,
-            False,
-            False,
-        )
-        self.__dict__.update(changes)
-
-    def is_contiguous(self) -> bool:
-        return self.contiguous
-
-    def is_conj(self) -> bool:
-        return self.conjugate
-
-    def is_neg(self) -> bool:
-        return self.negated
-
-    def data_ptr(self) -> int:
-        return self.array.address
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return (dlpack.CUDA, 0)
-
-    def __dlpack__(self, *, stream: int | None = None) -> object:
-        raise BufferError("by DLPack")
-
-
-@pytest.fixture
-def _torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    current = SimpleNamespace(current_stream=lambda device: SimpleNamespace(cuda_stream=77))
-    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(Tensor=Tensor, cuda=current))
-
-
-@pytest.mark.usefixtures("_torch")
-def test_a_tensor_of_torch_is_read_without_dlpack_and_its_stream_waited_for(session: GraphSession) -> None:
-    feed = make_feed(2)
-    given = {"a": Tensor(narrow(feed)["a"]), "n": feed["n"]}
-    assert np.array_equal(session.run(given)["y"].to_numpy(), expect(feed))
-    assert Device.ordered == [(100, 77)]
-
-
-@pytest.mark.usefixtures("_torch")
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"requires_grad": True}, {"contiguous": False}, {"conjugate": True}, {"negated": True}, {"is_cuda": False},
-        {"device": SimpleNamespace(index=1)}, {"dtype": "torch.bfloat16"},
-    ],
-)  # fmt: skip
-def test_of_any_other_tensor_dlpack_decides(session: GraphSession, changes: dict[str, Any]) -> None:
-    feed = make_feed(2)
-    with pytest.raises(InputError, match="by DLPack"):
-        session.run({"a": Tensor(narrow(feed)["a"], **changes), "n": feed["n"]})
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 9])
-def test_large_inputs_are_copied_whole_by_several_threads(count: int) -> None:
-    value = np.random.default_rng(0).integers(-99, 99, (count, 5, 1 << 16)).transpose(0, 2, 1)
-    view = np.zeros(value.shape, np.int32)
-    copy_into(view, value)
-    assert np.array_equal(view, value) and view.nbytes > 1 << 20
-    copy_into(empty := np.zeros((0, 4), np.float32), np.zeros((0, 4), np.float32))
-    copy_into(scalar := np.zeros((), np.float32), np.full((), 3, np.float32))
-    assert scalar == 3 and not empty.size
-    with pytest.raises(TypeError):
-        copy_into(view, value + 0.5)

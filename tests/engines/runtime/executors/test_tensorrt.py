@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,34 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engines.runtime.executors import tensorrt as runtime
 from engines.runtime.executors.shape_ranges import choose_profile
 from engines.runtime.executors.tensorrt import TensorRTEngine
 from engines.runtime.executors.tensorrt_contexts import MOST_CONTEXTS
 from engines.runtime.preflight import Candidate
-from specs.bundle import Graph, IoTensor
 from specs.errors import InputError, PreflightError
-from tests.engines.runtime.tensorrt_stand_in import MODULE, PROFILE_REFUSAL, TRUNCATED, Context, Device, Engine, Stream
+from tests.engines.runtime.stand_in_calls import CANDIDATE, GRAPH, expect, make_feed
+from tests.engines.runtime.tensorrt_stand_in import MODULE, PROFILE_REFUSAL, TRUNCATED, Context, Device, Engine
 
-GRAPH = Graph(
-    name="g",
-    component="g",
-    file="g/model.onnx",
-    golden="g/model.golden.npz",
-    inputs=(
-        IoTensor(name="a", dtype="float32", shape=("batch", 4)),
-        IoTensor(name="n", dtype="int64", shape=("batch",)),
-    ),
-    outputs=(IoTensor(name="y", dtype="float32", shape=("batch", 4)),),
-)
-CANDIDATE = Candidate(file="g/model.plan", backend="tensorrt", precision="fp16", shares_profiles=True)
-
-
-@pytest.fixture(autouse=True)
-def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt", MODULE)
-    monkeypatch.setattr(runtime, "CudaStream", Stream)
-    Device.reset()
+pytestmark = pytest.mark.usefixtures("tensorrt_stand_in")
 
 
 @pytest.fixture
@@ -49,16 +29,6 @@ def engine(tmp_path: Path) -> TensorRTEngine:
 def open_engine(folder: Path, plan: bytes, candidate: Candidate = CANDIDATE) -> TensorRTEngine:
     (folder / "model.plan").write_bytes(plan)
     return TensorRTEngine(folder / "model.plan", GRAPH, candidate, plugins=())
-
-
-def make_feed(batch: int, seed: int = 0) -> dict[str, np.ndarray]:
-    random = np.random.default_rng(seed)
-    return {"a": random.random((batch, 4), np.float32), "n": random.integers(-9, 9, batch)}
-
-
-def expect(feed: dict[str, np.ndarray]) -> np.ndarray:
-    result: np.ndarray = (2 * feed["a"] + feed["n"][:, None]).astype(np.float32)
-    return result
 
 
 def run(engine: TensorRTEngine, feed: dict[str, np.ndarray]) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engines.runtime.device.arrays import BlockPool, DeviceArray
-from engines.runtime.executors import tensorrt as runtime
+from engines.runtime.device.arrays import DeviceArray
+from engines.runtime.device.pool import BlockPool
 from engines.runtime.executors.fixed_sizes import OpenEngine, SizedEngines
 from engines.runtime.executors.tensorrt import TensorRTEngine
 from engines.runtime.graph_session import Choice, GraphSession
@@ -20,8 +19,8 @@ from engines.runtime.pipelines.stages.cached_decoder import CachedDecoder
 from engines.runtime.pipelines.stages.decoding import fit_cache
 from specs.bundle import Graph, IoTensor
 from tests.engines.runtime import tensorrt_stand_in as stand_in
-from tests.engines.runtime.executors.test_tensorrt import CANDIDATE
-from tests.engines.runtime.tensorrt_stand_in import MODULE, Device, Stream
+from tests.engines.runtime.stand_in_calls import CANDIDATE
+from tests.engines.runtime.tensorrt_stand_in import Device, Stream
 
 WORDS, HEADS, WIDTH, MOST_SLOTS = 101, 1, 2, 256
 CACHE = ("batch", HEADS, "cache", WIDTH)
@@ -125,11 +124,8 @@ class StepEngine(stand_in.Engine):
 
 
 @pytest.fixture(autouse=True)
-def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt", MODULE)
+def _step_engine(tensorrt_stand_in: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stand_in, "Engine", StepEngine)
-    monkeypatch.setattr(runtime, "CudaStream", Stream)
-    Device.reset()
 
 
 def open_on_host(graph: Graph, function: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]) -> GraphSession:
