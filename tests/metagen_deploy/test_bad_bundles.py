@@ -15,7 +15,7 @@ import pytest
 from engines.runtime import load
 from engines.runtime.device.cuda import Gpu
 from engines.runtime.preflight import Machine
-from specs.bundle_files import read_manifest
+from specs.bundle.files import read_manifest
 from specs.errors import MetagenError, PreflightError
 from tests.refusals import HAS_COMPILER, check_message, refuse, spell
 from tests.small_bundles import change_manifest, make_decoder_weights, write_classifier, write_clip, write_decoder
