@@ -10,7 +10,7 @@ Nothing here judges numbers: `engines.checking.parity` does, before the staged f
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from exporters.calibration.measure import Method as CalibrationMethod
 from exporters.calibration.measure import measure_ranges
 from exporters.checkpoints import open_checkpoint, write_report
 from exporters.checkpoints.tokenizers.assets import write_tokenizer
@@ -52,7 +51,7 @@ from specs.schema import Precision, Spec
 from specs.sources import is_checkpoint, name_tokenizer_asset
 from specs.targets import Target
 
-Samples = Callable[[], Iterable[Mapping[str, np.ndarray]]]
+Calibrate = Callable[[Sequence[str]], Mapping[str, Range]]
 
 _TOOLS = ("metagen-deploy", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
 
@@ -186,15 +185,14 @@ def write_typed_graphs(
     wanted: Sequence[Variant],
     pool: WeightPool,
     *,
-    samples: Samples,
-    calibration_method: CalibrationMethod,
+    calibrate: Calibrate,
     decided: Decided,
     progress: Progress,
 ) -> tuple[TypedGraph, ...]:
     """Lower and type the portable graph for every variant; targets that lower alike share the work.
 
     Args:
-        samples: called once, and only when something is INT8.
+        calibrate: gives the ranges of the tensors it is asked for; called once, and only when something is INT8.
         decided: about the component's weights, by its earlier graphs; see `run_pipeline`.
     """
     stem, component = portable.stem, portable.parent.name
@@ -210,8 +208,7 @@ def write_typed_graphs(
         if key not in done:
             progress(f"{component}/{stem}: lowering to {precision} for {target.name}", None)
             if ranges is None and uses_ranges(target.lowering, typing):
-                tensors = list_quantizable_tensors(model)
-                ranges = measure_ranges(portable, tensors, samples(), method=calibration_method, progress=progress)
+                ranges = calibrate(list_quantizable_tensors(model))
             lower_graph = partial(
                 run_pipeline, begun, lowering=target.lowering, precision=typing, ranges=ranges, decided=decided
             )
@@ -294,8 +291,13 @@ def _export_graph(
         portable,
         wanted,
         component.pool,
-        samples=lambda: _stream_samples(spec, handler, module),
-        calibration_method=spec.calibration.method,
+        calibrate=lambda tensors: measure_ranges(
+            portable,
+            tensors,
+            _stream_samples(spec, handler, module),
+            method=spec.calibration.method,
+            progress=progress,
+        ),
         decided=component.decided,
         progress=progress,
     )

@@ -52,6 +52,7 @@ class ParityRow:
     needed_relative: float  # the limit this output would need to pass
     passed: bool
     reason: str = ""  # why it failed, one line
+    samples: int = 1  # that were compared; of several, `needed_relative` is the rms error of the worst one
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,15 @@ Standard library only. What is judged, per output y against its reference r:
                      of ONNX Runtime's CPU kernels is right to some 2^-24 of 1, not of p
     top-1 loss       top1(fp32) - top1(y)      on the labelled data, where a graph has some
 
+An int8 graph of a user's ONNX file is judged on several samples that calibrated nothing, together: r is all of them.
+
+    every sample     rms of y - r over rms(r) at most `most`, and the cosine of all: else int8 loses the answers
+    all together     rms error at most `fine`, or `sure_floors` times what rounding alone makes of this very model
+                     (`exporters.onnx_models.rounding_noise`): else it is not rounding, and the graph is wrong
+    every element    at most `most` of rms(r), or `sure_floors` times the largest that rounding makes. A maximum grows
+                     with the elements, and where most are 0 (the probabilities of 200 classes) one that moves by 0.1 is
+                     1.2 of their rms: one limit cannot serve a scalar and those
+
 The limit of the relative error follows the graph's own noise floor where it is known: the floor is torch's max |fp32 -
 fp64| for this very graph and input, so a shallow graph gets a sharp limit and a deep one a fair limit:
 
@@ -53,6 +62,7 @@ class Tolerance:
     top1_loss: float  # share of samples
     reason: str
     sure_floors: float = 0.0  # what a right graph may be off by, in floors, however large these are
+    fine: float = 0.0  # an rms error that needs no explanation
     ceiling: float = 0.0  # no limit is looser, whatever a manifest claims as its floor; `most` where that is more
 
 
@@ -101,6 +111,8 @@ TOLERANCES: Mapping[str, Tolerance] = {
         nothing=4 / 254,
         top1_loss=0.005,
         reason="steps of 1/127 of each tensor's range, whatever the arithmetic: twice the most measured",
+        sure_floors=3.0,
+        fine=0.02,
     ),
 }
 

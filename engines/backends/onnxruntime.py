@@ -95,10 +95,11 @@ def find_version() -> str:
     return ""
 
 
-def make_session(path: Path, model_bytes: bytes | None = None) -> Any:
+def make_session(path: Path, model_bytes: bytes | None = None, *, spare_memory: bool = True) -> Any:
     """A session over the file, or over `model_bytes` that refer to external data beside `path`.
 
-    Large weights stay in their files: see `specs.system.mapped_session`.
+    Args:
+        spare_memory: large weights stay in their files, at the cost of speed: see `specs.system.mapped_session`.
 
     Raises:
         MissingDependency, GraphError (not a graph, unsupported opset or op, missing external data).
@@ -114,7 +115,7 @@ def make_session(path: Path, model_bytes: bytes | None = None) -> Any:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     model = str(path) if model_bytes is None else model_bytes
     try:
-        if has_large_weights(path):
+        if spare_memory and has_large_weights(path):
             return make_mapped_session(path, options, providers=list_providers(), model_bytes=model_bytes)
         return make_ort_session(model, options, list_providers())
     except list_exceptions() as error:

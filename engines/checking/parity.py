@@ -2,6 +2,7 @@
 
     golden.npz --feed--> stage --outputs--> gates --> measure --> judge --> rows
                                             names and their order, dtype, shape, NaN and infinity
+    held_out.npz --> the same of int8, on samples of a user's file that calibrated nothing (`held_out`)
     evaluation.npz --feed--> stage --> top-1, beside that of the fp32 graph
     an engine of fixed sizes is compared with the one of all sizes, which is compared with the golden data
 
@@ -31,7 +32,15 @@ from engines.checking.compare import (
     quiet_polygraphy,
 )
 from engines.checking.culprit import find_divergence
-from engines.checking.reference import read_evaluation, read_golden, resize_feed, split_batches
+from engines.checking.held_out import judge_held_out
+from engines.checking.reference import (
+    HeldOut,
+    read_evaluation,
+    read_golden,
+    read_held_out,
+    resize_feed,
+    split_batches,
+)
 from engines.onnx_files.read import require_listed_weights
 from engines.plugins import locate_files
 from specs.bundle import EngineFile, Graph, Manifest
@@ -52,6 +61,7 @@ class _Stage:
 
     graph: Graph
     where: StageName
+    target: str = ""
     capability: str = ""
     engine: EngineFile | None = None
 
@@ -138,10 +148,12 @@ def _list_stages(graph: Graph) -> Iterable[_Stage]:
 
     yield _Stage(graph=graph, where=name(graph.file, _ONNXRUNTIME, graph.precision))
     for typed in graph.typed:
-        yield _Stage(graph=graph, where=name(typed.file, _ONNXRUNTIME, typed.precision))
+        yield _Stage(graph=graph, where=name(typed.file, _ONNXRUNTIME, typed.precision), target=typed.target)
     for engine in graph.engines:
         where = name(engine.file, engine.backend, engine.precision)
-        yield _Stage(graph=graph, where=where, capability=engine.compute_capability, engine=engine)
+        yield _Stage(
+            graph=graph, where=where, target=engine.target, capability=engine.compute_capability, engine=engine
+        )
 
 
 def _is_metric_reference(stage: _Stage) -> bool:
@@ -169,13 +181,14 @@ def _check_stage(
         require_listed_weights(folder, manifest, where.stage)
     feed, golden = read_golden(folder, graph)
     fixed = stage.engine is not None and bool(stage.engine.sizes)
+    held = read_held_out(folder, graph, stage.target) if where.precision == "int8" and not fixed else HeldOut()
     evaluation = None if fixed else read_evaluation(folder, graph)
     batches = list(split_batches(evaluation[0], graph, manifest)) if evaluation else []
     try:
         if fixed:
             feed = resize_feed(feed, graph, stage.engine.sizes if stage.engine else {})
             golden = _ask_general(folder, manifest, stage, feed)
-        results = _run(_load_runner(folder, manifest, stage), [feed, *batches])
+        results = _run(_load_runner(folder, manifest, stage), [feed, *held.feeds, *batches])
     except BuildError as error:  # an operator that this backend does not implement
         findings.not_run[where.stage] = _join(error)
         return
@@ -188,7 +201,8 @@ def _check_stage(
         return
     if not where.stage.endswith(".onnx"):
         results = [_restore_interface(graph, outputs) for outputs in results]
-    rows = judge_outputs(where, graph, results[0], golden, manifest.parity)
+    count = 1 + len(held.feeds)
+    rows = _judge(where, graph, results[:count], [golden, *held.answers], held, manifest.parity)
     findings.rows += rows
     failed = next((row for row in rows if not row.passed), None)
     compared = failed is not None and failed.difference.reference_rms > 0  # not stopped at a gate before
@@ -197,7 +211,7 @@ def _check_stage(
         if found is not None:
             findings.divergences[where.stage] = found
     if evaluation is not None:
-        value = measure_top1([r[graph.outputs[0].name] for r in results[1:]], evaluation[1])
+        value = measure_top1([r[graph.outputs[0].name] for r in results[count:]], evaluation[1])
         if where.stage == graph.file:
             references[graph.name] = value
         if graph.name in references:
@@ -207,6 +221,20 @@ def _check_stage(
             findings.not_run[f"{where.stage} (top1)"] = (
                 f"{graph.file} did not run here, and no earlier check recorded its fp32 value"
             )
+
+
+def _judge(
+    where: StageName,
+    graph: Graph,
+    results: Sequence[Mapping[str, Array]],
+    references: Sequence[Mapping[str, Array]],
+    held: HeldOut,
+    parity: Mapping[str, float],
+) -> list[ParityRow]:
+    """The golden sample alone, or with those that were held out beside it."""
+    if held.feeds and all(list(result) == [tensor.name for tensor in graph.outputs] for result in results):
+        return judge_held_out(where, graph, results, references, held.rounding)
+    return judge_outputs(where, graph, results[0], references[0], parity)
 
 
 def _load_runner(folder: Path, manifest: Manifest, stage: _Stage) -> Any:

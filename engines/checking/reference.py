@@ -2,11 +2,13 @@
 
 <graph>.golden.npz       input:<name>, output:<name>: what torch answered in fp32
 <graph>.evaluation.npz   input:<name>, labels: held-out data, where the spec names some
+<graph>.held_out.npz     0:input:<name>, 0:output:<name>, ..., rounding:<target>:<output>: of a user's ONNX file
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,44 @@ def _has_shape(value: Array, tensor: IoTensor) -> bool:
     return value.ndim == len(tensor.shape) and all(
         isinstance(wanted, str) or size == wanted for size, wanted in zip(value.shape, tensor.shape, strict=True)
     )
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How far rounding to 8 bits alone moves an output on any of the samples, in its units."""
+
+    largest: float
+    rms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Samples that calibrated nothing: what the original answers, and what rounding to 8 bits alone makes of that."""
+
+    feeds: tuple[dict[str, Array], ...] = ()
+    answers: tuple[dict[str, Array], ...] = ()
+    rounding: Mapping[str, Rounding] = field(default_factory=dict)  # by output; missing where it is not known
+
+
+def read_held_out(folder: Path, graph: Graph, target: str) -> HeldOut:
+    """The held-out samples of a graph for one target; empty when it has none. Raises BundleError."""
+    if graph.held_out is None:
+        return HeldOut()
+    path = resolve_inside(folder, graph.held_out)
+    arrays = _read_arrays(path)
+    count = len({key.partition(":")[0] for key in arrays if not key.startswith("rounding:")})
+    try:
+        feeds = tuple({t.name: arrays[f"{i}:input:{t.name}"] for t in graph.inputs} for i in range(count))
+        answers = tuple({t.name: arrays[f"{i}:output:{t.name}"] for t in graph.outputs} for i in range(count))
+    except KeyError as error:
+        raise BundleError(
+            f"the held-out data of graph '{graph.name}' lacks {error}",
+            where=str(path),
+            fix="export the bundle again",
+        ) from None
+    far = {t.name: value for t in graph.outputs if (value := arrays.get(f"rounding:{target}:{t.name}")) is not None}
+    rounding = {name: Rounding(*map(float, value)) for name, value in far.items() if value.shape == (2,)}
+    return HeldOut(feeds=feeds, answers=answers, rounding=rounding)
 
 
 def _is_row(value: Array, tensor: IoTensor) -> bool:

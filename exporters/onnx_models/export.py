@@ -1,14 +1,14 @@
 """Any ONNX file -> the contents of a bundle. The file itself, run by ONNX Runtime without optimisation, is the oracle.
 
 model.onnx --read, normalise--> name its dynamic dims, fix those of one size --> <model>/model.onnx
-           --ONNX Runtime-----> golden data
+           --ONNX Runtime-----> golden data, and for int8 samples that are held out
 <model>/model.onnx -----------> the same typed graphs as a spec
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,13 +16,17 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from exporters.calibration.measure import measure_ranges
 from exporters.export import Variant, finish_bundle, list_versions, write_typed_graphs
 from exporters.garbage import collect_rarely
 from exporters.golden.data import write_golden
+from exporters.onnx_models.held_out import HeldOut, answer_held_out, split_samples, write_held_out
+from exporters.onnx_models.known_branches import take_known_branches
 from exporters.onnx_models.probabilities import list_probabilities
-from exporters.onnx_models.read import read_source
+from exporters.onnx_models.read import Source, read_source
 from exporters.onnx_models.reference import Reference, find_reference
 from exporters.onnx_models.samples import Feed, make_random_inputs, read_sample_sizes, read_samples
+from exporters.passes import Range
 from exporters.passes.shared.graph import describe_node, is_onnx
 from exporters.trace import choose_sizes
 from exporters.weights import INLINE_BYTES, WeightPool
@@ -34,10 +38,11 @@ from specs.schema import Dim, Precision
 from specs.targets import Target
 
 COMPONENT = "model"
+_HELD_OUT_FILE = f"{COMPONENT}/model.held_out.npz"
 #: What a dynamic dim may be when the user did not say.
 DEFAULT_DIM = Dim(min=1, opt=1, max=16)
-_RANDOM_SAMPLES = 16
-_SEED = 1  # of made-up calibration data; the golden data has another
+#: Of made-up data; the golden data has the seed 0.
+_CALIBRATION_SEEDS, _HELD_OUT_SEEDS = range(1, 17), range(17, 25)
 _GOLDEN_NEAR = 3
 _NOT_NUMPY = (None, ir.DataType.UNDEFINED, ir.DataType.STRING)
 _STANDARD_DOMAINS = ("", "ai.onnx")
@@ -70,42 +75,54 @@ def export_model(
         GraphError: the file cannot be read or run, or has an input that cannot be made up (strings, sequences).
         CalibrationError: the calibration data does not fit the inputs.
     """
-    progress(f"reading {source.name}", None)
-    read = read_source(source)
+    read, inputs, ranges = _read(source, dims, calibration, progress)
     model = read.model
-    for note in read.notes:
-        progress(f"{source.name}: {note}", None)
-    interface = tuple(_describe(value, source) for value in name_dynamic_dims(model))
-    seen = read_sample_sizes(calibration, interface) if calibration else {}
-    chosen = _choose_dims(interface, dims, seen, source)
-    for name, dim in chosen.items():
-        if name not in dims and dim != DEFAULT_DIM:
-            progress(f"'{name}' is {_spell_range(dim)}, as in the samples; other sizes: --dim", None)
-    inputs, ranges = _settle_interface(model, interface, chosen)
-
     progress("golden data from ONNX Runtime", None)
     near = choose_sizes(ranges, near=_GOLDEN_NEAR)
     samples = read_samples(calibration, inputs, ranges, near) if calibration else []
-    reference = find_reference(read, inputs, ranges, samples, chosen=dims)
+    kept, held_feeds = split_samples(samples) if "int8" in precisions else (samples, [])
+    reference = find_reference(read, inputs, ranges, held_feeds or samples, chosen=dims)
     _require_standard_operators(model, targets, source)
     graph, pool = _write_portable(model, folder, inputs, reference)
-    del read, model
+    del model
     own = find_precision(folder / graph.file)
     _require_reachable(own, precisions, source)
     if own == "fp32":
         graph = replace(graph, noise_floor=reference.noise_floor, no_noise_floor=reference.no_noise_floor)
     write_golden(folder / graph.golden, reference.feed, reference.outputs)
+    if "int8" in precisions and not samples:
+        held_feeds = list(_make_samples(inputs, reference, _HELD_OUT_SEEDS))
+    held = answer_held_out(read, held_feeds) if own != "int8" else HeldOut()
+    del read
+    calibrating = kept or _make_samples(inputs, reference, _CALIBRATION_SEEDS)
+    measure = _Calibration(folder / graph.file, calibrating, progress=progress)
     typed = write_typed_graphs(
         folder / graph.file,
         [Variant(target=t, precision=p, as_it_is=p == own) for t in targets for p in precisions or (own,)],
         pool,
-        samples=lambda: samples or list(_make_samples(inputs, reference)),
-        calibration_method="mse",
+        calibrate=measure,
         decided={},
         progress=progress,
     )
-    graph = replace(graph, precision=own, typed=typed)
+    graph = replace(graph, precision=own, typed=typed, held_out=_HELD_OUT_FILE if held.feeds else None)
+    if graph.held_out:
+        progress("what rounding to 8 bits does to samples that are held out", None)
+        golden = (reference.feed, reference.outputs)
+        write_held_out(folder / graph.held_out, held, golden, folder / graph.file, measure.ranges, targets)
     return finish_bundle(folder, _make_manifest(source, ranges, graph), components={COMPONENT: pool})
+
+
+def _read(
+    path: Path, dims: Mapping[str, Dim], calibration: Path | None, progress: Progress
+) -> tuple[Source, tuple[IoTensor, ...], Mapping[str, Dim]]:
+    """The file, its inputs, and the ranges of their dynamic dims."""
+    progress(f"reading {path.name}", None)
+    read = read_source(path)
+    for note in read.notes:
+        progress(f"{path.name}: {note}", None)
+    interface = tuple(_describe(value, path) for value in name_dynamic_dims(read.model))
+    chosen = _choose_dims(interface, dims, calibration, path, progress)
+    return read, *_settle_interface(read.model, interface, chosen)
 
 
 def _write_portable(
@@ -145,6 +162,8 @@ def _settle_interface(
 ) -> tuple[tuple[IoTensor, ...], Mapping[str, Dim]]:
     """The inputs and the ranges of their dynamic dims; constants become initializers of the main graph on the way."""
     inputs = interface
+    if _has_branches(model):
+        take_known_branches(model, {name: dim.min for name, dim in ranges.items() if dim.min == dim.max})
     if not _has_branches(model):
         inputs = _fix_single_sizes(model, interface, ranges)
         ranges = {name: dim for name, dim in ranges.items() if dim.min < dim.max}
@@ -176,9 +195,10 @@ def _name_dim(value: ir.Value, axis: int, size: int | ir.SymbolicDim, used: set[
 
 
 def _choose_dims(
-    inputs: Sequence[IoTensor], given: Mapping[str, Dim], seen: Mapping[str, Sequence[int]], source: Path
+    inputs: Sequence[IoTensor], given: Mapping[str, Dim], calibration: Path | None, source: Path, progress: Progress
 ) -> dict[str, Dim]:
     """The range of every dim: what the user said, else what holds the samples' sizes."""
+    seen = read_sample_sizes(calibration, inputs) if calibration else {}
     names = [size for tensor in inputs for size in tensor.shape if isinstance(size, str)]
     for name in given:
         if name not in names:
@@ -188,7 +208,11 @@ def _choose_dims(
                 allowed=name_nearest(name, set(names)),
                 fix="name one of these in --dim" if names else "leave --dim away: every size of this model is fixed",
             )
-    return {name: given.get(name) or _hold(seen.get(name, ())) for name in names}
+    chosen = {name: given.get(name) or _hold(seen.get(name, ())) for name in names}
+    for name, dim in chosen.items():
+        if name not in given and dim != DEFAULT_DIM:
+            progress(f"'{name}' is {_spell_range(dim)}, as in the samples; other sizes: --dim", None)
+    return chosen
 
 
 def _hold(sizes: Sequence[int]) -> Dim:
@@ -258,9 +282,22 @@ def _fix_single_sizes(model: ir.Model, inputs: Sequence[IoTensor], ranges: Mappi
     )
 
 
-def _make_samples(inputs: Sequence[IoTensor], reference: Reference) -> Iterator[Feed]:
-    for index in range(_RANDOM_SAMPLES):
-        yield make_random_inputs(inputs, reference.sizes, reference.draw, seed=_SEED + index)
+def _make_samples(inputs: Sequence[IoTensor], reference: Reference, seeds: range) -> Iterator[Feed]:
+    for seed in seeds:
+        yield make_random_inputs(inputs, reference.sizes, reference.draw, seed=seed)
+
+
+class _Calibration:
+    """Measures ranges when int8 first asks for them, and keeps them."""
+
+    def __init__(self, portable: Path, samples: Iterable[Feed], *, progress: Progress) -> None:
+        self.portable, self.samples, self.progress = portable, samples, progress
+        self.ranges: Mapping[str, Range] = {}
+
+    def __call__(self, tensors: Sequence[str]) -> Mapping[str, Range]:
+        """The range of each tensor."""
+        self.ranges = measure_ranges(self.portable, tensors, self.samples, method="mse", progress=self.progress)
+        return self.ranges
 
 
 def _describe(value: ir.Value, source: Path) -> IoTensor:

@@ -87,13 +87,13 @@ def find_reference(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         try:
-            with running_apart(_place(source, folder), folder, data_folder=source.path.parent) as model:
+            with running_apart(place_runnable(source, folder), folder, data_folder=source.path.parent) as model:
                 return _find(source, model, inputs, dims, samples, chosen)
         except RefusedError as error:
             raise _refuse_file(source, str(error)) from None
 
 
-def _place(source: Source, scratch: Path) -> Path:
+def place_runnable(source: Source, scratch: Path) -> Path:
     """The file to run: the user's own, or its repaired bytes in a file of ours."""
     if not isinstance(source.runnable, bytes):
         return source.runnable

@@ -68,6 +68,7 @@ __all__ = [
     "Decided",
     "PipelineResult",
     "Range",
+    "copy_for_int8",
     "list_quantizable_tensors",
     "run_pipeline",
     "share_beginnings",
@@ -228,10 +229,16 @@ def list_quantizable_tensors(model: ir.Model) -> tuple[str, ...]:
     """
     visible = {value.name for value in model.graph.inputs}
     visible.update(value.name for node in model.graph for value in node.outputs)
+    found = find_weighted(copy_for_int8(model).graph)
+    return tuple(dict.fromkeys(name for name in list_activations(found) if name in visible))
+
+
+def copy_for_int8(model: ir.Model) -> ir.Model:
+    """A copy as int8 pipelines have it before anything is typed: functions inlined, weights as products take them."""
     copy = model.clone()
     for step in (*_BODY, FoldTransposedWeights()):
         step(copy)
-    return tuple(dict.fromkeys(name for name in list_activations(find_weighted(copy.graph)) if name in visible))
+    return copy
 
 
 def _find_pipeline(lowering: str, precision: str) -> Pipeline:

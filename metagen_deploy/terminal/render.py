@@ -116,7 +116,7 @@ def print_parity(report: ParityReport) -> None:
                 row.stage,
                 row.backend,
                 row.precision,
-                name,
+                name if row.samples == 1 else f"{name}, {row.samples} samples",
                 f"{row.difference.max_abs:.2e}",
                 f"{row.needed_relative:.2e}",
                 f"{row.limit_relative:.2e}",

@@ -137,6 +137,7 @@ def _parse_graph(item: _Reader) -> Graph:
         no_noise_floor=item.take("no_noise_floor", str, ""),
         probabilities=item.strings("probabilities"),
         evaluation=item.take("evaluation", (str, type(None)), None),
+        held_out=item.take("held_out", (str, type(None)), None),
         typed=tuple(
             TypedGraph(keep_fp32=t.strings("keep_fp32"), **_take_fields(t, TypedGraph)) for t in item.each("typed")
         ),

@@ -178,7 +178,7 @@ USES: dict[str, tuple[list[str], str]] = {
         (
             "torch has no model to time: this bundle was made of an ONNX file, not of a spec\n"
             "  where:   net.bundle\n"
-            "  fix:     leave --against away"
+            "  fix:     time the file itself in ONNX Runtime: --against stock-onnx"
         ),
     ),
     "nothing to inspect": (

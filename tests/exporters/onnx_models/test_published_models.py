@@ -93,7 +93,7 @@ def test_an_integer_is_what_the_model_asks_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize("target", ["cpu", "rtx-4090", "a100@trt8.6"])
 def test_one_size_does_not_break_a_branch_that_it_makes_unreachable(target: str, tmp_path: Path) -> None:
     manifest = export("squeezes_a_size", tmp_path, target, dims={"T": Dim(min=6, opt=6, max=6)})
-    assert manifest.dims["T"] == (6, 6, 6)
+    assert manifest.graphs[0].inputs[0].shape == ("N", 6)
     assert run(tmp_path, x=np.ones((2, 6), np.float32)).shape == (6, 2)
 
 
