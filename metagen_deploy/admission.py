@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def is_made_of(bundle: Path, source: Path, *, target: str | None) -> bool:
         raise OutputError(
             f"the bundle beside {source.name} was made of a spec, and would be replaced",
             where=str(bundle),
-            fix=f"metagen-deploy export {source} -o BUNDLE, then metagen-deploy build BUNDLE",
+            fix=f"metagen-deploy export {shlex.quote(str(source))} -o BUNDLE, then metagen-deploy build BUNDLE",
         )
     manifest = read_manifest(bundle)
     has_target = target is None or any(t.target == target for graph in manifest.graphs for t in graph.typed)
@@ -51,7 +52,7 @@ def is_made_of(bundle: Path, source: Path, *, target: str | None) -> bool:
 def refuse_folder(source: str) -> None:
     """A folder that is neither a spec, nor an ONNX file, nor a checkpoint."""
     if os.path.isfile(os.path.join(source, MANIFEST_NAME)):  # noqa: PTH113, PTH118 - pathlib raises for a name too long
-        raise SpecError("this is a bundle already", where=source, fix=f"metagen-deploy build {source}")
+        raise SpecError("this is a bundle already", where=source, fix=f"metagen-deploy build {shlex.quote(source)}")
     if os.path.isdir(source) and not is_checkpoint(Path(source)):  # noqa: PTH112
         raise make_folder_error(source)
 

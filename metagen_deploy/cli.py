@@ -18,7 +18,7 @@ import click
 
 from metagen_deploy import __version__
 from metagen_deploy.terminal.interrupts import Interrupted, Interrupter, disarm
-from metagen_deploy.terminal.options import ByteSize, FixedSizes, NamedDim, NamedFile, collect_named
+from metagen_deploy.terminal.options import ByteSize, FixedSizes, NamedDim, NamedFile, Place, Source, collect_named
 from specs.errors import MetagenError
 from specs.system.disk import word_os_error
 
@@ -32,7 +32,7 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "int4", "auto")
 BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
 BASELINES = ("torch", "stock-onnx")
 
-PATH = click.Path(path_type=Path, readable=False)  # what cannot be read is told by the verb, and exits 1
+PATH = Place()
 
 
 EXTENSION = click.option(
@@ -71,7 +71,7 @@ def specs() -> None:
 
 
 @cli.command()
-@click.argument("spec", required=False, metavar="[SPEC|CHECKPOINT]")
+@click.argument("spec", type=Source(), required=False, metavar="[SPEC|CHECKPOINT]")
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of a spec, for editors.")
 @click.option(
     "--target", "targets", multiple=True, metavar="T", help="Judge the fit on T instead of the spec's targets."
@@ -120,7 +120,7 @@ def doctor() -> None:
 
 
 @cli.command()
-@click.argument("source", metavar="SPEC|CHECKPOINT|MODEL.onnx")
+@click.argument("source", type=Source(), metavar="SPEC|CHECKPOINT|MODEL.onnx")
 @click.option(
     "-o",
     "--output",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from specs.errors import SpecError, translate_import_error
@@ -19,7 +20,8 @@ def load_source(source: str) -> Spec:
     from specs.sources import is_checkpoint
 
     if is_model(source) and Path(source).is_file():
-        raise SpecError("this is an ONNX file, and no spec", where=source, fix=f"metagen-deploy inspect {source}")
+        fix = f"metagen-deploy inspect {shlex.quote(source)}"
+        raise SpecError("this is an ONNX file, and no spec", where=source, fix=fix)
     if not is_checkpoint(Path(source)):
         return load_spec(source)
     try:

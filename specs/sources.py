@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,9 @@ def find_spec(source: str) -> tuple[Path, str | None]:
 def make_folder_error(source: str) -> SpecError:
     """For a folder that is no checkpoint."""
     if os.path.isfile(os.path.join(source, MANIFEST_NAME)):  # noqa: PTH113, PTH118 - as in `find_spec`
-        return SpecError("this is a bundle, not a spec", where=source, fix=f"metagen-deploy inspect {source}")
+        return SpecError(
+            "this is a bundle, not a spec", where=source, fix=f"metagen-deploy inspect {shlex.quote(source)}"
+        )
     if os.path.isfile(os.path.join(source, "adapter_config.json")):  # noqa: PTH113, PTH118 - as in `find_spec`
         return SpecError(
             "this folder is an adapter (LoRA and the like) without the model that it changes",

@@ -146,9 +146,10 @@ def _find_onnxruntime_obstacle(backend: str, machine: Machine) -> str:
         return "the package 'onnxruntime' is not installed (pip install onnxruntime)"
     if backend == ONNXRUNTIME_CPU:
         return ""
-    if "CUDAExecutionProvider" not in machine.onnxruntime_providers:
-        return "this ONNX Runtime has no CUDA (pip install onnxruntime-gpu)"
-    return "" if machine.gpu else "this machine has no NVIDIA GPU"
+    if machine.gpu is None:
+        return "this machine has no NVIDIA GPU"
+    has_cuda = "CUDAExecutionProvider" in machine.onnxruntime_providers
+    return "" if has_cuda else "this ONNX Runtime has no CUDA (pip install onnxruntime-gpu)"
 
 
 def _find_engine_obstacle(engine: EngineFile, machine: Machine) -> str:

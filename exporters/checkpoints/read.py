@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,7 +160,7 @@ def _check_components(path: Path, spec: Spec, own: Spec) -> None:
             where=f"{spec.name}, whose weights are {path}",
             got=got,
             allowed=f"{allowed}, as the checkpoint's config says",
-            fix=f"copy the components that `metagen-deploy show {path}` prints",
+            fix=f"copy the components that `metagen-deploy show {shlex.quote(str(path))}` prints",
         )
 
 

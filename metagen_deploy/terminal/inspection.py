@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import fields
@@ -50,7 +51,9 @@ def print_inspection(path: Path) -> None:
             "this is nothing that can be inspected",
             where=str(path),
             allowed=f"a bundle's folder, an .onnx file, or an engine ({', '.join(_ENGINE_SUFFIXES)})",
-            fix=f"metagen-deploy inspect {path.parent}" if path.name == MANIFEST_NAME else "check the path",
+            fix=f"metagen-deploy inspect {shlex.quote(str(path.parent))}"
+            if path.name == MANIFEST_NAME
+            else "check the path",
         )
 
 

@@ -2,13 +2,61 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from specs.errors import InputError
+
 if TYPE_CHECKING:
     from specs.schema import Dim
+
+
+class Place(click.ParamType[Path]):
+    """A path: whether it is there, and readable, is told by the verb, with exit status 1.
+
+    Only how it is spelled is looked at: ONNX Runtime, safetensors and the compilers are handed names as UTF-8, whatever
+    the file system's own encoding is, and would look for another file.
+    """
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        require_utf8(str(value))
+        return Path(value)
+
+
+class Source(click.ParamType[str]):
+    """A spec's name or a path, as text; see `Place`."""
+
+    name = "source"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        require_utf8(str(value))
+        return str(value)
+
+
+def require_utf8(path: str) -> None:
+    """Raises InputError for a name whose bytes in the file system are not its text in UTF-8."""
+    try:
+        full = os.path.abspath(path)  # noqa: PTH100 - a name too long is told by the verb
+        same = os.fsencode(full) == full.encode("utf-8")
+    except UnicodeEncodeError:
+        same = False
+    except FileNotFoundError:  # the current folder is gone, which is told by the verb
+        same = True
+    if not same:
+        encoding = sys.getfilesystemencoding()
+        raise InputError(
+            "the name of this path is not UTF-8, in which the runtimes look for it",
+            where=ascii(path),
+            got=f"file names are {encoding} here",
+            fix="rename it, or the folder that it is in" if encoding == "utf-8" else "set PYTHONUTF8=1",
+        )
 
 
 class ByteSize(click.ParamType[int]):

@@ -5,6 +5,7 @@ One function a report; the numbers come from `specs.report` and `specs.bundle`.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def print_manifest(folder: Path, manifest: Manifest, shares: Mapping[str, Precis
             f"{name} {low}..{high} (tuned for {opt})" for name, (low, opt, high) in manifest.dims.items()
         )
         print_line(f"takes {ranges}; other ranges: export with --dim NAME=MIN:OPT:MAX")
-    print_line(f"next: metagen-deploy check {folder}")
+    print_line(f"next: metagen-deploy check {shlex.quote(str(folder))}")
 
 
 def _size_of(manifest: Manifest, file: str) -> str:

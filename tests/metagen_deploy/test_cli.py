@@ -238,3 +238,34 @@ def test_a_checkpoint_s_memory_is_estimated_too(tmp_path: Path, capsys: pytest.C
     arguments = ["export", str(tmp_path / "bert"), "-o", str(tmp_path / "x.bundle"), "--max-host-ram", "1M"]
     assert cli.run_command(arguments) == 1
     assert "would take more host memory than allowed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["show", "check", "build", "run", "bench", "inspect", "export"])
+def test_names_that_are_not_utf_8_are_refused_in_words(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Python spells such bytes as halves of surrogate pairs; the runtimes would look for another file, or raise."""
+    name = os.fsdecode(b"d\xefgits.bundle")
+    assert cli.run_command([verb, name, *(["-o", "x"] if verb == "export" else [])]) == 1
+    assert capsys.readouterr().err == (
+        "error: the name of this path is not UTF-8, in which the runtimes look for it\n"
+        "  where:   'd\\udcefgits.bundle'\n"
+        "  got:     file names are utf-8 here\n"
+        "  fix:     rename it, or the folder that it is in\n"
+    )
+
+
+def test_a_locale_that_is_not_utf_8_is_told_how(environment: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "d\u00efgits.bundle").mkdir()
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-m", "metagen_deploy", "check", "d\u00efgits.bundle"],
+        env={**environment, **locale}, cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.endswith("file names are ascii here\n  fix:     set PYTHONUTF8=1\n")
+
+
+def test_commands_that_are_proposed_can_be_pasted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tmp_path / "my model.onnx"
+    model.touch()
+    assert cli.run_command(["show", str(model)]) == 1
+    assert capsys.readouterr().err.endswith(f"fix:     metagen-deploy inspect '{model}'\n")

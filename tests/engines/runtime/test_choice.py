@@ -34,7 +34,7 @@ def test_the_typed_graph_of_the_cpu_comes_before_the_portable_one(bundle: Path) 
     assert session.describe() == (
         "classifier: part/model.cpu-int8.onnx on onnxruntime-cpu, int8 (also there: fp16, fp32)\n"
         "  because it is typed for cpu\n"
-        "  not any file on onnxruntime-cuda: this ONNX Runtime has no CUDA (pip install onnxruntime-gpu)"
+        "  not any file on onnxruntime-cuda: this machine has no NVIDIA GPU"
     )
     assert get_bias(load(bundle, precision="fp16", machine=make_machine())) == 200
     assert get_bias(load(bundle, precision="fp32", machine=make_machine())) == 0
