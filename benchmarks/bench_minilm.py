@@ -38,7 +38,7 @@ from engines.runtime import load
 from exporters.checkpoints import read_spec
 from metagen_deploy import pipeline
 from metagen_deploy.bench import measure_in_turn
-from specs.parsing.document import dump_document
+from specs.document import dump_document
 from specs.progress import ignore_progress
 from specs.schema import Precision
 

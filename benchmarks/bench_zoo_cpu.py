@@ -30,9 +30,9 @@ from exporters.passes import run_pipeline
 from exporters.trace import choose_sizes, trace
 from metagen_deploy.bench import Runner, measure_in_turn
 from specs import ops
+from specs.document import parse_document, read_text
 from specs.handlers import GraphModule, get_handler
 from specs.load import load_spec
-from specs.parsing.document import parse_document, read_text
 from specs.schema import Spec
 from specs.sources import ZOO, list_zoo
 

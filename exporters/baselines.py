@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from exporters.lower import export_stock
 from specs import ops
+from specs.document import read_text
 from specs.handlers import GraphModule, get_handler
-from specs.parsing.document import read_text
 from specs.parsing.parse import parse_spec
 from specs.schema import Spec, WeightsSpec
 

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from specs.document import Document, dump_document, read_text
 from specs.errors import SpecError, name_nearest
 from specs.parsing.consistency import check_consistency
-from specs.parsing.document import Document, dump_document, read_text
 from specs.parsing.parse import parse_spec
 from specs.schema import Dim, Spec
 from specs.sources import ZOO, ZOO_PREFIX, find_spec, make_portable, name_tokenizer_asset, resolve_sources

@@ -14,8 +14,8 @@ from exporters.checkpoints.base import Folder, Importer
 from exporters.checkpoints.files.config import USE_ONNX, Config, read_config
 from exporters.checkpoints.files.recipes import CheckpointSource
 from exporters.checkpoints.files.tensors import Tensors, check_is_folder
+from specs.document import dump_document
 from specs.errors import CheckpointError, SpecError, WeightsError, name_nearest
-from specs.parsing.document import dump_document
 from specs.parsing.parse import parse_spec
 from specs.schema import Spec
 

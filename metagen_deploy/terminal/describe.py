@@ -8,9 +8,9 @@ from pathlib import Path
 
 from metagen_deploy.doctor import Examination
 from metagen_deploy.terminal.tables import format_bytes, format_count, mark, print_line, print_table
+from specs.document import parse_document, read_text
 from specs.graphs import count_macs, count_parameters, list_graphs
 from specs.load import load_spec
-from specs.parsing.document import parse_document, read_text
 from specs.schema import Spec, TensorSpec
 from specs.sources import PROOF, ZOO, list_zoo
 from specs.targets import GIB, Fit, Target, load_target

@@ -1,1 +1,1 @@
-"""YAML text -> a checked `Spec`, or the first problem in words, with its file and line."""
+"""Plain data out of YAML -> a checked `Spec`, or the first problem in words, with its file and line."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from specs.components import MultimodalFusionComponent, PictureComponent, Wav2Vec2Component
+from specs.document import Document
 from specs.errors import CalibrationError, MetagenError, SpecError, WeightsError, name_nearest
 from specs.families import FAMILIES
 from specs.graphs import find_family, name_roles
-from specs.parsing.document import Document
 from specs.schema import IMPLEMENTED_PRECISIONS, Spec
 from specs.targets import load_target
 

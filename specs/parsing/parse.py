@@ -15,9 +15,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from specs.components import COMPONENTS, Component
+from specs.document import Document, name_type, parse_document
 from specs.errors import SpecError, name_nearest
 from specs.parsing.consistency import check_consistency
-from specs.parsing.document import Document, name_type, parse_document
 from specs.parsing.wording import ROOT_KEYS, word_errors
 from specs.schema import Spec
 

@@ -9,8 +9,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from specs.components import COMPONENTS
+from specs.document import Document, name_type
 from specs.errors import SpecError, name_nearest
-from specs.parsing.document import Document, name_type
 from specs.schema import (
     IMPLEMENTED_PRECISIONS,
     CalibrationSpec,

@@ -12,9 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from specs.document import parse_document, read_text
 from specs.errors import TargetError, name_nearest
 from specs.graphs import count_activations, count_parameters, find_family
-from specs.parsing.document import parse_document, read_text
 from specs.schema import IMPLEMENTED_PRECISIONS, Spec
 
 FOLDER = Path(__file__).parent

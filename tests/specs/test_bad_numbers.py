@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from specs.document import dump_document, parse_document
 from specs.errors import SpecError
 from specs.load import dump_spec, load_spec
-from specs.parsing.document import dump_document, parse_document
 from specs.parsing.parse import parse_spec
 
 BAD: list[tuple[str, str, dict[str, Any], str]] = [

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specs.components import COMPONENTS
+from specs.document import dump_document, parse_document
 from specs.errors import CalibrationError, MetagenError, SpecError, TargetError, WeightsError
 from specs.families import FAMILIES
 from specs.graphs import list_graphs
 from specs.load import dump_spec, load_spec, override_spec
-from specs.parsing.document import dump_document, parse_document
 from specs.parsing.json_schema import make_json_schema
 from specs.parsing.parse import parse_spec
 from specs.schema import Dim, Spec

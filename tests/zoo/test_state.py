@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from specs.parsing.document import parse_document, read_text
+from specs.document import parse_document, read_text
 from specs.sources import PROOF, list_zoo
 
 

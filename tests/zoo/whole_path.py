@@ -7,8 +7,8 @@ from pathlib import Path
 from engines.building.bundle import build_bundle
 from engines.checking.parity import check_bundle
 from exporters.export import export_spec
+from specs.document import parse_document, read_text
 from specs.load import load_spec
-from specs.parsing.document import parse_document, read_text
 from specs.progress import ignore_progress
 from specs.report import BuildRow
 from specs.schema import Precision, Spec
