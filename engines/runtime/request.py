@@ -30,6 +30,11 @@ class Request:
     temperature: float = 0.0
     seed: int = 0
 
+    @property
+    def draw_among(self) -> int:
+        """`top_k` where tokens are drawn; 0, for all of them, where the likeliest is taken."""
+        return 0 if self.temperature == 0 else self.top_k
+
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:

@@ -112,7 +112,7 @@ class TextGeneration(Pipeline):
             request.prompts,
             max_new_tokens=request.max_new_tokens,
             temperature=request.temperature,
-            top_k=0 if request.temperature == 0 else request.top_k,
+            top_k=request.draw_among,
             seed=request.seed,
         )
         return Answer(header=("prompt", "continuation"), rows=tuple(zip(request.prompts, texts, strict=True)))

@@ -121,7 +121,7 @@ class MediaToText(Pipeline):
             request.files,
             max_new_tokens=request.max_new_tokens,
             temperature=request.temperature,
-            top_k=0 if request.temperature == 0 else request.top_k,
+            top_k=request.draw_among,
             seed=request.seed,
         )
 

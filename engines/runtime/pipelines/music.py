@@ -27,7 +27,7 @@ from engines.runtime.pipelines.stages.batching import get_batch_range, pad_rows
 from engines.runtime.pipelines.stages.decoding import Sampler, choose_kept, fit_cache, get_axis_range, take_cache_names
 from engines.runtime.pipelines.stages.latent_diffusion import take_scale
 from engines.runtime.request import Answer, Request, Sound, require
-from engines.runtime.text.tokenizers import make_tokenizer
+from engines.runtime.text.tokenizers import make_tokenizer, require_known_ids
 from specs.bundle import Manifest
 from specs.errors import InputError
 
@@ -73,7 +73,7 @@ class TextToAudio(Pipeline):
             request.prompts,
             max_new_tokens=request.max_new_tokens,
             temperature=request.temperature,
-            top_k=0 if request.temperature == 0 else request.top_k,
+            top_k=request.draw_among,
             seed=request.seed,
         )
         seconds, rate = round(samples.shape[2] / self.sample_rate_hz, 3), self.sample_rate_hz
@@ -231,14 +231,7 @@ class TextToAudio(Pipeline):
                     allowed=f"1 to {most}",
                     fix="shorten it, or export with a larger `text_tokens`",
                 )
-            wrong = [token for token in prompt if not 0 <= token < self._text_vocab_size]
-            if wrong:
-                raise InputError(
-                    "a token id is outside the vocabulary",
-                    got=str(wrong[0]),
-                    allowed=f"0..{self._text_vocab_size - 1}",
-                    fix="encode the prompt with this bundle's own tokenizer",
-                )
+            require_known_ids(prompt, self._text_vocab_size)
         if not scale >= 1 or not temperature >= 0 or top_k < 0:
             raise InputError(
                 "these settings generate nothing",

@@ -23,7 +23,7 @@ from engines.runtime.pipelines.stages.batching import run_rows
 from engines.runtime.pipelines.stages.decoding import get_axis_range
 from engines.runtime.request import Answer, Request, Sound, require
 from engines.runtime.text.characters import CharacterTokenizer
-from engines.runtime.text.tokenizers import Tokenizer, make_tokenizer
+from engines.runtime.text.tokenizers import Tokenizer, make_tokenizer, require_known_ids
 from specs.bundle import Manifest
 from specs.errors import InputError
 
@@ -191,14 +191,7 @@ class TextToSpeech(Pipeline):
                 allowed=f"1 to {most}",
                 fix="speak it sentence by sentence, or export with a larger `tokens`",
             )
-        wrong = [token for token in token_ids if not 0 <= token < self._vocab_size]
-        if wrong:
-            raise InputError(
-                "a token id is outside the vocabulary",
-                got=str(wrong[0]),
-                allowed=f"0..{self._vocab_size - 1}",
-                fix="encode the text with this bundle's own tokenizer",
-            )
+        require_known_ids(token_ids, self._vocab_size)
 
 
 def _repeat(values_TL: Array, frames_T: Array) -> Array:

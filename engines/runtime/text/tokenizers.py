@@ -135,6 +135,18 @@ class IdsTokenizer(Tokenizer):
             yield f" {token}" if index else str(token)
 
 
+def require_known_ids(token_ids: Iterable[int], vocab_size: int) -> None:
+    """Raises InputError for an id that a model of `vocab_size` tokens does not have."""
+    for token in token_ids:
+        if not 0 <= token < vocab_size:
+            raise InputError(
+                "a token id is outside the vocabulary",
+                got=str(token),
+                allowed=f"0..{vocab_size - 1}",
+                fix="encode the text with this bundle's own tokenizer",
+            )
+
+
 def list_end_tokens(config: Mapping[str, Any]) -> tuple[int, ...]:
     """The ids that `pipeline.tokenizer` says end a text: a list, or one of older bundles."""
     ends = config.get("end_tokens", [config.get("end_of_text")])

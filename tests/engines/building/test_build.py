@@ -20,22 +20,9 @@ from specs.bundle.files import index_files, read_manifest, verify_files, write_m
 from specs.errors import BuildError, BundleError
 from specs.report import PrecisionShares
 from specs.targets import load_target
-from tests.engines.bundles import TOKENS, WIDTH, make_model, make_weights, measure_magnitudes, write_bundle
+from tests.engines.bundles import TOKENS, WIDTH, make_model, measure_magnitudes, write_bundle
 
 PLAN = "block/model.rtx-4090-fp16.tensorrt-rtx.plan"
-
-
-@pytest.fixture(scope="module")
-def weights() -> dict[str, np.ndarray]:
-    return make_weights()
-
-
-@pytest.fixture
-def bundle(weights: dict[str, np.ndarray], tmp_path: Path) -> Path:
-    """A bundle for a CPU in fp32 and a GeForce in fp16."""
-    typed = {("cpu", "fp32"): make_model(weights), ("rtx-4090", "fp16"): make_model(weights, precision="fp16")}
-    write_bundle(tmp_path / "b", typed)
-    return tmp_path / "b"
 
 
 def test_every_typed_graph_is_compiled_and_recorded(bundle: Path) -> None:

@@ -27,24 +27,11 @@ from engines.runtime.preflight import Candidate
 from specs.bundle import EngineFile, Graph
 from specs.bundle.files import read_manifest, verify_files
 from specs.errors import BuildError, PreflightError
-from tests.engines.bundles import make_model, make_weights, write_bundle
 from tests.engines.runtime.machines import H200, add_engine, make_machine
 from tests.passes_support import random
 from tests.small_bundles import SIDE, change_manifest, write_classifier
 
 TYPED = "block/model.rtx-4090-fp16"
-
-
-@pytest.fixture(scope="module")
-def weights() -> dict[str, np.ndarray]:
-    return make_weights()
-
-
-@pytest.fixture
-def bundle(weights: dict[str, np.ndarray], tmp_path: Path) -> Path:
-    typed = {("cpu", "fp32"): make_model(weights), ("rtx-4090", "fp16"): make_model(weights, precision="fp16")}
-    write_bundle(tmp_path / "b", typed)
-    return tmp_path / "b"
 
 
 def test_a_fixed_size_is_an_engine_more(bundle: Path) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from engines.runtime.fields import take_field, take_graph
 from engines.runtime.pipelines.stages.decoding import Sampler, choose_kept, fit_cache, get_axis_range, take_cache_names
+from engines.runtime.text.tokenizers import require_known_ids
 from specs.errors import InputError
 
 if TYPE_CHECKING:
@@ -140,14 +141,7 @@ class CachedDecoder:
         if not prompts or not all(len(prompt) for prompt in prompts):
             raise InputError("a prompt is empty", allowed="one token or more", fix="start it with any text")
         for prompt in prompts:
-            for token in prompt:
-                if not 0 <= token < self.vocab_size:
-                    raise InputError(
-                        "a token id is outside the vocabulary",
-                        got=str(token),
-                        allowed=f"0..{self.vocab_size - 1}",
-                        fix="encode the prompt with this bundle's own tokenizer",
-                    )
+            require_known_ids(prompt, self.vocab_size)
         if max_new_tokens < 1 or not temperature >= 0 or top_k < 0:
             raise InputError(
                 "these settings generate nothing",
