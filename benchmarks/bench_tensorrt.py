@@ -285,7 +285,8 @@ def build_and_time(
         feed |= {n: random.integers(1, 8, feed[n].shape).astype(np.int32) for n in whole}
         raw = RawEngine(bytes(plan), feed)
         row: dict[str, Any] = raw.measure()
-        show(what=model.name, precision="fp16 flag", batch=batch, tuned=list(profile), build_s=round(seconds, 1), **row)
+        tuned = list(profile) if config.num_optimization_profiles else "this size"
+        show(what=model.name, precision="fp16 flag", batch=batch, tuned=tuned, build_s=round(seconds, 1), **row)
         if layers:
             write_layers(layers / f"{model.stem}-b{batch}.json", raw)
 
@@ -328,9 +329,9 @@ def time_torch(folder: Path, name: str | None, batches: list[int], modes: list[s
 
     from specs import ops
 
-    torch.set_default_device("cuda")
     module, graph, manifest = load_module(folder, name)
     module = module.cuda().half()
+    torch.set_default_device("cuda")  # for the constants that it makes; weights are drawn on the CPU
     for batch in batches:
         feed = make_feed(graph, manifest.dims, batch)
         given = [torch.from_numpy(feed[t.name]).cuda() for t in graph.inputs]

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything of benchmarks/RESULTS.md that TensorRT 8.6 on an H200 has measured, again, on such a host:
-#   benchmarks/gpu_host.sh OUT [TARGET]        20 to 25 minutes by its steps' times; TARGET is h200@trt8.6 unless given
+#   benchmarks/gpu_host.sh OUT [TARGET]        26 minutes by its steps' times; TARGET is h200@trt8.6 unless given
 # PYTHON exports and runs torch, TRT_PYTHON has tensorrt, numpy and polygraphy; they may be one.
 # TENSORRT_INCLUDE_DIR, TensorRT's headers, adds the plugin. STEPS="export build" does these alone; OUT has what earlier
 # ones left. Ends with status 1 where a check or a token is wrong. Logs and bundles are left in OUT.

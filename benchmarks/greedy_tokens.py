@@ -6,8 +6,9 @@ Two interpreters may share the work, since TensorRT and torch need not be in one
     python benchmarks/greedy_tokens.py engines BUNDLE TOKENS.npz       TensorRT, fp16; or --backend onnxruntime
 
 Three prompts of different lengths are decoded together and one by one, so that every row of a batch is seen. Every step
-continues with torch's token, and its logits are held to the limits of `metagen-deploy check`. So a step may prefer
-another token only where torch's best two are nearer to each other than the logits may be off; such steps are shown.
+continues with torch's token, and its logits are held to the limits of specs/tolerance.py by the noise floor of this
+very loop, torch's |float32 - float64|. So a step may prefer another token only where torch's best two are nearer to
+each other than the logits may be off; such steps are shown.
 """
 
 from __future__ import annotations
@@ -40,35 +41,44 @@ def main() -> None:
 
 
 def decode_with_torch(bundle: Path, output: Path, slots: int) -> None:
-    """Writes ids [B, T], lengths [B] and logits [B, STEPS, V], each step continued with their best token."""
+    """Writes ids [B, T], lengths [B], logits [B, STEPS, V], and the noise floor of every step's logits [B, STEPS]."""
     import torch
 
-    from specs.handlers import get_handler
     from specs.load import load_spec
 
-    spec = load_spec(bundle / "spec.yaml")
-    modules = {built.name.rpartition(".")[2]: built.module.eval() for built in get_handler(spec).build(spec)}
     random, lengths = np.random.default_rng(SEED), np.array(LENGTHS)
     ids = random.integers(1, 500, (len(LENGTHS), max(LENGTHS)))
     ids[np.arange(max(LENGTHS)) >= lengths[:, None]] = 0
-    steps = []
+    spec, prompt = load_spec(bundle / "spec.yaml"), (torch.from_numpy(ids), torch.from_numpy(lengths))
+    logits = _decode_modules(spec, prompt, slots, torch.float32)
+    exact = _decode_modules(spec, prompt, slots, torch.float64, logits)
+    floors = np.abs(logits - exact).max(-1)
+    np.savez(output, ids=ids, lengths=lengths, slots=slots, logits=logits, floors=floors)
+
+
+def _decode_modules(spec: Any, prompt: tuple[Any, Any], slots: int, dtype: Any, wanted: Array | None = None) -> Array:
+    """Logits [B, STEPS, V], every step continued with the best token: its own, or that of `wanted`."""
+    import torch
+
+    from specs.handlers import get_handler
+
+    modules = {built.name.rpartition(".")[2]: built.module.eval().to(dtype) for built in get_handler(spec).build(spec)}
+    steps: list[Array] = []
     with torch.inference_mode():
-        logits, *cache = modules["prefill"](torch.from_numpy(ids), torch.from_numpy(lengths))
+        logits, *cache = modules["prefill"](*prompt)
         cache = [torch.nn.functional.pad(c, (0, 0, 0, slots - c.shape[2])) for c in cache]
         for step in range(STEPS):
             steps.append(logits.numpy())
-            at = torch.from_numpy(lengths + step)
-            logits, *cache = modules["decode"](logits.argmax(-1)[:, None], at, *cache)
-    np.savez(output, ids=ids, lengths=lengths, slots=slots, logits=np.stack(steps, 1))
+            token = torch.from_numpy((steps[-1] if wanted is None else wanted[:, step]).argmax(-1))
+            logits, *cache = modules["decode"](token[:, None], prompt[1] + step, *cache)
+    return np.stack(steps, 1)
 
 
 def decode_with_engines(arguments: argparse.Namespace) -> bool:
     """Compare and print a line a row; True where every step is within its limits."""
     from engines.runtime import load
-    from specs.bundle.files import read_manifest
 
     wanted, right = np.load(arguments.tokens), True
-    floors = {g.name.rpartition(".")[2]: g.noise_floor.get("logits") for g in read_manifest(arguments.bundle).graphs}
     with load(arguments.bundle, backend=arguments.backend, precision=arguments.precision) as session:
         print(session.describe(), flush=True)
         graphs = {name.rpartition(".")[2]: graph for name, graph in session.graphs.items()}
@@ -79,7 +89,7 @@ def decode_with_engines(arguments: argparse.Namespace) -> bool:
             )
             for row, found in zip(rows, logits, strict=True):
                 print(f"row {row} of batch {len(rows)}: ", end="")
-                right &= _compare(found, wanted["logits"][row], floors, precision)
+                right &= _compare(found, wanted["logits"][row], wanted["floors"][row], precision)
             where = "on the GPU" if graphs["decode"].takes_device_arrays else "on the host"
             print(f"batch {len(rows)}: {step_ms:.2f} ms a step (median), caches {where}", flush=True)
     return right
@@ -102,8 +112,8 @@ def _decode(graphs: dict[str, Any], ids: Array, lengths: Array, slots: int, want
     return np.stack(logits, 1), float(np.median(times))
 
 
-def _compare(found: Array, wanted: Array, floors: dict[str, float | None], precision: str) -> bool:
-    """Judge and print one row [STEPS, V]: the first logits are the prompt's, the others a decode step's each."""
+def _compare(found: Array, wanted: Array, floors: Array, precision: str) -> bool:
+    """Judge and print one row [STEPS, V] with its floors [STEPS]; the first logits are the prompt's."""
     from engines.checking.compare import StageName, judge_difference, measure_difference
 
     rows = []
@@ -111,7 +121,7 @@ def _compare(found: Array, wanted: Array, floors: dict[str, float | None], preci
         graph = "decode" if step else "prefill"
         where = StageName(graph=graph, stage="", backend="", precision=precision)
         difference = measure_difference("logits", found[step], wanted[step])
-        rows.append(judge_difference(where, difference, exact=False, floor=floors[graph], parity={}))
+        rows.append(judge_difference(where, difference, exact=False, floor=float(floors[step]), parity={}))
     worst = max(rows, key=lambda row: row.needed_relative / row.limit_relative)
     same = found.argmax(-1) == wanted.argmax(-1)
     print(

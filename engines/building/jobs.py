@@ -1,8 +1,8 @@
 """Which engines this machine makes of a bundle: (graph, typed graph, target, backend, sizes)..., each one job.
 
 Every typed graph gets an engine for all its ranges. `fixed` adds engines for one size each: a static network is fused
-further and finds other kernels. TensorRT 8.6 on an H200: a decode step of two layers 82 us in place of 110, ViT-B/16 at
-batch 32 3.41 ms in place of 3.83, and at batch 1 nothing gained (`benchmarks/RESULTS.md`). The runtime takes one for
+further and finds other kernels. TensorRT 8.6 on an H200: ViT-B/16 0.60 ms in place of 0.66 at batch 1 and 3.41 in
+place of 3.79 at 32, a decode step 2 % (`benchmarks/RESULTS.md`). The runtime takes one for
 requests of exactly its sizes (`engines.runtime.executors.fixed_sizes`).
 """
 

@@ -79,7 +79,10 @@ class Interrupter:
 
 def disarm() -> None:
     """`Interrupted` has arrived at its handler, and is not raised again."""
-    signal.setitimer(signal.ITIMER_REAL, 0)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    except Interrupted:  # the time was up at this very moment
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _report_unraisable(problem: sys.UnraisableHookArgs) -> None:

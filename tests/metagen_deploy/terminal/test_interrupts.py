@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from metagen_deploy.terminal.interrupts import Interrupted, disarm
 
 START = """
 import os, signal, sys, time
@@ -102,3 +105,16 @@ def test_a_signal_comes_through(
     assert ran.stdout.split("\n") == [*lines, ""], ran.stderr
     assert ran.returncode == (0 if lines else -15)
     assert not ran.stderr
+
+
+def test_a_signal_at_the_moment_of_disarming_is_no_news(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def set_timer(which: int, seconds: float) -> None:
+        asked.append(seconds)
+        if len(asked) == 1:  # what was due is delivered by the call itself
+            raise Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr(signal, "setitimer", set_timer)
+    disarm()
+    assert asked == [0, 0]
