@@ -49,9 +49,9 @@ class InsertDynamicQuantization(ir.passes.InPlacePass):
                 taken.append(weighted)
         scalings = choose_scalings(model, taken, find_ranges(model), static=False)
         inserter = _Inserter(model, scalings)
-        for weighted in taken:
-            chosen = scalings[weighted.activation.name or ""].describe()
-            notes.log.append(f"InsertDynamicQuantization: '{weighted.node.name}' is int8 {chosen}")
+        ways = [scalings[weighted.activation.name or ""].describe() for weighted in taken]  # rewriting renames values
+        for weighted, way in zip(taken, ways, strict=True):
+            notes.log.append(f"InsertDynamicQuantization: '{weighted.node.name}' is int8 {way}")
             inserter.rewrite(weighted)
         if taken:
             model.opset_imports[_DOMAIN] = 1
@@ -106,7 +106,7 @@ class _Inserter:
             self.rows[activation] = self._quantize_rows(build, activation)
         key = (weight, weighted.channel_axis)
         if key not in self.weights:
-            self.weights[key] = self._store_weight(build, weighted)
+            self.weights[key] = self._store_weight(build, weighted, activation)
         rows, (int8, column_scale) = self.rows[activation], self.weights[key]
         make = partial(build, dtype=ir.DataType.FLOAT, shape=node.outputs[0].shape)
         operands = (rows.quantized, int8, rows.step, column_scale, rows.zero)
@@ -151,10 +151,10 @@ class _Inserter:
     def _find_scaling(self, activation: ir.Value) -> Scaling:
         return self.scalings[activation.name or ""]
 
-    def _store_weight(self, build: Builder, weighted: WeightedNode) -> tuple[ir.Value, ir.Value]:
+    def _store_weight(self, build: Builder, weighted: WeightedNode, activation: ir.Value) -> tuple[ir.Value, ir.Value]:
         """The int8 weight as [K, N], and its scale per column."""
         name, axis = weighted.weight.name, weighted.channel_axis
-        factor = self._find_scaling(weighted.activation).weights
+        factor = self._find_scaling(activation).weights
         quantized, scales = quantize_weight(scale_rows(weighted.tensor, factor, axis), axis)
         if axis == 0:
             quantized = transpose_lazily(quantized, (1, 0))

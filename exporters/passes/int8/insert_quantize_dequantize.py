@@ -49,9 +49,9 @@ class InsertQuantizeDequantize(ir.passes.InPlacePass):
                 taken.append(weighted)
         scalings = choose_scalings(model, taken, ranges, static=True)
         inserter = _Inserter(model, ranges, scalings, fold_weights=self.fold_weights)
-        for weighted in taken:
-            chosen = scalings[weighted.activation.name or ""].describe()
-            notes.log.append(f"InsertQuantizeDequantize: '{weighted.node.name}' is int8 {chosen}")
+        ways = [scalings[weighted.activation.name or ""].describe() for weighted in taken]  # rewriting renames values
+        for weighted, way in zip(taken, ways, strict=True):
+            notes.log.append(f"InsertQuantizeDequantize: '{weighted.node.name}' is int8 {way}")
             inserter.rewrite(weighted)
         notes.log.append(f"InsertQuantizeDequantize: {len(taken)} nodes take int8")
         return ir.passes.PassResult(model, modified=bool(taken))

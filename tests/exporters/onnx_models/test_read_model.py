@@ -113,3 +113,12 @@ def test_sparse_weights_become_dense(tmp_path: Path) -> None:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
     model = run_pipeline(read_model(path), lowering="onnxruntime", precision="fp32").model
     assert run(model, {"x": np.array([[1.0, 10.0]], np.float32)})[0].tolist() == [[30.0, 2.0]]
+
+
+def test_an_output_may_leave_its_shape_to_the_runtime(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> g (float[N, 4] x) => (float[N, 4] y) { y = Relu(x) }'
+    )
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    onnx.save(model, tmp_path / "m.onnx")
+    assert read_model(tmp_path / "m.onnx").graph.outputs[0].shape is None

@@ -12,7 +12,7 @@ import pytest
 
 from exporters.passes import Decided, Range, run_pipeline
 from exporters.passes.int8 import insert_dynamic_quantization, insert_quantize_dequantize
-from tests.passes_support import count_ops, parse, random, run
+from tests.passes_support import count_ops, differ, parse, random, run
 
 LOWERINGS = ["onnxruntime", "tensorrt-8", "tensorrt-10", "tensorrt-11"]
 NORMED = """<ir_version: 10, opset_import: ["": 18]> g (float[B,64] x) => (float[B,96] y) {
@@ -220,3 +220,21 @@ def test_a_mutant_is_seen(name: str, lowering: str, monkeypatch: pytest.MonkeyPa
     tensor, rows, exact = compute_exactly(NORMED)
     model, _ = lower(NORMED, lowering, calibrate(tensor, rows))
     assert np.median(measure_rows(model, exact)) > 0.3
+
+
+@pytest.mark.parametrize("lowering", ["onnxruntime", "tensorrt-8", "tensorrt-10", "tensorrt-11"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_product_may_read_a_product(lowering: str, shared: bool) -> None:
+    """Rewriting the first gives what it made to the second under another value, with nothing between them."""
+    second = "W" if shared else "V"
+    model = parse(
+        f"""<ir_version: 10, opset_import: ["": 18]> g (float[B, 64] x) => (float[B, 64] y) {{
+            a = MatMul (x, W) b = MatMul (a, {second}) c = MatMul (b, U) y = Relu (c) }}""",
+        {"W": random(64, 64, seed=1, scale=0.1), "U": random(64, 64, seed=3, scale=0.1)}
+        | ({} if shared else {"V": random(64, 64, seed=2, scale=0.1)}),
+    )
+    ranges = {name: Range(-4.0, 4.0, rows=random(80, 64, seed=7), seen=80) for name in ("x", "a", "b")}
+    result = run_pipeline(model, lowering=lowering, precision="int8", ranges=ranges)
+    assert sum("is int8 by " in line for line in result.log) == 3
+    feed = {"x": random(4, 64, seed=5)}
+    assert differ(run(model, feed), run(result.model, feed)) < 0.12
