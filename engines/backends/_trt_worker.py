@@ -104,17 +104,17 @@ def _build(trt: Any, request: dict[str, Any], events: _Events) -> dict[str, Any]
         events.send(
             {"event": "progress", "message": "compiling; this version does not say how far it is", "fraction": None}
         )
-    engine = builder.build_serialized_network(network, config)
-    if engine is None:
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
         raise _Failure("build", "the compiler built no engine")
     events.send({"event": "progress", "message": "writing the engine", "fraction": 1.0})
-    _write(Path(request["output"]), memoryview(engine))
+    _write(Path(request["output"]), memoryview(plan))
     if cache:
         _write(Path(request["timing_cache"]), memoryview(config.get_timing_cache().serialize()))
     return {
         "version": trt.__version__,
         "seconds": time.perf_counter() - start,
-        "bytes": engine.nbytes,
+        "bytes": plan.nbytes,
         "layers": network.num_layers,
         "shares": shares,
         "notes": notes,

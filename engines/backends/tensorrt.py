@@ -19,6 +19,7 @@ from engines.backends.base import Availability, CompileRequest, CompileResult
 from engines.plugins import load_libraries
 from engines.runtime.device.cuda import find_gpu
 from engines.runtime.executors.shape_ranges import choose_profile, read_shape_ranges
+from engines.runtime.executors.tensorrt_contexts import read_memory_bytes
 from specs.errors import BuildError, PreflightError, missing_dependency
 from specs.progress import Progress
 
@@ -133,7 +134,7 @@ def _read_engine(path: Path) -> Mapping[str, Any]:
         )
     text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
     layers = json.loads(text, strict=False).get("Layers", [])  # 8.6 joins names by a bare control character
-    return {"version": trt.__version__, "layers": layers, "device_memory_bytes": engine.device_memory_size}
+    return {"version": trt.__version__, "layers": layers, "device_memory_bytes": read_memory_bytes(engine)}
 
 
 def find_version() -> str:

@@ -61,7 +61,7 @@ class Contexts:
 
     def __init__(self, trt: Any, engine: Any, logger: Any, stream: CudaStream, *, several: bool) -> None:
         self._trt, self._engine, self._logger, self._stream = trt, engine, logger, stream
-        self._memory_bytes = _read_memory_bytes(engine)
+        self._memory_bytes = read_memory_bytes(engine)
         self._memory = stream.allocate(max(self._memory_bytes, 1))
         self._most, self._clock = MOST_CONTEXTS if several else 1, 0
         self._calls: list[Call] = []
@@ -163,6 +163,8 @@ class Contexts:
         return Call(context)
 
 
-def _read_memory_bytes(engine: Any) -> int:
-    """Working memory of a context, for the largest sizes of any profile."""
-    return int(engine.device_memory_size_v2 if hasattr(engine, "device_memory_size_v2") else engine.device_memory_size)
+def read_memory_bytes(engine: Any) -> int:
+    """Working memory of a context, for the largest sizes of any profile. The first name is 10.1's; 11 has it alone."""
+    return int(
+        getattr(engine, "device_memory_size_v2" if hasattr(engine, "device_memory_size_v2") else "device_memory_size")
+    )

@@ -96,6 +96,7 @@ def test_unknown_backend() -> None:
         load_backend("tensorrt_rtx")
     assert str(caught.value) == (
         "unknown backend 'tensorrt_rtx'\n  allowed: onnxruntime, tensorrt, tensorrt-rtx (did you mean 'tensorrt-rtx'?)"
+        "\n  fix:     choose one of these"
     )
 
 
