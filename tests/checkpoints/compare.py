@@ -28,6 +28,7 @@ from specs.progress import ignore_progress
 
 Array = NDArray[Any]
 
+ROWS = "METAGEN_CHECKPOINT_ROWS"  # names the file of the table's data; mutants have no place in it
 FLOORS = 4.0
 _RMS_SHARE = 2e-7  # where the library's own error happens to be nil
 
@@ -78,7 +79,7 @@ def compare(
 
 def record(row: Row) -> None:
     """Append the row to the table's data, when somebody asked for it."""
-    if path := os.environ.get("METAGEN_CHECKPOINT_ROWS"):
+    if path := os.environ.get(ROWS):
         with Path(path).open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(row)) + "\n")
 

@@ -21,7 +21,7 @@ from engines.runtime.media.image import load_image
 from exporters.checkpoints import open_checkpoint, read_spec
 from specs.errors import CheckpointError, GraphError, MetagenError, WeightsError
 from specs.handlers.image import describe_image
-from tests.checkpoints.compare import compare, enliven, export
+from tests.checkpoints.compare import ROWS, compare, enliven, export
 from tests.checkpoints.support import Array, build, edit_config, open_onnx, run_torch, save
 from tests.checkpoints.test_pictures import make_picture
 
@@ -249,7 +249,7 @@ MUTANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_mutants_are_noticed(mutant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("METAGEN_CHECKPOINT_ROWS", raising=False)
+    monkeypatch.delenv(ROWS, raising=False)
     name, change = MUTANTS[mutant]
     model = write(CASES[name], tmp_path)
     edit_config(tmp_path, **change)
@@ -262,7 +262,7 @@ def test_mutants_are_noticed(mutant: str, tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("leaf", ["running_mean", "running_var", "weight"])
 def test_a_lost_statistic_is_noticed(leaf: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("METAGEN_CHECKPOINT_ROWS", raising=False)
+    monkeypatch.delenv(ROWS, raising=False)
     model = write(CASES["ResNet, bottleneck"], tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     tensors[f"resnet.encoder.stages.1.layers.0.shortcut.normalization.{leaf}"] *= 1.001

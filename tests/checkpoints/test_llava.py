@@ -22,9 +22,9 @@ from specs.bundle.files import read_manifest
 from specs.errors import InputError, MetagenError
 from specs.graphs import count_parameters
 from specs.handlers import get_handler
-from tests.checkpoints.compare import compare, enliven, export, open_portable, record_tokens
+from tests.checkpoints.compare import ROWS, compare, enliven, export, open_portable, record_tokens
+from tests.checkpoints.support import build, edit_config
 from tests.checkpoints.test_decoder_text import save_fast, train_bytes
-from tests.checkpoints.test_decoders import ROWS, build, edit_config
 
 IMAGE = 400  # the token, behind those of the tokenizer
 TEXTS = {

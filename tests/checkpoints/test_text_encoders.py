@@ -24,7 +24,7 @@ from exporters.checkpoints.tokenizers.bert import make_word_piece
 from specs.errors import CheckpointError, MetagenError, WeightsError
 from specs.handlers import get_handler
 from specs.schema import WeightsSpec
-from tests.checkpoints.compare import compare, enliven, export
+from tests.checkpoints.compare import ROWS, compare, enliven, export
 from tests.checkpoints.support import Array, build, edit_config, open_onnx, run_torch, save
 
 with warnings.catch_warnings():  # the library's own
@@ -241,7 +241,7 @@ MUTANTS = {
 
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_mutants_are_noticed(mutant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("METAGEN_CHECKPOINT_ROWS", raising=False)
+    monkeypatch.delenv(ROWS, raising=False)
     name, change = MUTANTS[mutant]
     model = make_model(CASES[name])
     folder = save(model, tmp_path)
@@ -254,7 +254,7 @@ def test_mutants_are_noticed(mutant: str, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_dropped_mask_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("METAGEN_CHECKPOINT_ROWS", raising=False)
+    monkeypatch.delenv(ROWS, raising=False)
     model = make_model(CASES["MPNet"])
     _, (graph,) = build(save(model, tmp_path))
     ids = make_ids()

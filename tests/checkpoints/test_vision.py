@@ -18,7 +18,7 @@ from exporters.checkpoints import open_checkpoint
 from specs.components import VisionTransformerComponent
 from specs.errors import CheckpointError, MetagenError, WeightsError
 from specs.models.vision import VisionTransformer
-from tests.checkpoints.compare import Row, compare, enliven
+from tests.checkpoints.compare import ROWS, Row, compare, enliven
 from tests.checkpoints.support import Array, build, edit_config, open_onnx, run_torch, save
 
 SIZES = {"hidden_size": 36, "intermediate_size": 44, "num_hidden_layers": 3, "num_attention_heads": 3}
@@ -226,7 +226,7 @@ MUTANTS = {
 
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_mutants_are_noticed(mutant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("METAGEN_CHECKPOINT_ROWS", raising=False)
+    monkeypatch.delenv(ROWS, raising=False)
     key, value, name = MUTANTS[mutant]
     model = make_model(CASES[name])
     folder = save(model, tmp_path)
@@ -240,7 +240,7 @@ def test_mutants_are_noticed(mutant: str, tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize(("first", "second"), [("q_proj", "k_proj"), ("k_proj", "v_proj")])
 def test_swapped_matrices_are_noticed(first: str, second: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("METAGEN_CHECKPOINT_ROWS", raising=False)
+    monkeypatch.delenv(ROWS, raising=False)
     model = make_model(CASES["SigLIP, image tower"])
     folder = save(model, tmp_path)
     tensors = load_file(folder / "model.safetensors")
