@@ -14,7 +14,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("metagen_deploy", "exporters", "engines", "specs")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-LONGEST_FILE_LINES = 420
+SCRIPTS = sorted(path for folder in ("tests", "benchmarks", "examples") for path in (ROOT / folder).rglob("*.py"))
+LONGEST_FILE_LINES = 400
 LONGEST_FUNCTION_LINES = 60
 
 
@@ -49,7 +50,7 @@ def test_import_contracts_hold(environment: dict[str, str]) -> None:
     assert "0 broken" in done.stdout
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_module)
+@pytest.mark.parametrize("path", [*SOURCES, *SCRIPTS], ids=name_module)
 def test_every_module_says_what_it_is(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert ast.get_docstring(ast.parse(text)), f"{path} has no docstring"

@@ -325,6 +325,7 @@ BUILDERS: Mapping[str, Callable[[Path], None]] = {
         torch_dynamo_cnn, torch_dynamo_encoder, torch_dynamo_rnn,
     )
 }  # fmt: skip
+ALL = (*TEXTS, *BUILDERS)
 
 
 def write(name: str, folder: Path) -> Path:

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import onnxruntime
 import pytest
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
 import exporters.onnx_models.read
 import exporters.passes
-from engines.checking import apart as parity_apart
-from engines.checking import parity
 from engines.onnx_files.inspect import inspect_model
 from engines.runtime import load
 from metagen_deploy import pipeline
-from metagen_deploy.cli import run_command
 from specs.bundle import Manifest
 from specs.errors import CalibrationError, GraphError, MetagenError, ParityError, SpecError
-from specs.schema import Dim, Precision
+from specs.schema import Dim
 from tests.exporters.onnx_models import odd_models
+from tests.exporters.onnx_models.exporting import export, list_leftovers
+
+pytestmark = pytest.mark.usefixtures("check_in_this_process")
 
 #: Model -> what refuses it everywhere, and why.
 REFUSED: dict[str, tuple[type[MetagenError], str]] = {
@@ -49,46 +46,6 @@ NOT_FOR_TENSORRT = ("contrib", "contrib_attention", "sklearn")
 NOT_FOR_TENSORRT_8 = ("opset23_rms",)
 #: What ONNX Runtime refuses itself, and a repair makes usable: there is nothing to compare with.
 REPAIRED = ("duplicate_nodes",)
-ALL = (*odd_models.TEXTS, *odd_models.BUILDERS)
-
-
-@pytest.fixture(autouse=True)
-def _check_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process a model would take minutes in all."""
-    monkeypatch.setattr(parity_apart.BundleChecker, "start", lambda self: None)
-    monkeypatch.setattr(
-        parity_apart.BundleChecker,
-        "check",
-        lambda self, folder, progress: parity.check_bundle(folder, progress=progress),
-    )
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Writes each model once."""
-    folder = tmp_path_factory.mktemp("models")
-
-    def write(name: str) -> Path:
-        place = folder / name
-        if place.is_dir():
-            return place / f"{name}.onnx"
-        place.mkdir()
-        return odd_models.write(name, place)
-
-    return write
-
-
-def export(
-    path: Path, output: Path, *targets: str, precisions: tuple[Precision, ...] = (), **options: Any
-) -> tuple[Manifest, Any]:
-    return pipeline.export(
-        str(path),
-        output=output,
-        targets=targets or ("cpu",),
-        precisions=precisions,
-        progress=lambda *_: None,
-        **options,
-    )
 
 
 def open_original(path: Path) -> onnxruntime.InferenceSession:
@@ -122,11 +79,7 @@ def require_same_answers(path: Path, bundle: Path, manifest: Manifest, *, tolera
         assert np.allclose(answers[name], wanted, rtol=tolerance, atol=tolerance), name
 
 
-def list_leftovers(folder: Path) -> Iterator[str]:
-    return (path.name for path in folder.iterdir() if "bundle" in path.name)
-
-
-@pytest.mark.parametrize("name", [name for name in ALL if name not in REFUSED])
+@pytest.mark.parametrize("name", [name for name in odd_models.ALL if name not in REFUSED])
 def test_a_bundle_answers_as_the_file_does(name: str, models: Callable[[str], Path], tmp_path: Path) -> None:
     path, output = models(name), tmp_path / "o.bundle"
     targets = ["cpu", "rtx-4090", "jetson-orin-nx-16gb", "a100@trt8.6"]
@@ -369,123 +322,3 @@ def test_multiply_accumulates_are_counted(models: Callable[[str], Path]) -> None
     lstm = 2 * 2 * 5 * sum(4 * 8 * (inputs + 8) for inputs in (6, 16))  # directions x batch x time x gates
     gru = 2 * 5 * 3 * 4 * (16 + 4)
     assert inspect_model(models("torch_dynamo_rnn")).macs == lstm + gru
-
-
-# The command line.
-
-
-def test_the_verbs_on_a_file(
-    models: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    path = models("keywords")
-    x = np.random.default_rng(0).uniform(-1, 1, (2, 4)).astype(np.float32)
-    np.save("x.npy", x)
-    assert run_command(["build", str(path), "--target", "cpu"]) == 0
-    assert path.with_suffix(".bundle").is_dir()
-    assert run_command(["export", str(path), "-o", "k.bundle", "--dim", "batch=1:2:4"]) == 0
-    assert "takes batch 1..4 (tuned for 2)" in capsys.readouterr().out
-    assert (
-        run_command(["run", "k.bundle", "--input", "allow_pickle=x.npy", "--input", "file=x.npy", "-o", "o.npz"]) == 0
-    )
-    with np.load("o.npz") as answers:
-        assert np.array_equal(answers["args"], x + x)
-        assert np.array_equal(answers["kwds"], x - x)
-    for verb in ("check", "inspect", "build"):
-        assert run_command([verb, "k.bundle"]) == 0
-    assert run_command(["inspect", str(path)]) == 0
-    assert run_command(["inspect", str(models("external_many_files"))]) == 0
-    assert "weights lie in w0, w1, w2" in capsys.readouterr().out
-    assert run_command(["export", str(models("unknown_domain")), "-o", "u.bundle"]) == 1
-    assert "Traceback" not in capsys.readouterr().err
-
-
-def test_an_output_may_be_called_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    model = onnx.parser.parse_model('<ir_version: 8, opset_import: ["": 17]> g () => (float[1] y) { y = Sin(w) }')
-    model.graph.initializer.append(numpy_helper.from_array(np.ones(1, np.float32), "w"))
-    odd_models.rename(model, {"y": "file"})
-    Path("m.onnx").write_bytes(model.SerializeToString())
-    assert run_command(["export", "m.onnx", "-o", "m.bundle"]) == 0
-    assert run_command(["run", "m.bundle", "-o", "m.npz"]) == 0
-    with np.load("m.npz") as answers:
-        assert np.allclose(answers["file"], np.sin(1.0))
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_everything_can_be_inspected(
-    name: str, models: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run_command(["inspect", str(models(name))]) == 0, capsys.readouterr().err
-
-
-# Mutants: whatever goes wrong on the way must not become a bundle.
-
-
-class SkipTanh(ir.passes.InPlacePass):
-    """A pass that loses a node."""
-
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        for node in model.graph:
-            if node.op_type == "Tanh":
-                node.op_type = "Identity"
-        return ir.passes.PassResult(model, modified=True)
-
-
-class SwapOutputs(ir.passes.InPlacePass):
-    """A pass that returns the outputs in another order."""
-
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        model.graph.outputs[0], model.graph.outputs[1] = model.graph.outputs[1], model.graph.outputs[0]
-        return ir.passes.PassResult(model, modified=True)
-
-
-class LoseSigns(ir.passes.InPlacePass):
-    """A pass that loses the signs of weights."""
-
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        for value in model.graph.initializers.values():
-            assert value.const_value is not None
-            value.const_value = ir.tensor(np.abs(value.const_value.numpy()), name=value.name)
-        return ir.passes.PassResult(model, modified=True)
-
-
-@pytest.mark.parametrize(
-    ("name", "mutant", "words"),
-    [
-        ("weights_as_float_data", SkipTanh(), "largest error"),
-        ("keywords", SwapOutputs(), "the outputs are kwds, args, the manifest has args, kwds"),
-        ("weights_as_float_data", LoseSigns(), "largest error"),
-    ],
-    ids=["lost node", "swapped outputs", "changed weight"],
-)
-def test_a_broken_pass_makes_no_bundle(
-    name: str,
-    mutant: ir.passes.PassBase,
-    words: str,
-    models: Callable[[str], Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    key = ("onnxruntime", "fp32")
-    broken = (*exporters.passes.PIPELINES[key], mutant)
-    monkeypatch.setitem(exporters.passes.PIPELINES, key, broken)
-    with pytest.raises(ParityError, match=re.escape(words)):
-        export(models(name), tmp_path / "o.bundle")
-    assert not list(list_leftovers(tmp_path))
-
-
-def test_a_broken_reader_makes_no_bundle(
-    models: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The golden data comes from the user's file, not from what was read of it."""
-
-    def densify_wrongly(path: Path, graph: onnx.GraphProto) -> None:
-        for sparse in graph.sparse_initializer:
-            graph.initializer.append(helper.make_tensor(sparse.values.name, 1, sparse.dims, [0.5] * 16))
-        del graph.sparse_initializer[:]
-
-    monkeypatch.setattr("exporters.onnx_models.normalize._densify", densify_wrongly)
-    with pytest.raises(ParityError, match=r"output 'y' of model/model\.onnx is outside tolerance"):
-        export(models("sparse_weight"), tmp_path / "o.bundle")
-    assert not list(list_leftovers(tmp_path))

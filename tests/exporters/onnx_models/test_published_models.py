@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 import pytest
 
-from engines.checking import apart as parity_apart
 from engines.checking import parity
 from engines.checking.compare import StageName, judge_difference, measure_difference
 from engines.runtime import load
@@ -26,15 +25,7 @@ from specs.report import ParityReport
 from specs.schema import Dim
 from tests.exporters.onnx_models import published_models
 
-
-@pytest.fixture(autouse=True)
-def _check_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parity_apart.BundleChecker, "start", lambda self: None)
-    monkeypatch.setattr(
-        parity_apart.BundleChecker,
-        "check",
-        lambda self, folder, progress: parity.check_bundle(folder, progress=progress),
-    )
+pytestmark = pytest.mark.usefixtures("check_in_this_process")
 
 
 def export(
