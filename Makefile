@@ -9,6 +9,10 @@ BIN := .venv/bin
 READY := .venv/.ready
 export OMP_NUM_THREADS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Python reads the name of this folder, which the environment keeps in a .pth, in the locale's encoding.
+ifeq ($(shell locale charmap 2>/dev/null),ANSI_X3.4-1968)
+export LC_ALL := C.UTF-8
+endif
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10

@@ -4,8 +4,10 @@ python examples/embed.py digits.bundle seven.png
 """
 
 import sys
+from pathlib import Path
 
 from metagen_deploy import load
+from specs.errors import MetagenError
 
 
 def main(bundle: str, picture: str) -> None:
@@ -16,4 +18,9 @@ def main(bundle: str, picture: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if len(sys.argv) != 3:
+        sys.exit(f"usage: python {Path(__file__).name} BUNDLE PICTURE")
+    try:
+        main(*sys.argv[1:])
+    except MetagenError as error:
+        sys.exit(f"error: {error}")

@@ -26,6 +26,11 @@ def _to_infinite(record: Mapping[str, Any]) -> dict[str, Any]:
     return {key: math.inf if value is None else value for key, value in record.items()}
 
 
+def spell_number(count: int, noun: str) -> str:
+    """`1 engine`, `2 engines`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class TensorDifference:
     """How far one tensor is from its reference. Absolute figures are in the tensor's own units."""
@@ -121,7 +126,7 @@ class ParityReport:
         total = len(self.rows) + len(self.metrics)
         verdict = "within tolerance" if self.passed else f"{failed} of {total} outside tolerance"
         unrun = f", {len(self.not_run)} not run" if self.not_run else ""
-        return f"{self.bundle}: {total} comparisons, {verdict}{unrun}"
+        return f"{self.bundle}: {spell_number(total, 'comparison')}, {verdict}{unrun}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +170,8 @@ class BuildReport:
         total_bytes = sum(r.bytes for r in self.rows)
         seconds = sum(r.seconds for r in self.rows if not r.reused)
         unbuilt = f", {len(self.not_built)} not built here" if self.not_built else ""
-        return f"{self.bundle}: {len(self.rows)} engines, {total_bytes / 1e6:.1f} MB, {seconds:.1f} s{unbuilt}"
+        engines = spell_number(len(self.rows), "engine")
+        return f"{self.bundle}: {engines}, {total_bytes / 1e6:.1f} MB, {seconds:.1f} s{unbuilt}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from metagen_deploy.terminal.tables import format_bytes, format_share, mark, print_line, print_table
 from specs.bundle import Manifest
-from specs.report import BuildReport, LatencyReport, ParityReport, ParityRow, PrecisionShares
+from specs.report import BuildReport, LatencyReport, ParityReport, ParityRow, PrecisionShares, spell_number
 
 _FEW = 3  # outputs of a kind are shown one by one below that
 
@@ -43,7 +43,7 @@ def print_manifest(folder: Path, manifest: Manifest, shares: Mapping[str, Precis
             for typed in graph.typed
         ]
     print_table(
-        f"{manifest.name}: {len(manifest.graphs)} graph{'s' if len(manifest.graphs) > 1 else ''}, verified",
+        f"{manifest.name}: {spell_number(len(manifest.graphs), 'graph')}, verified",
         ("graph", "target", "precision", "opset>", "file", "graph size>", "nodes kept fp32>", "computes in"),
         rows,
     )

@@ -84,6 +84,24 @@ def test_a_bundle_comes_back_when_its_successor_cannot_take_its_place(
     assert [p.name for p in tmp_path.iterdir()] == ["x.bundle"]
 
 
+def test_another_export_puts_its_bundle_there_in_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As often as it does so: the one that ends last stays, and nothing of the others is left."""
+    output = tmp_path / "x.bundle"
+    _write_bundle(output, "old")
+    rename, others = Path.rename, iter(["first", "second"])
+
+    def rename_late(path: Path, target: Path) -> Path:
+        if path.name.endswith(".partial") and (other := next(others, None)):
+            output.mkdir()
+            (output / MANIFEST_NAME).write_text(other)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename_late)
+    _write_bundle(output, "new")
+    assert (output / MANIFEST_NAME).read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["x.bundle"]
+
+
 def test_parents_that_were_made_for_nothing_go_again(tmp_path: Path) -> None:
     with pytest.raises(ValueError), stage_bundle(tmp_path / "a" / "b" / "x.bundle"):  # noqa: PT011
         raise ValueError

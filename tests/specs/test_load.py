@@ -290,6 +290,17 @@ def test_json_schema_describes_the_zoo() -> None:
         assert reference.removeprefix("#/$defs/") in schema["$defs"]
 
 
+def test_json_schema_lets_variants_set_all_but_structure() -> None:
+    schema = make_json_schema()
+    override = schema["$defs"][
+        schema["properties"]["variants"]["additionalProperties"]["additionalProperties"]["$ref"][8:]
+    ]
+    found = [set(option["properties"]) for option in override["anyOf"]]
+    for kind in COMPONENTS.values():
+        assert set(kind.model_fields) - set(kind.STRUCTURE) in found
+        assert not any("kind" in option for option in found)
+
+
 def _list_references(value: object) -> list[str]:
     if isinstance(value, dict):
         own = [value["$ref"]] if isinstance(value.get("$ref"), str) else []

@@ -166,3 +166,27 @@ def test_without_onnx_runtime_every_reason_is_given(bundle: Path) -> None:
     machine = dataclasses.replace(make_machine(), onnxruntime_providers=())
     with pytest.raises(PreflightError, match="the package 'onnxruntime' is not installed"):
         load(bundle, machine=machine)
+
+
+@pytest.mark.parametrize(
+    ("backend", "version", "asked_for", "shared"),
+    [
+        ("tensorrt", "8.6.1", False, False),
+        ("tensorrt", "8.6.1", True, True),
+        ("tensorrt", "10.3.0", False, True),
+        ("tensorrt-rtx", "8.0.0", False, True),
+    ],
+)
+def test_an_engine_of_tensorrt_8_shares_its_profiles_only_where_it_was_built_so(
+    backend: str, version: str, asked_for: bool, shared: bool, bundle: Path
+) -> None:
+    add_engine(bundle, backend=backend, backend_version=version, shares_profiles=asked_for)
+    manifest = read_manifest(bundle)
+    engine = next(
+        candidate
+        for candidate in list_candidates(
+            manifest, manifest.graphs[0], backend=None, precision=None, machine=make_machine(gpu=H200)
+        )
+        if candidate.file.endswith(".plan")
+    )
+    assert engine.shares_profiles == shared

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 from rich.console import Console
 
 from metagen_deploy.terminal import tables
-from metagen_deploy.terminal.render import fold_layers
-from specs.report import ParityRow, TensorDifference
+from metagen_deploy.terminal.render import fold_layers, print_manifest
+from specs.bundle import Graph, Manifest, TypedGraph
+from specs.report import BuildReport, BuildRow, ParityReport, ParityRow, PrecisionShares, TensorDifference
 
 
 def make_row(name: str, error: float, *, stage: str = "model.onnx", passed: bool = True) -> ParityRow:
@@ -48,6 +52,35 @@ def test_what_failed_is_shown_by_itself() -> None:
 def test_two_layers_are_shown_as_they_are() -> None:
     rows = [make_row(f"keys_{layer}", 1e-6) for layer in range(2)]
     assert [name for name, _ in fold_layers(rows)] == ["keys_0", "keys_1"]
+
+
+@pytest.mark.parametrize(("compute", "noted"), [({"int8": 0.4, "fp32": 0.6}, False), ({"fp32": 1.0}, True)])
+def test_int8_that_nothing_computes_in_is_noted(
+    compute: dict[str, float], noted: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = TypedGraph(file="g/m.cpu-int8.onnx", target="cpu", lowering="onnxruntime", precision="int8", opset=18)
+    fp32 = replace(typed, file="g/m.cpu-fp32.onnx", precision="fp32")
+    graph = Graph(
+        name="g", component="g", file="g/m.onnx", golden="g/m.npz", inputs=(), outputs=(), typed=(typed, fp32)
+    )
+    manifest = Manifest(name="m", spec_digest="", created_by={}, dims={}, pipeline={"kind": "x"}, graphs=(graph,))
+    shares = {
+        typed.file: PrecisionShares(nodes={}, weight_bytes={}, compute=compute),
+        fp32.file: PrecisionShares(nodes={}, weight_bytes={}, compute={"fp32": 1.0}),
+    }
+    print_manifest(Path("m.bundle"), manifest, shares)
+    assert ("note: g for cpu has no product in int8" in capsys.readouterr().out) == noted
+
+
+def test_one_is_not_several() -> None:
+    row = BuildRow(
+        graph="g", target="cpu", backend="b", backend_version="1", precision="fp32", file="f", bytes=9, seconds=0.0,
+        reused=False,
+    )  # fmt: skip
+    assert BuildReport(bundle="m", rows=(row,)).summarise().startswith("m: 1 engine, ")
+    assert BuildReport(bundle="m", rows=(row, row)).summarise().startswith("m: 2 engines, ")
+    report = ParityReport(bundle="m", rows=(make_row("logits", 1e-6),))
+    assert report.summarise() == "m: 1 comparison, within tolerance"
 
 
 def test_a_row_in_a_pipe_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
