@@ -1,6 +1,6 @@
 """Keeps an export's memory near the largest tensor instead of the whole model, and says how much there is.
 
-Parameters lie in mapped files (`specs.handlers.weights` puts them there). Between two steps that need them, `page_out`
+Parameters lie in mapped files (`specs.parameters` puts them there). Between two steps that need them, `page_out`
 lets the system take their pages back; touching them reads them again, mostly from its cache. What happens while a
 module computes is in `stored_parameters.py`.
 """
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from specs.handlers import get_handler
-from specs.handlers.weights import drop_tensor, lies_in_file
+from specs.parameters.mapped import drop_tensor, lies_in_file
 from specs.schema import Spec
 from specs.system.pages import list_file_mappings, trim_heap
 

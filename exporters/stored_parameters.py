@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from specs.handlers.weights import drop_tensor, lies_in_file
+from specs.parameters.mapped import drop_tensor, lies_in_file
 from specs.system.pages import CHUNK_BYTES, drop_pages, list_file_mappings, trim_heap
 
 _HALVES = (torch.float16, torch.bfloat16)

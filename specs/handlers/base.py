@@ -19,7 +19,8 @@ from torch import nn
 
 from specs.graphs import GraphSpec, list_graphs
 from specs.handlers.data import check_labels, load_arrays, take_batch
-from specs.handlers.weights import ParameterSource, fill_parameters
+from specs.parameters.fill import fill_parameters
+from specs.parameters.source import ParameterSource
 from specs.schema import Spec, TensorSpec
 
 Arrays = dict[str, NDArray[Any]]

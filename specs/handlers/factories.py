@@ -26,10 +26,10 @@ from specs.components import VisionTransformerComponent, Wav2Vec2Component, Whis
 from specs.components.mel import MelSettings
 from specs.components.resampling import CrossAttentionComponent, PerceiverComponent
 from specs.errors import SpecError, name_nearest
-from specs.handlers.weights import fill_parameters
 from specs.models import resampling, vision, wav2vec2, whisper
 from specs.models.dynamics import INLDynamics
 from specs.models.mel import MelSpectrogram
+from specs.parameters.fill import fill_parameters
 from specs.schema import WeightsSpec
 
 __all__ = [

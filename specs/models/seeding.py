@@ -1,6 +1,6 @@
 """How a module's seeded weights start, where its publication says something else than 1 / sqrt(fan in).
 
-Seeded weights (`specs/handlers/weights.py`) keep what passes through a Linear near unit variance. A model that leaves
+Seeded weights (`specs/parameters/random.py`) keep what passes through a Linear near unit variance. A model that leaves
 a division to its initialisation would be another one with them: T5 divides no score by sqrt(D), and its queries start
 that much smaller.
 """

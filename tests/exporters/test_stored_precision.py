@@ -26,8 +26,11 @@ from exporters.weights import WeightPool
 from metagen_deploy import pipeline
 from specs.errors import GraphError, WeightsError
 from specs.handlers import get_handler
-from specs.handlers.weights import RandomParameters, SafetensorsFile, fill_parameters, lies_in_file
 from specs.load import load_spec
+from specs.parameters.fill import fill_parameters
+from specs.parameters.mapped import lies_in_file
+from specs.parameters.random import RandomParameters
+from specs.parameters.safetensors import SafetensorsFile
 from specs.progress import ignore_progress
 from specs.schema import Spec, WeightsSpec
 from specs.system.pages import drop_pages, list_file_mappings
@@ -112,7 +115,7 @@ def test_pieces_of_random_weights_equal_the_whole(monkeypatch: pytest.MonkeyPatc
         return out
 
     whole = draw()
-    monkeypatch.setattr("specs.handlers.weights._DRAWN_AT_ONCE", 160)
+    monkeypatch.setattr("specs.parameters.random._DRAWN_AT_ONCE", 160)
     assert torch.equal(draw()[:-1], whole[:-1]), "the last 16 of an odd length are drawn in another way"
 
 

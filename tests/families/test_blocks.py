@@ -17,9 +17,9 @@ from metagen_deploy import pipeline
 from specs import ops
 from specs.errors import InputError, SpecError
 from specs.handlers import get_handler
-from specs.handlers.weights import fill_parameters
 from specs.load import load_spec
 from specs.models.blocks import Block, BlockDecoder, BlockGenerator, Mode, Structure, make_sinusoids
+from specs.parameters.fill import fill_parameters
 from specs.parsing.parse import parse_spec
 from specs.progress import ignore_progress
 from specs.schema import Spec

@@ -15,7 +15,6 @@ from torch.nn import functional
 from specs.components import ClipTextComponent, DecoderComponent, FusionComponent, VisionTransformerComponent
 from specs.graphs import count_parameters
 from specs.handlers import GraphModule, get_handler
-from specs.handlers.weights import fill_parameters
 from specs.load import load_spec
 from specs.models.causal import Decode, Prefill
 from specs.models.clip_text import ClipText
@@ -24,6 +23,7 @@ from specs.models.fusion import FUSIONS
 from specs.models.layers import Mlp, activate
 from specs.models.rope import Angles, compute_angles, list_frequencies, rotate
 from specs.models.vision import VisionTransformer
+from specs.parameters.fill import fill_parameters
 from specs.schema import Spec, WeightsSpec
 
 TINY = ("image_vit_base:tiny", "image_vit_digits", "text_llm_tiny:tiny", "multimodal_clip:tiny")

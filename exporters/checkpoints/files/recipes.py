@@ -17,7 +17,7 @@ from torch import Tensor
 
 from exporters.checkpoints.files.tensors import Tensors
 from specs.errors import WeightsError, name_nearest
-from specs.handlers.weights import PARAMETER_DTYPES, ParameterSource, StoredTensor
+from specs.parameters.source import PARAMETER_DTYPES, ParameterSource, StoredTensor
 
 Make = Callable[..., Tensor]
 

@@ -23,7 +23,7 @@ from exporters.checkpoints.parts.heads import refuse_heads
 from exporters.checkpoints.tokenizers.assets import describe_tokenizer
 from specs.components import MOST_LAYERS, DecoderComponent
 from specs.errors import CheckpointError, WeightsError
-from specs.handlers.weights import drop_tensor, split_tensor
+from specs.parameters.mapped import drop_tensor, split_tensor
 from specs.schema import Spec
 
 _LONGEST = 2048  # tokens that a bundle's cache holds when nobody asks for more
