@@ -9,6 +9,10 @@ from specs.errors import SpecError
 from specs.families.base import BATCH, Components, Family, GraphSpec, Roles, make_float, make_lengths, make_model_graph
 from specs.schema import Dim, Spec
 
+_SILENCE = (
+    "silent frames are small beside the loudest, no norm lifts them between these, and one range a tensor loses them"
+)
+
 
 @final
 class SpeechCtcFamily(Family):
@@ -37,7 +41,8 @@ class SpeechCtcFamily(Family):
         config = get_encoder(components, roles)
         samples = make_float("samples", "batch", "samples")
         logits = make_float("logits", "batch", "frames", config.vocab_size)
-        return (make_model_graph(roles["encoder"], (samples, make_lengths()), (logits,)),)
+        graph = make_model_graph(roles["encoder"], (samples, make_lengths()), (logits,))
+        return (graph.leave("features.*", reason=_SILENCE) if config.feature_norm == "group" else graph,)
 
 
 def get_encoder(components: Components, roles: Roles) -> Wav2Vec2Component:

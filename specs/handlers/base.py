@@ -116,9 +116,8 @@ class Handler(ABC):
         if spec.calibration.source == "random":
             for seed in range(-(-wanted // batch.opt)):
                 count = max(batch.min, min(batch.opt, wanted - seed * batch.opt))
-                yield self.make_realistic_inputs(
-                    spec, graph, sizes=self.name_sizes(spec) | {"batch": count}, seed=seed + 1
-                )
+                sizes = self.name_sizes(spec, graph, seed=seed) | {"batch": count}
+                yield self.make_realistic_inputs(spec, graph, sizes=sizes, seed=seed + 1)
             return
         arrays = load_arrays(Path(spec.calibration.source), self.list_calibration_inputs(spec, graph), spec.dims)
         total = min(wanted, len(next(iter(arrays.values()))))
@@ -126,8 +125,8 @@ class Handler(ABC):
             count = max(batch.min, min(batch.opt, total - start))
             yield self.finish_calibration(spec, graph, take_batch(arrays, start, count, total))
 
-    def name_sizes(self, spec: Spec) -> dict[str, int]:
-        """The sizes that random calibration samples have."""
+    def name_sizes(self, spec: Spec, graph: GraphSpec, *, seed: int) -> dict[str, int]:
+        """The sizes that a random calibration sample of `graph` has."""
         return {name: dim.opt for name, dim in spec.dims.items()}
 
     def make_realistic_inputs(self, spec: Spec, graph: GraphModule, *, sizes: Mapping[str, int], seed: int) -> Arrays:

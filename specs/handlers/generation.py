@@ -13,7 +13,7 @@ from torch import nn
 from specs.components import CausalComponent, Component, DecoderComponent, Gpt2Component, NeoxComponent
 from specs.graphs import GraphSpec, list_graphs, name_roles
 from specs.handlers.base import Arrays, GraphModule, Handler
-from specs.handlers.data import check_lengths
+from specs.handlers.data import check_lengths, draw_length
 from specs.handlers.tokenizers import describe_tokenizer
 from specs.models.causal import CausalModel, Decode, Prefill
 from specs.models.decoder import Decoder
@@ -47,6 +47,13 @@ class TextGenerationHandler(Handler):
             filled_BS = np.arange(capacity) < lengths[:, None]
             inputs |= {n: x * filled_BS[:, None, :, None] for n, x in inputs.items() if n.startswith("past_")}
         return inputs | {"lengths": lengths.astype(np.int64)}
+
+    def name_sizes(self, spec: Spec, graph: GraphSpec, *, seed: int) -> dict[str, int]:
+        """Decode follows prompts of every length: over few keys attention's mean is louder than over many."""
+        sizes = super().name_sizes(spec, graph, seed=seed)
+        if graph.file_stem != "decode":
+            return sizes
+        return sizes | {"tokens": draw_length(_prompt_size(sizes), seed=seed)}
 
     def make_realistic_inputs(self, spec: Spec, graph: GraphModule, *, sizes: Mapping[str, int], seed: int) -> Arrays:
         if graph.file_stem == "prefill":

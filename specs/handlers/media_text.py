@@ -96,6 +96,9 @@ class MediaToTextHandler(Handler):
     def tie_inputs(self, graph: GraphSpec, inputs: Arrays) -> Arrays:
         return _TEXT.tie_inputs(graph, inputs) if graph.file_stem in ("prefill", "decode") else inputs
 
+    def name_sizes(self, spec: Spec, graph: GraphSpec, *, seed: int) -> dict[str, int]:
+        return _TEXT.name_sizes(spec, graph, seed=seed)
+
     def make_realistic_inputs(self, spec: Spec, graph: GraphModule, *, sizes: Mapping[str, int], seed: int) -> Arrays:
         if graph.file_stem == "decode":
             return _TEXT.make_realistic_inputs(spec, graph, sizes=sizes, seed=seed)

@@ -16,6 +16,7 @@ from specs.components.t5 import T5Component
 from specs.graphs import GraphSpec, list_graphs, name_roles
 from specs.handlers.base import Arrays, GraphModule, Handler
 from specs.handlers.codec import describe_codec, make_codec_graph
+from specs.handlers.data import draw_length
 from specs.handlers.tokenizers import describe_tokenizer
 from specs.models.encodec import Encodec
 from specs.models.musicgen import MusicgenDecode, MusicgenDecoder, MusicgenPrefill
@@ -65,9 +66,10 @@ class TextToAudioHandler(Handler):
                 inputs |= {name: _cut(x, sizes) for name, x in inputs.items() if name.startswith(start)}
         return inputs
 
-    def name_sizes(self, spec: Spec) -> dict[str, int]:
-        """Several frames, though engines are tuned for a first one: a range must have seen other positions."""
-        sizes = super().name_sizes(spec)
+    def name_sizes(self, spec: Spec, graph: GraphSpec, *, seed: int) -> dict[str, int]:
+        """Several frames, though engines are tuned for a first one: a range must have seen others, and any text."""
+        sizes = super().name_sizes(spec, graph, seed=seed)
+        sizes["text_tokens"] = max(spec.dims["text_tokens"].min, draw_length(sizes["text_tokens"], seed=seed))
         return sizes | {"prompt_frames": max(sizes["prompt_frames"], min(_SEVERAL, spec.dims["prompt_frames"].max))}
 
     def make_realistic_inputs(self, spec: Spec, graph: GraphModule, *, sizes: Mapping[str, int], seed: int) -> Arrays:

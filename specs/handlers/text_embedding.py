@@ -11,6 +11,7 @@ from torch import nn
 from specs.components import BertComponent, ClipTextComponent, T5Component, TextEncoderComponent
 from specs.graphs import GraphSpec, name_roles
 from specs.handlers.base import Arrays, Handler
+from specs.handlers.data import draw_length
 from specs.handlers.tokenizers import describe_tokenizer
 from specs.models.bert import Bert
 from specs.models.clip_text import ClipText, ClipTextEmbedding
@@ -40,6 +41,14 @@ class TextEmbeddingHandler(Handler):
             return ClipTextEmbedding(component)
         assert isinstance(component, Bert | T5Encoder)
         return TextEmbedding(component, component.embedding_head)
+
+    def name_sizes(self, spec: Spec, graph: GraphSpec, *, seed: int) -> dict[str, int]:
+        """Texts of every length, where the graph takes one."""
+        sizes = super().name_sizes(spec, graph, seed=seed)
+        ragged = any(tensor.name == "lengths" for tensor in graph.inputs)
+        return sizes | (
+            {"tokens": max(spec.dims["tokens"].min, draw_length(sizes["tokens"], seed=seed))} if ragged else {}
+        )
 
     def make_tensor(
         self, spec: Spec, graph: GraphSpec, tensor: TensorSpec, shape: tuple[int, ...], random: np.random.Generator

@@ -63,6 +63,23 @@ def test_decode_is_calibrated_on_the_models_own_cache(tmp_path: Path) -> None:
         list(get_handler(spec).load_calibration(spec, decode))
 
 
+def list_lengths(spec: Spec, name: str) -> list[int]:
+    """How long the texts are that a graph is calibrated on."""
+    handler = get_handler(spec)
+    graph = next(graph for graph in handler.build(spec) if graph.name == name)
+    return [int(length) for batch in handler.load_calibration(spec, graph) for length in batch["lengths"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "graph"), [("text_llm_tiny:tiny", "decoder.decode"), ("audio_musicgen:tiny", "text_encoder")]
+)
+def test_random_texts_have_every_length(name: str, graph: str) -> None:
+    """Few tokens make louder means of attention: an int8 range of full texts alone would cut them."""
+    spec = load_spec(name)
+    spec = spec.model_copy(update={"calibration": CalibrationSpec(samples=64)})
+    assert set(list_lengths(spec, graph)) == set(range(1, 9))
+
+
 def digits_graph(tmp_path: Path, **arrays: Any) -> tuple[Spec, GraphModule]:
     np.savez(tmp_path / "c.npz", **arrays)
     spec = DIGITS.model_copy(
