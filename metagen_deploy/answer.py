@@ -35,6 +35,7 @@ def answer_request(
     files: tuple[str, ...],
     inputs: Mapping[str, str],
     prompts: tuple[str, ...],
+    chat: bool = False,
     graph: str | None,
     output: Path | None,
 ) -> None:
@@ -49,7 +50,10 @@ def answer_request(
     with load(bundle, verify=False) as session:
         _announce_choices(session)
         pictures, named, tensors = _sort_inputs(session, inputs)
-        request = Request(files=(*files, *pictures), named=named, prompts=prompts, inputs=tensors, graph=graph)
+        request = Request(
+            files=(*files, *pictures), named=named, prompts=prompts, inputs=tensors, graph=graph, chat=chat
+        )
+        _check_chat(session, request)
         pieces = None if request.inputs else session.pipeline.stream_answer(request)
         if pieces is not None:
             found = _print_pieces(request, pieces)
@@ -87,6 +91,19 @@ def _announce_choices(session: Session) -> None:
         sys.stderr.write(f"{choice.graph}: {choice.file} on {choice.backend}, {choice.precision}\n")
     for reason in passed_over:
         sys.stderr.write(f"passed over {reason}\n")
+
+
+def _check_chat(session: Session, request: Request) -> None:
+    """InputError where there is no template; a word about one that is not used."""
+    templated = session.pipeline.has_chat_template
+    if request.chat and not templated:
+        raise InputError(
+            "this bundle's prompts have no chat template",
+            allowed="prompts that are taken as they are",
+            fix="leave out --chat",
+        )
+    if templated and request.prompts and not request.chat:
+        sys.stderr.write("the prompt is taken as it is; --chat puts it into the model's chat template\n")
 
 
 def _sort_inputs(

@@ -251,6 +251,7 @@ def check(bundle: Path, backends: tuple[str, ...]) -> int:
     metavar="TEXT",
     help="To go on from, to compare with pictures, or what to make (repeatable).",
 )
+@click.option("--chat", is_flag=True, help="Put prompts into the model's chat template.")
 @click.option("--graph", metavar="NAME", help="Whose tensors these are, when the bundle has several graphs.")
 @click.option(
     "-o", "--output", type=PATH, metavar="FILE", help="Write it too: .npz, .json, .txt, .png, .gif, .wav or .ply."
@@ -260,13 +261,14 @@ def run(
     files: tuple[str, ...],
     inputs: dict[str, str],
     prompts: tuple[str, ...],
+    chat: bool,
     graph: str | None,
     output: Path | None,
 ) -> None:
     """Answer prompts, pictures, sounds or tensors."""
     from metagen_deploy.answer import answer_request
 
-    answer_request(bundle, files=files, inputs=inputs, prompts=prompts, graph=graph, output=output)
+    answer_request(bundle, files=files, inputs=inputs, prompts=prompts, chat=chat, graph=graph, output=output)
 
 
 @cli.command()

@@ -92,6 +92,12 @@ class TokenizerSpec(Frozen):
     )
     end_tokens: tuple[int, ...] = Field(default=(), description="ids that end a generated text")
     pad_token: int = Field(default=0, ge=0, description="id that fills a text up to a fixed length")
+    chat_template: str = Field(
+        default="", max_length=1 << 17, description="Jinja text that makes a conversation one text, as transformers' do"
+    )
+    special_tokens: dict[str, str] = Field(
+        default_factory=dict, description="texts that the template names: bos_token, eos_token, ..."
+    )
 
 
 class CalibrationSpec(Frozen):

@@ -29,6 +29,7 @@ class Request:
     max_new_tokens: int | None = None  # as many as the pipeline gives by default
     temperature: float = 0.0
     seed: int = 0
+    chat: bool = False  # put prompts into the model's chat template
 
     @property
     def draw_among(self) -> int:

@@ -21,9 +21,12 @@ def describe_tokenizer(spec: Spec, component: str, *, vocab_size: int) -> dict[s
     if tokenizer is None:
         foreign = is_checkpoint(Path(spec.weights.source))
         return {"kind": "bytes" if vocab_size >= BYTE_VOCABULARY and not foreign else "ids"}
-    return {
+    described: dict[str, Any] = {
         "kind": "tokenizers",
         "file": name_tokenizer_asset(component),
         "end_tokens": list(tokenizer.end_tokens),
         "pad_token": tokenizer.pad_token,
     }
+    if tokenizer.chat_template:
+        described |= {"chat_template": tokenizer.chat_template, "special_tokens": dict(tokenizer.special_tokens)}
+    return described

@@ -15,9 +15,12 @@ import transformers as hf
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from engines.runtime import load
+from engines.runtime.text.chat import render_chat
 from engines.runtime.text.tokenizers import FileTokenizer, IdsTokenizer
+from exporters.checkpoints.base import Folder
 from exporters.checkpoints.tokenizers.assets import find_tokenizer, write_tokenizer
-from specs.errors import InputError
+from exporters.checkpoints.tokenizers.chat import describe_chat
+from specs.errors import BundleError, InputError, MetagenError
 from tests.checkpoints.compare import enliven, export
 
 CORPUS = [
@@ -34,6 +37,26 @@ TEXTS = [
     "é",  # two code points
     "",
 ]
+
+
+#: As published ones are: what they use of Jinja, and of what transformers gives them beside it.
+CHATS = {
+    "turns": "{% for m in messages %}{{ bos_token + '[' + m['role'] + '] ' + m['content'] | trim + ' ' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '[a]' }}{% endif %}",
+    "blocks, system, checks": """{%- if messages[0]['role'] == 'system' %}
+    {%- set system = messages[0]['content'] %}
+{%- else %}
+    {%- set system = 'Be kind.' %}
+{%- endif %}
+{{ bos_token }}{% for message in messages %}
+    {% if message['role'] not in ('user', 'assistant') %}{{ raise_exception('no role') }}{% endif %}
+    {% if loop.first %}<<{{ system }}>> {% endif %}
+    {{- message.content.strip() }}{{ eos_token }}
+    {% if loop.index > 3 %}{% break %}{% endif %}
+{% endfor %}""",
+    "date, json, tools, generation": "{{ strftime_now('%Y') }} {{ messages | tojson }} {{ 'none' if not tools }}"
+    "{% generation %} é < {{ messages[-1].content | upper }}{% endgeneration %}",
+}
 
 
 def train_bytes() -> Tokenizer:
@@ -155,7 +178,7 @@ def test_a_folder_without_any(tmp_path: Path) -> None:
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any]:
     """A small Llama that knows a few hundred pieces, as a bundle; the library's model and tokenizer."""
     folder = tmp_path_factory.mktemp("llama") / "talker"
-    tokenizer = save_fast(train_pieces(), folder)
+    tokenizer = save_fast(train_pieces(), folder, chat_template=CHATS["turns"])
     torch.manual_seed(2)
     config = hf.LlamaConfig(
         vocab_size=len(tokenizer),
@@ -187,6 +210,66 @@ def test_a_prompt_goes_on_as_in_transformers(bundle: tuple[Path, Any, Any]) -> N
     assert streamed.startswith(ours[0][:9]) and len(streamed) >= len(ours[0]) - 3
 
 
+@pytest.mark.parametrize("name", CHATS)
+@pytest.mark.parametrize("place", ["file", "key", "names", "old tokens"])
+def test_a_chat_template_is_filled_in_as_in_transformers(name: str, place: str, tmp_path: Path) -> None:
+    theirs = save_fast(train_pieces(), tmp_path, chat_template=CHATS[name])
+    path, config = tmp_path / "chat_template.jinja", tmp_path / "tokenizer_config.json"
+    data = json.loads(config.read_text())
+    if place != "file":
+        given = path.read_text()
+        path.unlink()
+        named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": given}]
+        data["chat_template"] = named if place == "names" else given
+    if place == "old tokens":
+        data["bos_token"] = {"content": "<s>", "lstrip": False, "__type": "AddedToken"}
+        (tmp_path / "special_tokens_map.json").write_text(json.dumps({"eos_token": data.pop("eos_token")}))
+        data["auto_map"] = {"AutoTokenizer": ["their_code.TheirTokenizer", None]}  # of a class that is not made
+    config.write_text(json.dumps(data))
+    described = describe_chat(Folder(tmp_path))
+    ours = take_asset(tmp_path, tmp_path / "asset.json")
+    for prompt in ("  Hello <b>you</b> & 'me'", "größer 日本 🙂"):
+        messages = [{"role": "user", "content": prompt}]
+        text = render_chat(described, prompt)
+        assert text == theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        ids = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+        assert ours.encode_whole(text) == ids
+
+
+@pytest.mark.parametrize(
+    ("template", "kind", "words"),
+    [
+        ("", InputError, "this bundle has no chat template"),
+        ("{{ raise_exception('only a system may speak') }}", InputError, "only a system may speak"),
+        ("{% for %}", BundleError, "no Jinja that is known here"),
+        ("{{ messages.__class__.__mro__ }}", InputError, "does not take this prompt"),
+        ("{{ messages.append(1) }}", InputError, "does not take this prompt"),
+        ("{% for a in range(999999999) %}{% endfor %}", InputError, "does not take this prompt"),
+    ],
+)
+def test_a_bad_chat_template(template: str, kind: type[MetagenError], words: str) -> None:
+    with pytest.raises(kind) as caught:
+        render_chat({"chat_template": template, "special_tokens": {}}, "hello")
+    assert words in str(caught.value)
+
+
+def test_a_prompt_in_its_chat_template(bundle: tuple[Path, Any, Any]) -> None:
+    """The bundle carries the template; without `--chat` a prompt is taken as it is, and that is said."""
+    path, model, tokenizer = bundle
+    messages = [{"role": "user", "content": "The quick"}]
+    given = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    whole = model.generate(**given, max_new_tokens=8, do_sample=False)
+    with load(path) as session:
+        found = session.pipeline.generate(["The quick"], max_new_tokens=8, chat=True)
+        assert found != session.pipeline.generate(["The quick"], max_new_tokens=8)
+        streamed = "".join(session.pipeline.stream("The quick", chat=True))
+    assert found == [tokenizer.decode(whole[0, given["input_ids"].shape[1] :], skip_special_tokens=True)]
+    command = [sys.executable, "-m", "metagen_deploy", "run", str(path), "--chat", "--prompt", "The quick"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, streamed + "\n"), done.stderr
+    assert "--chat" not in done.stderr
+
+
 def test_it_stops_at_any_of_the_end_tokens(bundle: tuple[Path, Any, Any]) -> None:
     path, _, tokenizer = bundle
     with load(path) as session:
@@ -206,6 +289,7 @@ def test_run_prints_the_text(bundle: tuple[Path, Any, Any]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == text + "\n"
+    assert "the prompt is taken as it is; --chat puts it into the model's chat template\n" in done.stderr
 
 
 def test_a_checkpoint_without_tokenizer_takes_ids(bundle: tuple[Path, Any, Any], tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ FROZEN = {
         "--timing-cache",
     ),
     "check": ("BUNDLE", "--backend...=onnxruntime|tensorrt|tensorrt-rtx"),
-    "run": ("BUNDLE", "[FILE]...", "--input...", "--prompt...", "--graph", "-o/--output"),
+    "run": ("BUNDLE", "[FILE]...", "--input...", "--prompt...", "--chat", "--graph", "-o/--output"),
     "bench": ("BUNDLE", "--against=torch|stock-onnx"),
     "inspect": ("BUNDLE|ENGINE|MODEL.onnx",),
 }

@@ -26,6 +26,11 @@ class Pipeline(ABC):
         """Names that `--input NAME=FILE` can give a file to instead of to a tensor; those of the spec's components."""
         return ()
 
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether a prompt may be put into a conversation first (`Request.chat`)."""
+        return False
+
     @abstractmethod
     def answer(self, request: Request) -> Answer | None:
         """The answer to a request; None where this pipeline gives tensors no meaning.

@@ -10,6 +10,7 @@ from engines.runtime.fields import take_field
 from engines.runtime.pipelines.base import Pipeline
 from engines.runtime.pipelines.stages.cached_decoder import DEFAULT_NEW_TOKENS, CachedDecoder
 from engines.runtime.request import Answer, Request, require
+from engines.runtime.text.chat import has_chat_template, render_chat
 from engines.runtime.text.tokenizers import list_end_tokens, make_tokenizer
 from specs.bundle import Manifest
 
@@ -26,9 +27,24 @@ class TextGeneration(Pipeline):
     def __init__(self, folder: Path, manifest: Manifest, graphs: Mapping[str, GraphSession]) -> None:
         config = manifest.pipeline
         self._decoder = CachedDecoder(config, graphs)
-        tokenizer: dict[str, object] = take_field(config, "tokenizer", dict)
-        self.tokenizer = make_tokenizer(folder, manifest, tokenizer)
-        self._end_tokens = list_end_tokens(tokenizer)
+        self._described: dict[str, object] = take_field(config, "tokenizer", dict)
+        self.tokenizer = make_tokenizer(folder, manifest, self._described)
+        self._end_tokens = list_end_tokens(self._described)
+
+    def encode(self, prompt: str, *, chat: bool = False) -> list[int]:
+        """Ids of a prompt, as it is, or put into the model's chat template.
+
+        Raises:
+            InputError: there is no template, or it does not take the prompt.
+        """
+        if chat:
+            return self.tokenizer.encode_whole(render_chat(self._described, prompt))
+        return self.tokenizer.encode(prompt)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the checkpoint says how a conversation is written."""
+        return has_chat_template(self._described)
 
     def generate(
         self,
@@ -39,10 +55,11 @@ class TextGeneration(Pipeline):
         top_k: int = 0,
         seed: int = 0,
         end_token: int | None = None,
+        chat: bool = False,
     ) -> list[str]:
-        """The continuation of each prompt, all in one batch."""
+        """The continuation of each prompt, all in one batch; with `chat` the answer to each."""
         steps = self.stream_tokens(
-            [self.tokenizer.encode(prompt) for prompt in prompts],
+            [self.encode(prompt, chat=chat) for prompt in prompts],
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_k=top_k,
@@ -61,10 +78,11 @@ class TextGeneration(Pipeline):
         top_k: int = 0,
         seed: int = 0,
         end_token: int | None = None,
+        chat: bool = False,
     ) -> Iterator[str]:
-        """The continuation of one prompt, in pieces as they are decided."""
+        """The continuation of one prompt (with `chat` the answer to it), in pieces as they are decided."""
         steps = self.stream_tokens(
-            [self.tokenizer.encode(prompt)],
+            [self.encode(prompt, chat=chat)],
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_k=top_k,
@@ -114,8 +132,11 @@ class TextGeneration(Pipeline):
             temperature=request.temperature,
             top_k=request.draw_among,
             seed=request.seed,
+            chat=request.chat,
         )
         return Answer(header=("prompt", "continuation"), rows=tuple(zip(request.prompts, texts, strict=True)))
 
     def stream_answer(self, request: Request) -> Iterator[str] | None:
-        return self.stream(request.prompts[0]) if len(request.prompts) == 1 and not request.files else None
+        if len(request.prompts) != 1 or request.files:
+            return None
+        return self.stream(request.prompts[0], chat=request.chat)

@@ -30,6 +30,10 @@ class Tokenizer(ABC):
     def encode(self, text: str, *, longest: int | None = None) -> list[int]:
         """Ids of `text`, without padding; more than `longest` are cut, but for those that begin and end every text."""
 
+    def encode_whole(self, text: str) -> list[int]:
+        """Ids of a text that says its own beginning and end, as a chat template's does."""
+        return self.encode(text)
+
     @abstractmethod
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
         """Text as far as it is certain after each id; joined, the whole text."""
@@ -99,6 +103,9 @@ class FileTokenizer(Tokenizer):
         finally:
             self._tokenizer.no_truncation()
 
+    def encode_whole(self, text: str) -> list[int]:
+        return [int(token) for token in self._tokenizer.encode(text, add_special_tokens=False).ids]
+
     def decode_words(self, ids: Iterable[int]) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
@@ -126,7 +133,9 @@ class IdsTokenizer(Tokenizer):
                 "this bundle has no tokenizer, and the text is no list of token ids",
                 got=repr(text)[:80],
                 allowed='ids with blanks between them: "12 7 99"',
-                fix="tokenise the text, or export from a checkpoint's folder that has its tokenizer.json",
+                fix="tokenise the text, or export from a checkpoint's folder that has its tokenizer.json. In a folder with"
+                " a tokenizer.model, transformers and sentencepiece make one:"
+                " python -c \"import transformers as t; t.AutoTokenizer.from_pretrained('.').save_pretrained('.')\"",
             )
         return [int(word) for word in words][:longest]
 

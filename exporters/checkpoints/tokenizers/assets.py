@@ -15,6 +15,7 @@ from typing import Any
 from exporters.checkpoints.base import Folder
 from exporters.checkpoints.files.config import Config
 from exporters.checkpoints.tokenizers.byte_level import MODELS, make_byte_tokenizer
+from exporters.checkpoints.tokenizers.chat import describe_chat
 from exporters.checkpoints.tokenizers.clip import make_clip_tokenizer
 
 #: model_type -> the tokenizer's class, of folders that do not say it.
@@ -40,7 +41,7 @@ def describe_tokenizer(folder: Folder, *, part: str = "") -> dict[str, Any] | No
     }
     if type(pad) is int and pad >= 0:
         entry["pad_token"] = pad
-    return entry
+    return entry | describe_chat(folder)
 
 
 def find_tokenizer(folder: Path) -> Path | None:
