@@ -133,8 +133,8 @@ class IdsTokenizer(Tokenizer):
                 "this bundle has no tokenizer, and the text is no list of token ids",
                 got=repr(text)[:80],
                 allowed='ids with blanks between them: "12 7 99"',
-                fix="tokenise the text, or export from a checkpoint's folder that has its tokenizer.json. In a folder with"
-                " a tokenizer.model, transformers and sentencepiece make one:"
+                fix="tokenise the text, or export from a checkpoint's folder that has its tokenizer.json."
+                " With only a tokenizer.model, transformers and sentencepiece make one:"
                 " python -c \"import transformers as t; t.AutoTokenizer.from_pretrained('.').save_pretrained('.')\"",
             )
         return [int(word) for word in words][:longest]
