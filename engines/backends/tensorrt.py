@@ -1,6 +1,6 @@
 """TensorRT 8.6 to 11.x: compiles on, and for, the GPU of the machine it runs on (a server's, or a Jetson's own).
 
-The versions differ by the table in `_trt_versions`; the rest is shared with TensorRT-RTX. Needs `tensorrt` and numpy
+The versions differ by the table in `trt.versions`; the rest is shared with TensorRT-RTX. Needs `tensorrt` and numpy
 alone to compile, so that a Jetson builds from the bundle's typed graph.
 """
 
@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engines.backends import _trt_compile
 from engines.backends.base import Availability, CompileRequest, CompileResult
+from engines.backends.trt.compiler import compile_graph
 from engines.plugins import load_libraries
 from engines.runtime.device.cuda import find_gpu
 from engines.runtime.executors.shape_ranges import choose_profile, read_shape_ranges
@@ -69,7 +69,7 @@ class TensorRtBackend:
             if reason := self.describe_capability(capability):
                 raise BuildError(reason, fix="build on the machine the engine is for, from this bundle")
         gpu = find_gpu()
-        return _trt_compile.compile_graph(
+        return compile_graph(
             request,
             module="tensorrt",
             title="TensorRT",

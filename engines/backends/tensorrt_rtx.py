@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engines.backends import _trt_compile
 from engines.backends.base import Availability, CompileRequest, CompileResult
+from engines.backends.trt.compiler import compile_graph
 from engines.runtime.device.cuda import find_gpu
 from specs.errors import BuildError, PreflightError, missing_dependency
 from specs.progress import Progress
@@ -72,7 +72,7 @@ class TensorRtRtxBackend:
                     allowed=", ".join(CAPABILITIES),
                     fix="use --backend tensorrt on the device itself, from the same bundle",
                 )
-        return _trt_compile.compile_graph(
+        return compile_graph(
             request, module="tensorrt_rtx", title="TensorRT-RTX", version=version, gpu="", progress=progress
         )
 

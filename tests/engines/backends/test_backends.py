@@ -17,8 +17,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from engines.backends import BACKENDS, load_backend, probe_backends
-from engines.backends._trt_versions import decide, find_opsets
 from engines.backends.base import CompileRequest, CompileResult, InputProfile
+from engines.backends.trt.versions import decide, find_opsets
 from specs.errors import BuildError, GraphError, MetagenError, OutputError, PreflightError
 from specs.progress import ignore_progress
 from tests.engines.bundles import TOKENS, WIDTH, make_model, make_weights
@@ -328,8 +328,8 @@ def test_a_precision_that_a_version_lacks_is_named() -> None:
 
 def test_the_installed_rtx_is_driven_ahead_of_time() -> None:
     rtx = pytest.importorskip("tensorrt_rtx")
-    from engines.backends._trt_versions import read_names
     from engines.backends.tensorrt_rtx import CAPABILITIES
+    from engines.backends.trt.versions import read_names
 
     names = read_names(rtx)
     decisions = decide("tensorrt_rtx", names, "int8")

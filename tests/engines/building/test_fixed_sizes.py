@@ -14,8 +14,8 @@ import onnxruntime
 import pytest
 
 from engines.backends import load_backend
-from engines.backends._static_graph import find_static, write_static
 from engines.backends.base import Availability
+from engines.backends.trt.static_graph import find_static, write_static
 from engines.building.bundle import build_bundle
 from engines.building.jobs import choose_jobs
 from engines.building.profiles import make_profiles

@@ -1,6 +1,6 @@
 """Drive the compiler process from the tool's side: start, listen, translate what it said, leave nothing behind.
 
-Shared by `tensorrt_rtx` and `tensorrt`; the other side is `_trt_worker`.
+Shared by `tensorrt_rtx` and `tensorrt`; the other side is `worker`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from engines.backends import _trt_versions
-from engines.backends._static_graph import find_static, write_static
-from engines.backends._trt_refusals import clean_words, find_limit, find_remedy, locate, word_remarks
 from engines.backends.base import CompileRequest, CompileResult
+from engines.backends.trt.refusals import clean_words, find_limit, find_remedy, locate, word_remarks
+from engines.backends.trt.static_graph import find_static, write_static
+from engines.backends.trt.versions import find_opsets
 from engines.onnx_files.read import read_onnx
 from engines.onnx_files.records import Node, OnnxFile
 from specs.errors import BuildError, GraphError, MetagenError, OutputError
@@ -63,7 +63,7 @@ def compile_graph(
     """
     assert request.output is not None
     graph = read_onnx(request.model)
-    _check_opset(graph, _trt_versions.find_opsets(module, version), f"{title} {version}")
+    _check_opset(graph, find_opsets(module, version), f"{title} {version}")
     name = f"{title} {version}"
     shapes = find_static(request.profile, request.wide_profile)
     beside = request.model.with_name(f".{request.model.name}.{os.getpid()}.static")
@@ -148,7 +148,7 @@ def _run_worker(request: dict[str, Any], scratch: Path, progress: Progress) -> t
     heard = _Heard()
     with (scratch / "stderr").open("w+b") as stderr:
         worker = subprocess.Popen(
-            [sys.executable, "-m", "engines.backends._trt_worker", str(path)],
+            [sys.executable, "-m", "engines.backends.trt.worker", str(path)],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, cwd=ROOT, env=make_environment(),
         )  # fmt: skip
         try:

@@ -1,4 +1,4 @@
-"""The process that holds a TensorRT compiler: `python -m engines.backends._trt_worker REQUEST.json`.
+"""The process that holds a TensorRT compiler: `python -m engines.backends.trt.worker REQUEST.json`.
 
 A parser may abort its process and a build may take all memory, so neither happens in the tool's own. One request, one
 build: parse -> profile -> build -> write. Events go to standard output, a JSON object a line, flushed:
@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from engines import plugins
-from engines.backends import _trt_network, _trt_versions
+from engines.backends.trt.network import measure_network
+from engines.backends.trt.versions import Decisions, decide, read_names
 from specs.errors import MetagenError
 
 _PROGRESS_INTERVAL_S = 0.1
@@ -81,7 +82,7 @@ def main() -> None:
 
 def _build(trt: Any, request: dict[str, Any], events: _Events) -> dict[str, Any]:
     start = time.perf_counter()
-    decisions = _trt_versions.decide(request["module"], _trt_versions.read_names(trt), request["precision"])
+    decisions = decide(request["module"], read_names(trt), request["precision"])
     if decisions.missing_flags:
         raise _Failure("setup", f"this version has no builder flag {', '.join(decisions.missing_flags)}")
     logger = _make_logger(trt, events)
@@ -93,7 +94,7 @@ def _build(trt: Any, request: dict[str, Any], events: _Events) -> dict[str, Any]
     notes = [*_mark_attention(trt, network), *_note_narrowed(network, request["wide_tensors"])]
     usual = request["profiles"][0].values() if request["profiles"] else ()
     unknown = max((size for shapes in usual for size in shapes[1]), default=1)
-    shares = _trt_network.measure_network(trt, network, unknown) if decisions.strongly_typed else None
+    shares = measure_network(trt, network, unknown) if decisions.strongly_typed else None
     config = _configure(trt, builder, network, decisions, request)
     notes += _limit_tactics(trt, config)
     cache = _load_timing_cache(config, decisions, request["timing_cache"])
@@ -229,9 +230,7 @@ def _mark_attention(trt: Any, network: Any) -> list[str]:
     return [f"{plain} of {marked} attention layers are fp32, which has no fused kernel: decomposed"] if plain else []
 
 
-def _configure(
-    trt: Any, builder: Any, network: Any, decisions: _trt_versions.Decisions, request: dict[str, Any]
-) -> Any:
+def _configure(trt: Any, builder: Any, network: Any, decisions: Decisions, request: dict[str, Any]) -> Any:
     config = builder.create_builder_config()
     for flag in decisions.builder_flags:
         config.set_flag(getattr(trt.BuilderFlag, flag))
@@ -328,7 +327,7 @@ def _note_narrowed(network: Any, wide: list[str]) -> list[str]:
     return [f"this compiler has no int64: {', '.join(narrowed)} are int32 in the engine"] if narrowed else []
 
 
-def _load_timing_cache(config: Any, decisions: _trt_versions.Decisions, path: str | None) -> bool:
+def _load_timing_cache(config: Any, decisions: Decisions, path: str | None) -> bool:
     if path is None or not decisions.timing_cache:
         return False
     stored = Path(path).read_bytes() if Path(path).is_file() else b""

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from engines.backends import _trt_worker as worker
-from engines.backends._trt_compile import note_widened
-from engines.backends._trt_versions import Decisions
+from engines.backends.trt import worker
+from engines.backends.trt.compiler import note_widened
+from engines.backends.trt.versions import Decisions
 
 FLOAT, HALF, INT = "float32", "float16", "int32"
 TRT: Any = SimpleNamespace(

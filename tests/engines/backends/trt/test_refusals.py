@@ -8,9 +8,9 @@ from pathlib import Path
 import onnx
 import pytest
 
-from engines.backends import _trt_compile
-from engines.backends._trt_compile import _Heard, _listen
-from engines.backends._trt_refusals import clean_words, locate, word_remarks
+from engines.backends.trt import compiler
+from engines.backends.trt.compiler import _Heard, _listen
+from engines.backends.trt.refusals import clean_words, locate, word_remarks
 from engines.onnx_files.read import read_onnx
 from engines.onnx_files.records import OnnxFile
 from specs.errors import MetagenError
@@ -62,7 +62,7 @@ def replay(case: str, graph: OnnxFile) -> MetagenError:
     heard = _Heard()
     for line in events:
         _listen(line.encode(), heard, lambda message, fraction: None)
-    return _trt_compile._translate("TensorRT", graph, Path("e.plan"), heard, said["status"], said["tail"])
+    return compiler._translate("TensorRT", graph, Path("e.plan"), heard, said["status"], said["tail"])
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -160,5 +160,5 @@ def test_a_timing_cache_that_is_not_taken_back_is_said_once() -> None:
 def test_an_unknown_refusal_is_found_out(tmp_path: Path) -> None:
     """The mutant: words that no row knows keep the general step, which the test over all cases refuses."""
     heard = _Heard(failed={"stage": "build", "problem": "something new", "nodes": [], "errno": 0})
-    error = _trt_compile._translate("TensorRT", read(SMALL, tmp_path), Path("e.plan"), heard, 1, [])
+    error = compiler._translate("TensorRT", read(SMALL, tmp_path), Path("e.plan"), heard, 1, [])
     assert error.fix is not None and error.fix.startswith("change the node in the model")

@@ -8,7 +8,7 @@
 The words of 8.6.0 were provoked on an H200, those of TensorRT-RTX 1.7 here; `tests/engines/data/tensorrt` keeps them.
 Where a row does not know the cause it says how to find it.
 
-Not here: what each compiler's process said and how it ended (`_trt_compile`).
+Not here: what each compiler's process said and how it ended (`compiler`).
 """
 
 from __future__ import annotations
