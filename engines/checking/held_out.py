@@ -77,7 +77,8 @@ def _judge_floats(
     worst = int(np.argmax(errors))
     largest = difference.max_abs / rms
     allowed = max(limits.most, limits.sure_floors * (rounding.largest if rounding else 0.0) / rms)
-    mean = float(np.sqrt(np.average(np.square(errors), weights=[value.size for value in values])))
+    squares = sum(error**2 * value.size for error, value in zip(errors, values, strict=True))
+    mean = math.sqrt(squares / max(1, sum(value.size for value in values)))
     reason = ""
     if not errors[worst] <= limits.most:
         reason = (

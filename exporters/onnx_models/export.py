@@ -241,8 +241,18 @@ def _require_standard_operators(model: ir.Model, targets: Sequence[Target], sour
             where=str(source),
             got=", ".join(foreign[:_MOST_NAMED]) + (", ..." if len(foreign) > _MOST_NAMED else ""),
             allowed="operators of standard ONNX, and functions with a body in the file",
-            fix="export for 'cpu', or give the model as it was before it was optimised for ONNX Runtime",
+            fix="export for 'cpu'"
+            + (
+                ""
+                if _is_classical(foreign)
+                else ", or give the model as it was before it was optimised for ONNX Runtime"
+            ),
         )
+
+
+def _is_classical(described: Sequence[str]) -> bool:
+    """Whether these nodes are scikit-learn's and its like's, which have no other form."""
+    return all(text.startswith("ai.onnx.ml::") for text in described)
 
 
 def _require_reachable(own: Precision, asked: Sequence[Precision], source: Path) -> None:

@@ -101,7 +101,7 @@ _ATTENTION_4D: Pipeline = (
 )
 
 _ORT: Pipeline = (*_ATTENTION_3D, LowerGridSample(), *_BODY, FuseGelu(), SetOpset(minimum=7, maximum=26), _INFER_TYPES)
-# QuantizeLinear exists from opset 10
+# QuantizeLinear exists from opset 10, with a scale a channel from 13
 _ORT_INT8: Pipeline = (*_ORT, SetOpset(minimum=10, maximum=26), _INFER_TYPES)
 _TRT8: Pipeline = (
     _INFER_TYPES,
@@ -116,6 +116,7 @@ _TRT8: Pipeline = (
     SliceShapes(),
     _INFER_TYPES,
 )
+_TRT8_INT8: Pipeline = (*_TRT8, SetOpset(minimum=13, maximum=17), _INFER_TYPES)
 _TRT10_FORM: Pipeline = (UniteGroupNorm(), *_BODY, FoldIntegerBiases())
 _TRT10: Pipeline = (*_TRT10_FORM, SetOpset(minimum=9, maximum=20), _INFER_TYPES)
 _TRT11_FORM: Pipeline = (LowerGroupNorm(), *_BODY, FoldIntegerBiases(), FuseGelu(), SpellElu())
@@ -131,7 +132,7 @@ PIPELINES: dict[tuple[str, str], Pipeline] = {
     ("onnxruntime", "int8"): (*_ORT_INT8, FoldTransposedWeights(), InsertDynamicQuantization(), *_ORT_END),
     ("tensorrt-8", "fp32"): (*_TRT8, *_END),
     ("tensorrt-8", "fp16"): (*_TRT8, ConvertToFloat16(), *_END),
-    ("tensorrt-8", "int8"): (*_TRT8, FoldTransposedWeights(), InsertQuantizeDequantize(fold_weights=False), *_END),
+    ("tensorrt-8", "int8"): (*_TRT8_INT8, FoldTransposedWeights(), InsertQuantizeDequantize(fold_weights=False), *_END),
     ("tensorrt-10", "fp32"): (*_TRT10, *_END),
     ("tensorrt-10", "fp16"): (*_TRT10, ConvertToFloat16(), *_END),
     ("tensorrt-10", "bf16"): (*_TRT10, ConvertToFloat16(_BF16), *_END),

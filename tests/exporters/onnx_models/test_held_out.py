@@ -257,6 +257,12 @@ def test_nan_and_other_shapes_fail() -> None:
     assert not rows_of([[float("nan")]], [[1e-6]], probabilities=("y",)).passed
 
 
+def test_outputs_of_no_elements_and_of_zeros_pass() -> None:
+    assert rows_of([[], []], [[], []]).passed
+    assert rows_of([[0.0], [0.0]], [[0.0], [0.0]], rounding=0.0, mean=0.0).passed
+    assert not rows_of([[0.0], [1.0]], [[0.0], [0.0]]).passed
+
+
 def test_one_integer_in_two_hundred_may_differ() -> None:
     wanted = [[float(index) for index in range(100)]] * 4
     got = [list(wanted[0]) for _ in range(4)]

@@ -187,12 +187,14 @@ def test_rows_of_zeros_stay_zeros(lowering: str) -> None:
     np.testing.assert_allclose(out, np.tile(WEIGHTS["c"], (2, 1)), rtol=1e-3)
 
 
-@pytest.mark.parametrize("opset", [9, 13, 17])
-def test_older_files_are_taken(opset: int) -> None:
-    """QuantizeLinear is of opset 10, and reductions had their axes as an attribute."""
-    _, _, exact = compute_exactly(PLAIN)
-    model, _ = lower(PLAIN.replace('"": 18', f'"": {opset}'), "onnxruntime", {})
-    assert model.opset_imports[""] == max(opset, 10)
+@pytest.mark.parametrize("opset", [9, 11, 13, 17])
+@pytest.mark.parametrize(("lowering", "least"), [("onnxruntime", 10), ("tensorrt-8", 13)])
+def test_older_files_are_taken(opset: int, lowering: str, least: int) -> None:
+    """QuantizeLinear is of opset 10, its axis of 13, and reductions had their axes as an attribute."""
+    name, rows, exact = compute_exactly(PLAIN)
+    ranges = {} if lowering == "onnxruntime" else calibrate(name, rows)
+    model, _ = lower(PLAIN.replace('"": 18', f'"": {opset}'), lowering, ranges)
+    assert model.opset_imports[""] == max(opset, least)
     assert np.median(measure_rows(model, exact)) < 0.02
 
 
