@@ -3,7 +3,7 @@
 torch and onnx_ir make a million small objects a graph, nearly all of them alive or freed by their reference counts, and
 Python walks through those that are alive every 700 times more were made than freed: a sixth of an export's time.
 Walking every 50,000 times instead takes 60 % less of it and no more memory (three tiny specs: 10.8 -> 4.2 s of 61, 629
--> 627 MB at most).
+-> 627 MB at most). Importing torch and the rest takes a fifth less inside, 2.7 s for 3.3 s.
 """
 
 from __future__ import annotations

@@ -60,9 +60,11 @@ def export(
         require_host_memory(source, max_host_ram_bytes)
     from engines.checking.apart import BundleChecker
     from engines.checking.parity import write_report
+    from exporters.garbage import collect_rarely
     from exporters.staging import stage_bundle
 
-    with stage_bundle(output) as folder, BundleChecker() as checker:
+    # rarely from here on: importing torch makes most objects of all
+    with collect_rarely(), stage_bundle(output) as folder, BundleChecker() as checker:
         if is_model(source):
             loaded = [load_target(name) for name in targets or ("cpu",)]
             checker.start()
