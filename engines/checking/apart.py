@@ -89,9 +89,6 @@ def _rebuild_error(data: dict[str, Any]) -> errors.MetagenError:
 
 
 def _run_child() -> None:
-    # Polygraphy asks of every array whether it is a torch tensor, and imports torch to find out: 1.5 s and 200 MB
-    # that nothing here needs.
-    sys.modules["torch"] = None  # type: ignore[assignment]
     from engines.checking.parity import check_bundle, import_runtimes
 
     def tell(**event: object) -> None:

@@ -27,6 +27,7 @@ from engines.checking.compare import (
     StageName,
     compute_logits,
     fail_output,
+    hide_torch,
     judge_difference,
     measure_difference,
     quiet_polygraphy,
@@ -258,7 +259,7 @@ def _ask_general(folder: Path, manifest: Manifest, stage: _Stage, feed: Mapping[
 
 def _run(runner: Any, feeds: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
     """One activation of one Polygraphy runner over all feeds."""
-    with quiet_polygraphy():
+    with quiet_polygraphy(), hide_torch():
         from polygraphy.comparator import Comparator
 
         results = Comparator.run([runner], data_loader=list(feeds))

@@ -15,7 +15,6 @@ from exporters.checkpoints.files.rename import list_parameters, rename_all
 from exporters.checkpoints.files.tensors import Tensors
 from specs.components import VaeComponent
 from specs.errors import CheckpointError
-from specs.models.autoencoder import Autoencoder
 from specs.schema import Spec
 
 _WORDS = (
@@ -102,6 +101,8 @@ def read_vae(config: Config, *, encoder: bool = True) -> dict[str, Any]:
 
 def map_vae(component: str, config: VaeComponent, tensors: Tensors, prefix: str = "") -> dict[str, Recipe]:
     """Recipes for the parameters of `component`; the checkpoint's names have `prefix` before them."""
+    from specs.models.autoencoder import Autoencoder
+
     parameters = list_parameters(lambda: Autoencoder(config))
     old = f"{prefix}decoder.mid_block.attentions.0.query.weight" in tensors
     recipes = {}

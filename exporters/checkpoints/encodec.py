@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, cast, final
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, cast, final
 
 from exporters.checkpoints.base import Folder, Importer
 from exporters.checkpoints.files.config import Config
@@ -22,6 +19,9 @@ from exporters.checkpoints.files.weight_norm import take_normed
 from specs.components.encodec import EncodecComponent
 from specs.errors import CheckpointError
 from specs.schema import Spec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CODEC_UNUSED = {
     "quantizer.layers.*.codebook.inited": "a note of training",
@@ -179,4 +179,6 @@ class _Mapper:
 def reorder_gates(*parts: Tensor) -> Tensor:
     """torch's rows (input, forget, cell, output) in ONNX's order (input, output, forget, cell), part below part."""
     gates = [part.chunk(4) for part in parts]
+    import torch
+
     return torch.cat([part[index] for part in gates for index in (0, 3, 1, 2)])

@@ -7,9 +7,7 @@ gpt_neox.embed_in -> gpt_neox.layers.N.{input_layernorm, attention, post_attenti
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast, final
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, cast, final
 
 from exporters.checkpoints.base import Folder, Importer
 from exporters.checkpoints.files.config import Config
@@ -20,6 +18,9 @@ from exporters.checkpoints.parts.heads import refuse_heads
 from exporters.checkpoints.parts.rope import describe_rope, read_rope
 from specs.components import NeoxComponent
 from specs.schema import Spec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @final

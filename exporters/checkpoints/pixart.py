@@ -13,7 +13,6 @@ from exporters.checkpoints.files.config import Config
 from exporters.checkpoints.files.recipes import Recipe, take
 from exporters.checkpoints.files.rename import list_parameters, rename_all
 from specs.components import DitComponent
-from specs.models.dit import Dit
 from specs.schema import Spec
 
 _WORDS = (
@@ -59,6 +58,8 @@ class PixArtImporter(Importer):
 
     def map_tensors(self, spec: Spec, folder: Folder) -> Mapping[str, Recipe]:
         config = cast(DitComponent, spec.components["dit"])
+        from specs.models.dit import Dit
+
         names = rename_all(list_parameters(lambda: Dit(config)), _WORDS)
         return {f"dit.{ours}": take(theirs) for ours, theirs in names.items()}
 

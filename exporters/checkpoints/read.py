@@ -1,4 +1,6 @@
-"""A checkpoint's folder -> its spec, and the source of its parameters. Nothing is loaded, nothing executed."""
+"""A checkpoint's folder -> its spec, and the source of its parameters. Nothing is loaded, nothing executed,
+and `read_spec` needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +11,18 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from exporters.checkpoints.base import Folder, Importer
 from exporters.checkpoints.files.config import USE_ONNX, Config, read_config
-from exporters.checkpoints.files.recipes import CheckpointSource
 from exporters.checkpoints.files.tensors import Tensors, check_is_folder
 from specs.document import dump_document
 from specs.errors import CheckpointError, SpecError, WeightsError, name_nearest
 from specs.parsing.parse import parse_spec
 from specs.schema import Spec
+
+if TYPE_CHECKING:
+    from exporters.checkpoints.files.source import CheckpointSource
 
 MODEL_INDEX = "model_index.json"
 
@@ -68,6 +73,8 @@ def open_checkpoint(path: Path, spec: Spec | None = None) -> Checkpoint:
         spec = own
     else:
         _check_components(path, spec, own)
+    from exporters.checkpoints.files.source import CheckpointSource  # torch, which `read_spec` does without
+
     tensors = importer.open_tensors(folder)
     source = CheckpointSource(path, tensors, importer.map_tensors(spec, folder))
     unused = _explain_unused(path, tensors, source, importer.explain_unused(spec, folder))

@@ -18,7 +18,6 @@ from exporters.checkpoints.files.rename import list_parameters, rename_all
 from exporters.checkpoints.files.tensors import Tensors
 from specs.components import UNetComponent
 from specs.errors import CheckpointError
-from specs.models.unet import UNet
 from specs.schema import Spec
 
 _DOWN = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
@@ -180,6 +179,8 @@ _POOLED_SIZES = (1280, 768, 1024)
 
 def map_unet(component: str, config: UNetComponent, tensors: Tensors, prefix: str = "") -> dict[str, Recipe]:
     """Recipes for the parameters of `component`; the checkpoint's names have `prefix` before them."""
+    from specs.models.unet import UNet
+
     parameters = list_parameters(lambda: UNet(config))
     recipes = {}
     for ours, theirs in rename_all(parameters, _WORDS).items():

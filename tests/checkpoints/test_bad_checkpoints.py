@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -271,3 +273,12 @@ def test_a_variant_is_found_under_the_librarys_names(good: Path, tmp_path: Path,
     assert checkpoint.used == len(model.state_dict())
     name = "decoder.output_norm.weight"
     assert torch.equal(checkpoint.source.read(name), model.state_dict()["model.norm.weight"])
+
+
+def test_a_checkpoint_is_described_without_torch(folder: Path, environment: dict[str, str]) -> None:
+    """`show CHECKPOINT` takes half a second, not two; and a config that is refused is refused before torch is there."""
+    code = (
+        "import pathlib, sys; from exporters.checkpoints import read_spec; from specs.graphs import list_graphs;"
+        "list_graphs(read_spec(pathlib.Path(sys.argv[1]))); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(folder)], env=environment, check=True)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def list_parameters(make: Callable[[], nn.Module]) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a module's parameters; it is built on the meta device, without storage."""
+    import torch
+
     with torch.device("meta"):
         return {name: tuple(parameter.shape) for name, parameter in make().named_parameters()}
 

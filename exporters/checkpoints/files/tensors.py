@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
@@ -34,10 +35,30 @@ class Header:
 
 
 @final
+class _Shard:
+    """One file. Its header is read without torch; torch maps it when the first tensor is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @cached_property
+    def mapped(self) -> Any:
+        return safe_open(self.path, framework="pt")
+
+    def list_headers(self) -> dict[str, Header]:
+        with safe_open(self.path, framework="np") as file:
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            return {
+                name: Header(shape=tuple(part.get_shape()), dtype=part.get_dtype(), path=self.path)
+                for name, part in parts.items()
+            }
+
+
+@final
 class Tensors(Mapping[str, Header]):
     """Every tensor of a checkpoint. `read` maps; nothing is copied."""
 
-    def __init__(self, headers: Mapping[str, Header], files: Mapping[Path, Any], names: Mapping[str, str]) -> None:
+    def __init__(self, headers: Mapping[str, Header], files: Mapping[Path, _Shard], names: Mapping[str, str]) -> None:
         self._headers, self._files, self._names = dict(headers), dict(files), dict(names)
 
     def __getitem__(self, name: str) -> Header:
@@ -52,7 +73,7 @@ class Tensors(Mapping[str, Header]):
     def read(self, name: str) -> Tensor:
         """The tensor as a view of its mapped file."""
         path = self._headers[name].path
-        tensor: Tensor = _guard(path, lambda: self._files[path].get_tensor(self._names[name]))
+        tensor: Tensor = _guard(path, lambda: self._files[path].mapped.get_tensor(self._names[name]))
         return tensor
 
     def find_prefix(self, probe: str, prefixes: Iterable[str]) -> str:
@@ -175,11 +196,9 @@ def _open_shards(index: Path) -> Tensors:
 
 def _open_files(paths: Iterable[Path]) -> Tensors:
     headers: dict[str, Header] = {}
-    files: dict[Path, Any] = {}
-    for path in paths:
-        file = _guard(path, lambda path=path: safe_open(path, framework="pt"))  # type: ignore[misc]
-        files[path] = file
-        for name in file.keys():  # type: ignore[no-untyped-call]  # noqa: SIM118 - no mapping
+    shards = {path: _Shard(path) for path in paths}
+    for path, shard in shards.items():
+        for name, header in _guard(path, shard.list_headers).items():
             if name in headers:
                 raise WeightsError(
                     f"the tensor '{name}' is in two shards",
@@ -187,9 +206,8 @@ def _open_files(paths: Iterable[Path]) -> Tensors:
                     got=headers[name].path.name,
                     fix="remove the file that does not belong to the checkpoint",
                 )
-            part = file.get_slice(name)  # type: ignore[no-untyped-call]
-            headers[name] = Header(shape=tuple(part.get_shape()), dtype=part.get_dtype(), path=path)
-    return Tensors(headers, files, {name: name for name in headers})
+            headers[name] = header
+    return Tensors(headers, shards, {name: name for name in headers})
 
 
 def _guard(path: Path, step: Callable[[], Result]) -> Result:

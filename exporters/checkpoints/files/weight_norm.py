@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from exporters.checkpoints.files.recipes import Recipe, compute, take
 from exporters.checkpoints.files.tensors import Tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Length and direction, as torch wrote them until 2.0 and since.
 _SPELLINGS = (("weight_g", "weight_v"), ("parametrizations.weight.original0", "parametrizations.weight.original1"))

@@ -12,8 +12,6 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
-import torch
-
 from exporters.checkpoints.base import Folder, Importer
 from exporters.checkpoints.files.config import USE_ONNX, Config
 from exporters.checkpoints.files.recipes import Recipe, compute, take, take_linear
@@ -23,7 +21,6 @@ from exporters.checkpoints.parts.heads import refuse_heads
 from exporters.checkpoints.tokenizers.assets import describe_tokenizer
 from specs.components import MOST_LAYERS, DecoderComponent
 from specs.errors import CheckpointError, WeightsError
-from specs.parameters.mapped import drop_tensor, split_tensor
 from specs.schema import Spec
 
 _LONGEST = 2048  # tokens that a bundle's cache holds when nobody asks for more
@@ -209,6 +206,10 @@ def check_tied(tensors: Tensors, table: str, head: str, *, fix: str = _FIX_HEAD)
     """WeightsError where a model ties `head` to its embedding, and the file holds both with different values."""
     if head not in tensors or table not in tensors:
         return
+    import torch
+
+    from specs.parameters.mapped import drop_tensor, split_tensor
+
     pair = tensors.read(table), tensors.read(head)
     equal = pair[0].shape == pair[1].shape and pair[0].dtype == pair[1].dtype
     for ours, theirs in zip(*map(split_tensor, pair), strict=False):

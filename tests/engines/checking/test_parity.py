@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from specs.bundle import EngineFile, IoTensor, Manifest
 from specs.bundle.files import index_files, read_manifest, verify_files, write_manifest
 from specs.errors import BundleError
 from specs.report import ParityReport
+from specs.system.child_process import ROOT
 from tests.engines.bundles import (
     OUTPUTS,
     SCALE,
@@ -306,3 +309,19 @@ def test_a_report_with_infinities_is_still_json(weights: dict[str, np.ndarray], 
     rows = json.loads(report.to_json(), parse_constant=refuse)["rows"]
     assert any(row["needed_relative"] is None for row in rows)
     assert ParityReport.from_json(report.to_json()) == report
+
+
+@pytest.mark.parametrize("before", [(), ("json", "torch")], ids=["not imported", "imported before"])
+def test_a_check_imports_no_torch(before: tuple[str, ...], weights: dict[str, np.ndarray], tmp_path: Path) -> None:
+    """Two seconds of every `check`; and a torch that its caller has stays where it is."""
+    write_bundle(tmp_path / "b", {("cpu", "fp32"): make_model(weights, precision="fp32")})
+    program = f"""
+import {", ".join(("sys", *before))}
+from engines.checking.parity import check_bundle
+from pathlib import Path
+known = sys.modules.get("torch")
+assert check_bundle(Path(sys.argv[1])).passed
+assert sys.modules.get("torch") is known
+assert known is not None or "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program, str(tmp_path / "b")], check=True, cwd=ROOT)
