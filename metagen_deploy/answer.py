@@ -81,6 +81,16 @@ def _check_output(path: Path) -> None:
         raise OutputError("this is a folder", where=str(path), fix="give a file with -o")
     if not os.access(path.parent, os.W_OK):
         raise OutputError("the folder cannot be written to", where=str(path.parent), fix="choose another with -o")
+    temporary = _name_temporary(path)
+    with translate_os_errors(path):
+        try:
+            temporary.touch()
+        except FileNotFoundError:  # a file system that only the kernel fills
+            raise OutputError(
+                "no file can be made here", where=str(path.parent), fix="choose another folder with -o"
+            ) from None
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _announce_choices(session: Session) -> None:
@@ -191,7 +201,7 @@ def _number(path: Path, media: Sequence[Medium]) -> Iterator[tuple[Path, Medium]
 
 def _write_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Write through a temporary file beside `path`, so that a failure leaves what was there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _name_temporary(path)
     with translate_os_errors(path):
         try:
             with temporary.open("wb") as stream:
@@ -200,6 +210,10 @@ def _write_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     sys.stderr.write(f"wrote {path}\n")
+
+
+def _name_temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def _write_arrays(stream: IO[bytes], arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from engines.runtime.array_files import load_archive, load_array
 from engines.runtime.graph_session import GraphSession
 from engines.runtime.media.image import load_image
@@ -99,5 +101,6 @@ def _summarise(value: Array) -> tuple[float | None, ...]:
     """Minimum, mean and maximum; None where there is no such number."""
     if value.dtype.kind not in "fiub" or value.size == 0:
         return (None, None, None)
-    figures = (float(value.min()), float(value.mean()), float(value.max()))
+    with np.errstate(all="ignore"):  # values that are not finite, or whose sum is not
+        figures = (float(value.min()), float(value.mean()), float(value.max()))
     return tuple(figure if math.isfinite(figure) else None for figure in figures)

@@ -101,8 +101,9 @@ class InputCheck:
                 fits, fix = size == wanted, f"make axis {axis} {wanted} long"
             elif wanted in self._dims:
                 low, usual, high = self._dims[wanted]
-                wider = f"--dim {wanted}={min(low, size)}:{usual}:{max(high, size)}"
-                fits, fix = low <= size <= high, f"keep '{wanted}' in {low}..{high}, or export with {wider}"
+                fits, fix = low <= size <= high, f"keep '{wanted}' in {low}..{high}"
+                if size:
+                    fix += f", or export with --dim {wanted}={min(low, size)}:{usual}:{max(high, size)}"
             else:
                 fits, fix = True, ""
             if not fits:

@@ -131,11 +131,12 @@ class GraphSession:
         except MetagenError:
             raise
         except Exception as error:  # backends share no base class; the cause stays attached
+            given = ", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items())
             raise InputError(
                 f"{self.choice.backend} could not run these inputs",
                 where=f"graph '{self.graph.name}'",
-                got=", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items()),
-                fix=f"the backend says: {error}",
+                got=f"{given}; the backend says: {error}",
+                fix="correct their values: an id below the vocabulary's size, a length within its sequence",
             ) from error
         if check_finite:
             self._refuse_non_finite(results)

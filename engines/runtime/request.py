@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from specs.errors import InputError
+from specs.report import spell_number
 
 if TYPE_CHECKING:
     from engines.runtime.arrays import Array
@@ -121,6 +122,6 @@ def require(request: Request, what: str, *, files: bool = False, prompts: bool =
     if bool(request.files) != files or bool(request.prompts) != prompts:
         raise InputError(
             f"this bundle takes {what}",
-            got=f"{len(request.files)} files, {len(request.prompts)} prompts",
+            got=f"{spell_number(len(request.files), 'file')}, {spell_number(len(request.prompts), 'prompt')}",
             fix=f"metagen-deploy run BUNDLE{' FILE ...' if files else ''}{' --prompt TEXT ...' if prompts else ''}",
         )

@@ -74,6 +74,11 @@ def test_a_picture_is_compared_with_texts(tmp_path: Path, picture: Path, metagen
         (["--input", "imgae=x.npy"], "did you mean 'image'?"),
         (["picture.pgm", "-o", "answer.csv"], "allowed: .npz, .json, .txt"),
         (["picture.pgm", "-o", "nowhere/answer.json"], "error: the folder to write to does not exist"),
+        (
+            ["picture.pgm", "-o", "/proc/answer.json"],
+            "error: no file can be made here\n  where:   /proc\n  fix:     choose",
+        ),
+        (["picture.pgm", "-o", "x" * 300 + ".json"], "error: this path cannot be used"),
         (["picture.pgm", "-o", "answer.npz"], "error: this answer is text, not tensors"),
         (
             ["picture.pgm", "-o", "answer.gif"],
