@@ -1,4 +1,4 @@
-"""Spec or ONNX file -> the contents of a bundle, in a folder that the caller stages.
+"""Spec -> the contents of a bundle, in a folder that the caller stages.
 
     GraphModule --trace--> --lower--> portable graph --store weights--> <component>/<stem>.onnx
                                       golden data from torch        --> <component>/<stem>.golden.npz
@@ -9,10 +9,8 @@ Nothing here judges numbers: `engines.checking.parity` does, before the staged f
 
 from __future__ import annotations
 
-import importlib.metadata
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +19,7 @@ import onnx_ir as ir
 from exporters.calibration.measure import measure_ranges
 from exporters.checkpoints import open_checkpoint, write_report
 from exporters.checkpoints.tokenizers.assets import write_tokenizer
+from exporters.finish import finish_bundle, list_versions
 from exporters.garbage import collect_rarely
 from exporters.golden.data import compute_outputs, write_evaluation, write_golden
 from exporters.golden.noise_floor import NoiseFloor, measure_noise_floor
@@ -29,19 +28,13 @@ from exporters.lower import PORTABLE_OPSET, lower
 from exporters.memory import find_free_bytes, page_out, release
 from exporters.passes import (
     Decided,
-    PipelineResult,
-    Range,
-    list_quantizable_tensors,
-    run_pipeline,
-    share_beginnings,
-    takes_plugins,
     uses_ranges,
 )
 from exporters.stored_parameters import streaming_parameters
 from exporters.trace import choose_sizes, trace
+from exporters.typed_graphs import Variant, write_typed_graphs
 from exporters.weights import WeightPool
-from specs.bundle import Graph, IoTensor, Manifest, TypedGraph
-from specs.bundle.files import index_files, write_manifest
+from specs.bundle import Graph, IoTensor, Manifest
 from specs.bundle.manifest import digest_text
 from specs.graphs import GraphSpec
 from specs.handlers import GraphModule, Handler, get_handler
@@ -51,25 +44,10 @@ from specs.schema import Precision, Spec
 from specs.sources import is_checkpoint, name_tokenizer_asset
 from specs.targets import Target
 
-Calibrate = Callable[[Sequence[str]], Mapping[str, Range]]
-
-_TOOLS = ("metagen-deploy", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
-
 #: Where the first dynamic dim aims while tracing: elsewhere than in the golden data, which shows a size that tracing
 #: baked in.
 _TRACE_NEAR = 3
 _TRACE_SEED, _GOLDEN_SEED = 0, 1
-#: Of the typed graph that leaves nodes to plugins, beside the one with bodies.
-_PLUGIN_SUFFIX = ".plugin.onnx"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Variant:
-    """One typed graph that is wanted: where it shall run, and in what precision."""
-
-    target: Target
-    precision: Precision
-    as_it_is: bool = False  # `precision` is what the portable graph has already: it is lowered, and not typed
 
 
 @dataclass(kw_only=True)
@@ -157,105 +135,6 @@ def _write_assets(spec: Spec, folder: Path) -> None:
         path = folder / name_tokenizer_asset(name)
         path.parent.mkdir(exist_ok=True)
         write_tokenizer(Path(tokenizer.source), path)
-
-
-def finish_bundle(folder: Path, manifest: Manifest, *, components: Mapping[str, WeightPool]) -> Manifest:
-    """Index every file (weight pools already know their digests) and write the manifest."""
-    known = {
-        f"{name}/{file}": entry for name, pool in components.items() for file, entry in pool.list_entries().items()
-    }
-    manifest = replace(manifest, files=index_files(folder, known))
-    write_manifest(folder, manifest)
-    return manifest
-
-
-def list_versions() -> dict[str, str]:
-    """The tools that shaped the graphs."""
-    versions = {}
-    for tool in _TOOLS:
-        try:
-            versions[tool] = importlib.metadata.version(tool)
-        except importlib.metadata.PackageNotFoundError:
-            continue  # an uninstalled checkout has no metadata of its own
-    return versions
-
-
-def write_typed_graphs(
-    portable: Path,
-    wanted: Sequence[Variant],
-    pool: WeightPool,
-    *,
-    calibrate: Calibrate,
-    decided: Decided,
-    progress: Progress,
-) -> tuple[TypedGraph, ...]:
-    """Lower and type the portable graph for every variant; targets that lower alike share the work.
-
-    Args:
-        calibrate: gives the ranges of the tensors it is asked for; called once, and only when something is INT8.
-        decided: about the component's weights, by its earlier graphs; see `run_pipeline`.
-    """
-    stem, component = portable.stem, portable.parent.name
-    typed: list[TypedGraph] = []
-    done: dict[tuple[str, Precision], tuple[bytes, bytes | None, PipelineResult]] = {}
-    ranges: Mapping[str, Range] | None = None
-    model = ir.load(portable)
-    begun = share_beginnings(model, [(variant.target.lowering, _find_typing(variant)) for variant in wanted])
-    for variant in wanted:
-        target, precision = variant.target, variant.precision
-        typing = _find_typing(variant)
-        key = (target.lowering, typing)
-        if key not in done:
-            progress(f"{component}/{stem}: lowering to {precision} for {target.name}", None)
-            if ranges is None and uses_ranges(target.lowering, typing):
-                ranges = calibrate(list_quantizable_tensors(model))
-            lower_graph = partial(
-                run_pipeline, begun, lowering=target.lowering, precision=typing, ranges=ranges, decided=decided
-            )
-            result = lower_graph()
-            pool.store(result.model)
-            with_plugins = _lower_with_plugins(model, target.lowering, lower_graph, pool)
-            done[key] = (ir.to_proto(result.model).SerializeToString(), with_plugins, result)
-        data, with_plugins, result = done[key]
-        path = portable.parent / f"{stem}.{target.name}-{precision}.onnx"
-        path.write_bytes(data)
-        if with_plugins is not None:
-            path.with_suffix(_PLUGIN_SUFFIX).write_bytes(with_plugins)
-        typed.append(
-            TypedGraph(
-                target=target.name,
-                precision=precision,
-                lowering=target.lowering,
-                opset=result.model.opset_imports[""],
-                file=f"{component}/{path.name}",
-                keep_fp32=result.keep_fp32,
-                plugin_file=None if with_plugins is None else f"{component}/{path.with_suffix(_PLUGIN_SUFFIX).name}",
-            )
-        )
-    return tuple(typed)
-
-
-def _find_typing(variant: Variant) -> Precision:
-    """The precision that the pipeline writes into the graph."""
-    return "fp32" if variant.as_it_is else variant.precision
-
-
-def _lower_with_plugins(
-    model: ir.Model,
-    lowering: str,
-    lower_graph: Callable[..., PipelineResult],
-    pool: WeightPool,
-) -> bytes | None:
-    """The same graph with nodes left to TensorRT plugins, for builds that have their library; None without such nodes.
-
-    Its weights are those of the graph with bodies, so it costs a few kilobytes.
-    """
-    if not takes_plugins(model, lowering):
-        return None
-    result = lower_graph(plugins=True)
-    pool.store(result.model)
-    data: bytes = ir.to_proto(result.model).SerializeToString()
-    return data
 
 
 def _export_graph(

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from exporters.calibration.measure import measure_ranges
-from exporters.export import Variant, finish_bundle, list_versions, write_typed_graphs
+from exporters.finish import finish_bundle, list_versions
 from exporters.garbage import collect_rarely
 from exporters.golden.data import write_golden
 from exporters.onnx_models.held_out import HeldOut, answer_held_out, split_samples, write_held_out
@@ -29,6 +29,7 @@ from exporters.onnx_models.samples import Feed, make_random_inputs, read_sample_
 from exporters.passes import Range
 from exporters.passes.shared.graph import describe_node, is_onnx
 from exporters.trace import choose_sizes
+from exporters.typed_graphs import Variant, write_typed_graphs
 from exporters.weights import INLINE_BYTES, WeightPool
 from specs.bundle import Graph, IoTensor, Manifest
 from specs.bundle.files import digest_file

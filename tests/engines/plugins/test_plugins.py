@@ -18,7 +18,7 @@ from engines import plugins
 from engines.backends import load_backend, tensorrt
 from engines.backends.base import Availability, CompileRequest, CompileResult
 from engines.building.bundle import build_bundle
-from exporters.export import Variant, write_typed_graphs
+from exporters.typed_graphs import Variant, write_typed_graphs
 from exporters.weights import WeightPool
 from metagen_deploy.terminal.inspection import print_inspection
 from specs.bundle import Manifest
