@@ -3,6 +3,7 @@
     weights that are listed as inputs too        -> constants (every runtime's default; IR 3 lists all of them)
     a negative size, or one called ? or None     -> an unknown one (how Keras, CNTK and Paddle converters write it)
     nodes before what they read                  -> in order (half-precision converters put their casts last)
+    the standard domain by its long name         -> without one
     several nodes of one name                    -> a name each (ONNX Runtime takes no other file)
     external tensors inside nodes and branches   -> read into the graph: only its own weights may lie outside
     sparse weights                               -> dense ones (onnx_ir would drop them without a word)
@@ -28,6 +29,7 @@ from specs.errors import GraphError
 _LARGEST_DENSE_BYTES = 1 << 30
 #: What converters write where a size is not known.
 _NO_NAMES = ("?", "-1", "None", "unknown")
+_LONG_NAME = "ai.onnx"
 _FIRST_IR_WITHOUT_INPUTS = 4  # before it, every initializer had to be an input
 
 
@@ -37,6 +39,7 @@ def normalize(path: Path, proto: onnx.ModelProto) -> list[str]:
     Raises:
         GraphError: a sparse weight is malformed or too large.
     """
+    _spell_standard_domain(proto)
     for graph in list_graphs(proto.graph):
         _densify(path, graph)
         _forget_unknown_sizes(graph)
@@ -49,6 +52,18 @@ def normalize(path: Path, proto: onnx.ModelProto) -> list[str]:
     notes = _fix_weights(proto)
     notes += _name_nodes_apart(proto)
     return notes + _convert_functions(proto)
+
+
+def _spell_standard_domain(proto: onnx.ModelProto) -> None:
+    for node in list_nodes(proto):
+        node.domain = "" if node.domain == _LONG_NAME else node.domain
+    for imports in (proto.opset_import, *(function.opset_import for function in proto.functions)):
+        known = {entry.version for entry in imports if not entry.domain}
+        for entry in [entry for entry in imports if entry.domain == _LONG_NAME]:
+            if entry.version in known:
+                imports.remove(entry)
+            elif not known:
+                entry.domain = ""
 
 
 def list_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

@@ -17,7 +17,8 @@ from exporters.onnx_models.probabilities import list_probabilities
 from exporters.onnx_models.read import read_model, read_source
 from exporters.onnx_models.reference import find_reference
 from exporters.onnx_models.run_apart import move_last_place, move_weights
-from metagen_deploy import pipeline
+from metagen_deploy import bench, pipeline
+from metagen_deploy.cli import run_command
 from metagen_deploy.verdict import raise_first_failure
 from specs.bundle import IoTensor, Manifest
 from specs.errors import GraphError, ParityError
@@ -253,3 +254,18 @@ def test_int4_weights_are_multiplied_in_float32(block: int, tmp_path: Path) -> N
     x = rng.standard_normal((2, width), dtype=np.float32)
     weight = codes * (np.repeat(scales, block, axis=0) if block else scales)
     np.testing.assert_allclose(run(tmp_path, x=x), x @ weight, atol=1e-5)
+
+
+def test_bench_times_the_file_itself_at_one_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows are called N here, and the golden data has three."""
+    manifest = export("squeezes_a_size", tmp_path, dims={"T": Dim(min=6, opt=6, max=6)})
+    monkeypatch.setattr(bench, "_MIN_ROUNDS", 2)
+    monkeypatch.setattr(bench, "_SECONDS", 0.0)
+    assert run_command(["bench", str(tmp_path / "o.bundle"), "--against", "stock-onnx"]) == 0
+    said = capsys.readouterr().out
+    assert "latency at batch 1 on" in said
+    assert [line.split()[0] for line in said.splitlines() if " ms " in line] == ["ours,", "stock-onnx"]
+    feed = bench.read_single_sample(tmp_path / "o.bundle", manifest, manifest.graphs[0])
+    assert feed["x"].shape == (1, 6)

@@ -122,3 +122,17 @@ def test_an_output_may_leave_its_shape_to_the_runtime(tmp_path: Path) -> None:
     model.graph.output[0].type.tensor_type.ClearField("shape")
     onnx.save(model, tmp_path / "m.onnx")
     assert read_model(tmp_path / "m.onnx").graph.outputs[0].shape is None
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_the_standard_domain_may_have_its_long_name(twice: bool, tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["ai.onnx": 17]> g (float[N, 4] x) => (float[N, 4] y) { y = ai.onnx.Relu(x) }'
+    )
+    assert model.graph.node[0].domain == "ai.onnx"
+    if twice:
+        model.opset_import.append(helper.make_opsetid("", 17))
+    onnx.save(model, tmp_path / "m.onnx")
+    read = read_model(tmp_path / "m.onnx")
+    assert dict(read.opset_imports) == {"": 17}
+    assert [node.domain for node in read.graph] == [""]
