@@ -302,3 +302,44 @@ def test_a_checkpoint_without_tokenizer_takes_ids(bundle: tuple[Path, Any, Any],
         (folder / name).unlink()
     spec = read_spec(folder)
     assert get_handler(spec).describe_pipeline(spec)["tokenizer"] == {"kind": "ids"}
+
+
+def make_word_pieces() -> Any:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "The", "café", "cafe", "日", "日本", "##s", "."]
+    return hf.BertTokenizer(vocab={word: index for index, word in enumerate(words)})
+
+
+def make_bytes(kind: Any) -> Any:
+    data = json.loads(train_bytes().to_str())["model"]
+    return kind(vocab=data["vocab"], merges=[tuple(merge) for merge in data["merges"]])
+
+
+FLAGS = {
+    "BERT": (make_word_pieces, ("do_lower_case", "strip_accents", "tokenize_chinese_chars")),
+    "GPT-2": (lambda: make_bytes(hf.GPT2Tokenizer), ("add_prefix_space",)),
+    "Qwen 2": (lambda: make_bytes(hf.Qwen2Tokenizer), ("add_prefix_space",)),
+}
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_flags_that_the_file_does_not_know(name: str, tmp_path: Path) -> None:
+    """A tokenizer_config.json that was edited, or lost: the library follows it, and not the tokenizer.json."""
+    make, flags = FLAGS[name]
+    make().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": {"BERT": "bert"}.get(name, "other")}))
+    path, file = tmp_path / "tokenizer_config.json", tmp_path / "tokenizer.json"
+    saved, whole = json.loads(path.read_text()), file.read_bytes()
+    texts = [*TEXTS, "The the café 日本 cafés.", " the cafe\u0301"]
+    seen = set()
+    for flag in flags:
+        for value in (True, False, "absent"):
+            path.write_text(json.dumps({k: v for k, v in {**saved, flag: value}.items() if v != "absent"}))
+            theirs = hf.AutoTokenizer.from_pretrained(tmp_path)
+            ours = take_asset(tmp_path, tmp_path / "asset.json")
+            found = tuple(tuple(ours.encode(text)) for text in texts)
+            assert found == tuple(tuple(theirs(text)["input_ids"]) for text in texts), (flag, value)
+            seen.add(found)
+    assert len(seen) > len(flags), "flags that change nothing would prove nothing"
+    path.write_text(json.dumps({**saved, **dict.fromkeys(flags, False), "tokenizer_class": "PreTrainedTokenizerFast"}))
+    take_asset(tmp_path, tmp_path / "asset.json")
+    assert (tmp_path / "asset.json").read_bytes() == whole

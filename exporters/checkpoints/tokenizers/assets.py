@@ -1,6 +1,7 @@
 """Tokenizers of a checkpoint: how the spec names them, and the tokenizer.json that a bundle carries.
 
-    tokenizer.json               copied
+    tokenizer.json               copied, with the flags of tokenizer_config.json
+    vocab.txt                    made: BERT's pieces of words
     vocab.json and merges.txt    made: byte-level BPE as GPT-2, Qwen 2, Whisper and CLIP have it
 
 Nothing here needs transformers or tokenizers: all these files are JSON and text.
@@ -14,9 +15,11 @@ from typing import Any
 
 from exporters.checkpoints.base import Folder
 from exporters.checkpoints.files.config import Config
+from exporters.checkpoints.tokenizers.bert import make_word_piece
 from exporters.checkpoints.tokenizers.byte_level import MODELS, make_byte_tokenizer
 from exporters.checkpoints.tokenizers.chat import describe_chat
 from exporters.checkpoints.tokenizers.clip import make_clip_tokenizer
+from exporters.checkpoints.tokenizers.flags import follow_flags
 
 #: model_type -> the tokenizer's class, of folders that do not say it.
 _TOKENIZERS = {"gpt2": "GPT2Tokenizer", "qwen2": "Qwen2Tokenizer", "whisper": "WhisperTokenizer"}
@@ -54,16 +57,19 @@ def find_tokenizer(folder: Path) -> Path | None:
 
 
 def write_tokenizer(source: Path, path: Path) -> None:
-    """`source` as a tokenizer.json: copied, or made of a vocab.json and the merges.txt beside it.
+    """`source` as a tokenizer.json: copied, or made of a vocab.txt, or of a vocab.json and the merges.txt beside it.
 
     Raises:
         CheckpointError: a file is damaged, or merges.txt is missing.
     """
-    if source.name != "vocab.json":
-        path.write_bytes(source.read_bytes())
+    if source.name not in ("vocab.json", "vocab.txt"):
+        path.write_bytes(follow_flags(source))
         return
     name = _name_class(source.parent)
-    made = make_byte_tokenizer(source, name) if name in MODELS else make_clip_tokenizer(source)
+    if source.name == "vocab.txt":
+        made = make_word_piece(source)
+    else:
+        made = make_byte_tokenizer(source, name) if name in MODELS else make_clip_tokenizer(source)
     path.write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
 
 

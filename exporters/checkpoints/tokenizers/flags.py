@@ -1,0 +1,96 @@
+"""Where tokenizer_config.json says otherwise than tokenizer.json, the library follows the first: so does the bundle.
+
+    BertNormalizer's lowercase, strip_accents, handle_chinese_chars <- do_lower_case, strip_accents,
+                                                                       tokenize_chinese_chars
+    ByteLevel's add_prefix_space                                    <- add_prefix_space
+
+A named class makes these steps anew, of its flags or, where one is absent, of its defaults. A class of no model
+(PreTrainedTokenizerFast) takes the file as it is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from specs.errors import CheckpointError
+
+_BERT = ("BertTokenizer", "DistilBertTokenizer", "MPNetTokenizer")
+_BYTES = ("GPT2Tokenizer", "Qwen2Tokenizer", "GPTNeoXTokenizer", "RobertaTokenizer", "WhisperTokenizer")
+#: Our class of a folder that names none, by its `model_type`.
+_BY_MODEL = {"bert": _BERT[0], "distilbert": _BERT[1], "mpnet": _BERT[2], "gpt2": _BYTES[0], "whisper": _BYTES[4]}
+#: Key of a BertNormalizer -> the flag, and what the class takes where it is absent.
+_NORMALISES = {
+    "lowercase": ("do_lower_case", True),
+    "strip_accents": ("strip_accents", None),
+    "handle_chinese_chars": ("tokenize_chinese_chars", True),
+}
+
+
+def follow_flags(source: Path) -> bytes:
+    """The bytes of a tokenizer.json; others than the file's where the files beside it say so.
+
+    Raises:
+        CheckpointError: the tokenizer.json is damaged, which is noticed only where there are flags to follow.
+    """
+    content = source.read_bytes()
+    config = _read(source.parent / "tokenizer_config.json")
+    named = config.get("tokenizer_class") or _BY_MODEL.get(str(_read(source.parent / "config.json").get("model_type")))
+    kind = str(named).removesuffix("Fast")
+    if kind not in (*_BERT, *_BYTES):
+        return content
+    try:
+        data = json.loads(content)
+        changed = [_set(step, key, value) for step, key, value in _list_wanted(data, config, kind)]
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise CheckpointError(
+            "tokenizer.json cannot be read",
+            where=str(source),
+            got=str(error)[:160],
+            fix="copy or download the checkpoint again",
+        ) from None
+    return json.dumps(data, ensure_ascii=False).encode() if any(changed) else content
+
+
+def _list_wanted(data: dict[str, Any], config: dict[str, Any], kind: str) -> Iterator[tuple[dict[str, Any], str, Any]]:
+    """(step, key, value) of every step that the class makes anew."""
+    if kind in _BERT:
+        for step in _walk(data.get("normalizer"), "normalizers"):
+            if step.get("type") == "BertNormalizer":
+                yield from ((step, key, config.get(flag, usual)) for key, (flag, usual) in _NORMALISES.items())
+        return
+    for step in _walk(data.get("pre_tokenizer"), "pretokenizers"):
+        if step.get("type") == "ByteLevel":
+            yield step, "add_prefix_space", bool(config.get("add_prefix_space"))
+
+
+def _walk(step: dict[str, Any] | None, parts: str) -> Iterator[dict[str, Any]]:
+    """A step, or those of a sequence."""
+    if step is not None:
+        yield step
+        for one in step.get(parts, []):
+            yield from _walk(one, parts)
+
+
+def _set(step: dict[str, Any], key: str, value: Any) -> bool:
+    changed = bool(step.get(key) != value)
+    step[key] = value
+    return changed
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON mapping beside the tokenizer; empty where there is none. Code that it names is never run."""
+    if not path.is_file():
+        return {}
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path.name} cannot be read",
+            where=str(path),
+            got=str(error)[:160],
+            fix="copy or download the checkpoint again",
+        ) from None
+    return data if isinstance(data, dict) else {}
