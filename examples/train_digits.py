@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from specs.components import VisionTransformerComponent
 from specs.document import parse_document, read_text
-from specs.models.vision import VisionTransformer
+from specs.models.vision.vit import VisionTransformer
 from specs.ops import plain_torch
 from specs.parameters.fill import fill_parameters
 from specs.schema import WeightsSpec

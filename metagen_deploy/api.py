@@ -7,7 +7,7 @@ strategy of one's own is registered, so that a spec can name it. Needs the `expo
 from __future__ import annotations
 
 from specs.components import EncoderComponent, EncoderInput
-from specs.components.multimodal import MultimodalFusionComponent, Stream, WeightsTensor
+from specs.components.fusion.multimodal import MultimodalFusionComponent, Stream, WeightsTensor
 from specs.errors import translate_import_error
 
 try:
@@ -23,7 +23,7 @@ try:
         VisionConfig,
         VisionTransformer,
     )
-    from specs.models.multimodal import Fused, Seen, pool_tokens
+    from specs.models.fusion.multimodal import Fused, Seen, pool_tokens
 except ImportError as error:
     raise translate_import_error(error, extra="export", needed_for="torch modules") from error
 

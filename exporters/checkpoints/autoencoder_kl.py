@@ -101,7 +101,7 @@ def read_vae(config: Config, *, encoder: bool = True) -> dict[str, Any]:
 
 def map_vae(component: str, config: VaeComponent, tensors: Tensors, prefix: str = "") -> dict[str, Recipe]:
     """Recipes for the parameters of `component`; the checkpoint's names have `prefix` before them."""
-    from specs.models.autoencoder import Autoencoder
+    from specs.models.diffusion.autoencoder import Autoencoder
 
     parameters = list_parameters(lambda: Autoencoder(config))
     old = f"{prefix}decoder.mid_block.attentions.0.query.weight" in tensors

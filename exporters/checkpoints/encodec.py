@@ -16,7 +16,7 @@ from exporters.checkpoints.files.config import Config
 from exporters.checkpoints.files.recipes import Recipe, compute, stack, take_module
 from exporters.checkpoints.files.tensors import Tensors
 from exporters.checkpoints.files.weight_norm import take_normed
-from specs.components.encodec import EncodecComponent
+from specs.components.audio.encodec import EncodecComponent
 from specs.errors import CheckpointError
 from specs.schema import Spec
 

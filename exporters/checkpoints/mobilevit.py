@@ -18,7 +18,7 @@ from exporters.checkpoints.parts.convolutions import STATISTICS_UNUSED, make_pic
 from exporters.checkpoints.parts.pictures import MOBILEVIT
 from exporters.checkpoints.parts.towers import get_image, has_tensor, read_grid
 from specs.components import MobileVitComponent
-from specs.components.mobilevit import DEPTHS
+from specs.components.vision.mobilevit import DEPTHS
 from specs.errors import CheckpointError
 from specs.schema import Spec
 

@@ -17,9 +17,9 @@ from exporters.checkpoints.parts.activations import read_activation
 from exporters.checkpoints.parts.decoder import require_causal
 from exporters.checkpoints.parts.t5 import explain_t5, make_t5, map_t5
 from exporters.checkpoints.tokenizers.assets import describe_tokenizer
-from specs.components.encodec import EncodecComponent
-from specs.components.musicgen import MusicgenComponent
-from specs.components.t5 import T5Component
+from specs.components.audio.encodec import EncodecComponent
+from specs.components.audio.musicgen import MusicgenComponent
+from specs.components.text.t5 import T5Component
 from specs.errors import CheckpointError
 from specs.schema import Spec
 

@@ -58,7 +58,7 @@ class PixArtImporter(Importer):
 
     def map_tensors(self, spec: Spec, folder: Folder) -> Mapping[str, Recipe]:
         config = cast(DitComponent, spec.components["dit"])
-        from specs.models.dit import Dit
+        from specs.models.diffusion.dit import Dit
 
         names = rename_all(list_parameters(lambda: Dit(config)), _WORDS)
         return {f"dit.{ours}": take(theirs) for ours, theirs in names.items()}

@@ -12,7 +12,7 @@ from exporters.checkpoints.parts.heads import refuse_heads
 from exporters.checkpoints.parts.sentence import join_dense, map_dense, read_sentence_modules
 from exporters.checkpoints.parts.t5 import explain_t5, make_t5, map_t5
 from exporters.checkpoints.tokenizers.assets import describe_tokenizer
-from specs.components.t5 import T5Component
+from specs.components.text.t5 import T5Component
 from specs.schema import Spec
 
 _LONGEST = 512  # where nothing says more: T5 was trained with it, though no table limits it

@@ -179,7 +179,7 @@ _POOLED_SIZES = (1280, 768, 1024)
 
 def map_unet(component: str, config: UNetComponent, tensors: Tensors, prefix: str = "") -> dict[str, Recipe]:
     """Recipes for the parameters of `component`; the checkpoint's names have `prefix` before them."""
-    from specs.models.unet import UNet
+    from specs.models.diffusion.unet import UNet
 
     parameters = list_parameters(lambda: UNet(config))
     recipes = {}

@@ -6,36 +6,36 @@ any machine; `specs/models/` holds the modules built from them, and a test compa
 
 from __future__ import annotations
 
-from specs.components.autoencoder import VaeComponent
+from specs.components.audio.encodec import EncodecComponent
+from specs.components.audio.hifigan import HifiganComponent
+from specs.components.audio.musicgen import MusicgenComponent
+from specs.components.audio.vits import VitsDurationComponent, VitsFlowComponent, VitsTextComponent
+from specs.components.audio.wav2vec2 import Wav2Vec2Component
+from specs.components.audio.whisper import WhisperDecoderComponent, WhisperEncoderComponent
 from specs.components.avatar import AppearanceComponent, MotionComponent, RendererComponent
 from specs.components.base import MOST_LAYERS, Activation, Activations, Component, LayerCount, Size, TransformerSizes
 from specs.components.blocks import BlockDecoderComponent, ModeComponent, StructureComponent
-from specs.components.decoder import CausalComponent, DecoderComponent, Gpt2Component, NeoxComponent
-from specs.components.dit import DitComponent
-from specs.components.encodec import EncodecComponent
+from specs.components.diffusion.autoencoder import VaeComponent
+from specs.components.diffusion.dit import DitComponent
+from specs.components.diffusion.scheduler import SchedulerComponent
+from specs.components.diffusion.unet import UNetComponent
 from specs.components.encoder import EncoderComponent, EncoderInput
-from specs.components.frames import FramesComponent
-from specs.components.fusion import FusionComponent
-from specs.components.hifigan import HifiganComponent
+from specs.components.fusion.multimodal import MultimodalFusionComponent
+from specs.components.fusion.pair import FusionComponent
+from specs.components.fusion.projector import ProjectorComponent
+from specs.components.fusion.resampling import PerceiverComponent
 from specs.components.mesh import FieldComponent, TriplaneComponent
-from specs.components.mobilevit import MobileVitComponent
-from specs.components.multimodal import MultimodalFusionComponent
-from specs.components.musicgen import MusicgenComponent
-from specs.components.picture import PictureComponent
-from specs.components.projector import ProjectorComponent
-from specs.components.resampling import PerceiverComponent
-from specs.components.resnet import ResNetComponent
-from specs.components.scheduler import SchedulerComponent
 from specs.components.sensor import PointsComponent, SeriesComponent
-from specs.components.t5 import T5Component
-from specs.components.text import ClipTextComponent
-from specs.components.text_encoder import BertComponent, TextEncoderComponent
-from specs.components.unet import UNetComponent
-from specs.components.video import VideoDecoderComponent, VideoTransformerComponent
-from specs.components.vision import VisionTransformerComponent
-from specs.components.vits import VitsDurationComponent, VitsFlowComponent, VitsTextComponent
-from specs.components.wav2vec2 import Wav2Vec2Component
-from specs.components.whisper import WhisperDecoderComponent, WhisperEncoderComponent
+from specs.components.text.clip import ClipTextComponent
+from specs.components.text.decoder import CausalComponent, DecoderComponent, Gpt2Component, NeoxComponent
+from specs.components.text.encoder import BertComponent, TextEncoderComponent
+from specs.components.text.t5 import T5Component
+from specs.components.video.diffusion import VideoDecoderComponent, VideoTransformerComponent
+from specs.components.video.frames import FramesComponent
+from specs.components.vision.mobilevit import MobileVitComponent
+from specs.components.vision.picture import PictureComponent
+from specs.components.vision.resnet import ResNetComponent
+from specs.components.vision.vit import VisionTransformerComponent
 
 __all__ = [
     "COMPONENTS",

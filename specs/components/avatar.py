@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from specs.components.audio.mel import MelSettings
 from specs.components.base import Activations, LayerCount, Positive, Size, check_divides
 from specs.components.costs import Cost, cost_linear, cost_norm
 from specs.components.measured import MeasuredComponent
-from specs.components.mel import MelSettings
 
 _RATE_HZ = 16000
 

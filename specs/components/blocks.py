@@ -19,7 +19,7 @@ class BlockDecoderComponent(TransformerSizes):
     activation: Activation = "gelu_tanh"
     layer_norm_eps: Epsilon = 1e-5
 
-    #: What `specs.models.gpt2.Gpt2Layer` asks of its configuration beside the sizes.
+    #: What `specs.models.text.gpt2.Gpt2Layer` asks of its configuration beside the sizes.
     @property
     def head_width(self) -> int:
         return self.hidden_size // self.num_heads

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from specs.components import Activations, Component, PictureComponent
-from specs.components.picture import PIXEL_DIMS
+from specs.components.vision.picture import PIXEL_DIMS
 from specs.schema import Dim, Spec, TensorSpec
 
 Components = Mapping[str, Component]

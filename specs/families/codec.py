@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, cast, final
 
-from specs.components.encodec import EncodecComponent
+from specs.components.audio.encodec import EncodecComponent
 from specs.errors import SpecError
 from specs.families.base import BATCH, Components, Family, GraphSpec, Roles, make_float, make_ids
 from specs.schema import Dim, Spec

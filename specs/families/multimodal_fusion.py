@@ -30,7 +30,7 @@ from specs.components import (
     Wav2Vec2Component,
     WhisperEncoderComponent,
 )
-from specs.components.multimodal import STRATEGIES, STRATEGY_OPTIONS, Stream, WeightsTensor
+from specs.components.fusion.multimodal import STRATEGIES, STRATEGY_OPTIONS, Stream, WeightsTensor
 from specs.errors import SpecError, name_nearest
 from specs.families.base import BATCH, Components, Family, GraphSpec, Roles, make_float, make_ids, make_model_graph
 from specs.families.pictures import TOWERS, leave_raw, make_picture_graph

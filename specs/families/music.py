@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar, cast, final
 
-from specs.components.encodec import EncodecComponent
-from specs.components.musicgen import MusicgenComponent
-from specs.components.t5 import T5Component
+from specs.components.audio.encodec import EncodecComponent
+from specs.components.audio.musicgen import MusicgenComponent
+from specs.components.text.t5 import T5Component
 from specs.errors import SpecError
 from specs.families.base import (
     BATCH,

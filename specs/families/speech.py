@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, cast, final
 
-from specs.components.hifigan import HifiganComponent
-from specs.components.vits import VitsDurationComponent, VitsFlowComponent, VitsTextComponent
+from specs.components.audio.hifigan import HifiganComponent
+from specs.components.audio.vits import VitsDurationComponent, VitsFlowComponent, VitsTextComponent
 from specs.errors import SpecError
 from specs.families.base import (
     BATCH,

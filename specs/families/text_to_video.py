@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import ClassVar, cast, final
 
 from specs.components import ClipTextComponent
-from specs.components.video import VideoDecoderComponent, VideoTransformerComponent
+from specs.components.video.diffusion import VideoDecoderComponent, VideoTransformerComponent
 from specs.errors import SpecError
 from specs.families.base import Components, Family, GraphSpec, Roles, make_float, make_ids, make_model_graph
 from specs.schema import Dim, Spec

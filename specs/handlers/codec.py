@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from specs.components.encodec import EncodecComponent
+from specs.components.audio.encodec import EncodecComponent
 from specs.graphs import GraphSpec, name_roles
 from specs.handlers.base import Arrays, GraphModule, Handler
 from specs.handlers.sound import make_sound
-from specs.models.encodec import Encodec, EncodecDecode, EncodecEncode, EncodecLookUp
+from specs.models.audio.encodec import Encodec, EncodecDecode, EncodecEncode, EncodecLookUp
 from specs.schema import Spec, TensorSpec
 
 _GRAPHS: dict[str, type[EncodecEncode | EncodecLookUp | EncodecDecode]] = {

@@ -13,7 +13,7 @@ from specs.families.ctc import get_encoder
 from specs.graphs import GraphSpec, name_roles
 from specs.handlers.base import Arrays, GraphModule, Handler
 from specs.handlers.sound import make_sound
-from specs.models.wav2vec2 import Wav2Vec2
+from specs.models.audio.wav2vec2 import Wav2Vec2
 from specs.schema import Spec, TensorSpec
 
 _GOLDEN_FRAMES = 23  # more than one, and not a number that tracing saw

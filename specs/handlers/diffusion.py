@@ -12,9 +12,9 @@ from specs.components import Component, DitComponent, UNetComponent, VaeComponen
 from specs.families.denoising import TIMESTEPS
 from specs.graphs import GraphSpec
 from specs.handlers.image import make_image
-from specs.models.autoencoder import Autoencoder, Decode, Encode
-from specs.models.dit import Dit
-from specs.models.unet import UNet
+from specs.models.diffusion.autoencoder import Autoencoder, Decode, Encode
+from specs.models.diffusion.dit import Dit
+from specs.models.diffusion.unet import UNet
 from specs.schema import TensorSpec
 
 

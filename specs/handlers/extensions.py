@@ -22,10 +22,10 @@ from torch import nn
 from specs.components import COMPONENTS, EncoderComponent
 from specs.components.costs import Cost
 from specs.components.encoder import PARAMETER_COUNTERS
-from specs.components.multimodal import STRATEGIES, MultimodalFusionComponent, Strategy, Stream, WeightsTensor
+from specs.components.fusion.multimodal import STRATEGIES, MultimodalFusionComponent, Strategy, Stream, WeightsTensor
 from specs.errors import SpecError
-from specs.models.encoders import ENCODERS
-from specs.models.multimodal import STRATEGY_MODULES
+from specs.models.fusion.encoders import ENCODERS
+from specs.models.fusion.multimodal import STRATEGY_MODULES
 
 Module = TypeVar("Module", bound=type[nn.Module])
 ListWeights = Callable[[MultimodalFusionComponent, Sequence[Stream]], tuple[WeightsTensor, ...]]
@@ -78,7 +78,7 @@ def register_strategy(name: str, *, list_weights: ListWeights | None = None) -> 
     """A decorator for a fusion strategy's module, whose name is then known in YAML.
 
     The module is built from (component, streams) and called with one `Seen` a modality; it returns a `Fused`. It must
-    not let anything through that is not visible: `specs/models/multimodal.py` says how, and its `pool_tokens` does it.
+    not let anything through that is not visible: `specs/models/fusion/multimodal.py` says how, its `pool_tokens` does.
     `component.options` holds what the YAML says under `options`.
 
     Args:

@@ -23,12 +23,14 @@ from torch.nn import functional
 
 from specs import ops
 from specs.components import VisionTransformerComponent, Wav2Vec2Component, WhisperEncoderComponent
-from specs.components.mel import MelSettings
-from specs.components.resampling import CrossAttentionComponent, PerceiverComponent
+from specs.components.audio.mel import MelSettings
+from specs.components.fusion.resampling import CrossAttentionComponent, PerceiverComponent
 from specs.errors import SpecError, name_nearest
-from specs.models import resampling, vision, wav2vec2, whisper
-from specs.models.dynamics import INLDynamics
-from specs.models.mel import MelSpectrogram
+from specs.models.audio import wav2vec2, whisper
+from specs.models.audio.mel import MelSpectrogram
+from specs.models.fusion import resampling
+from specs.models.text.dynamics import INLDynamics
+from specs.models.vision import vit
 from specs.parameters.fill import fill_parameters
 from specs.schema import WeightsSpec
 
@@ -99,7 +101,7 @@ class VisionTransformer(nn.Module):
                 num_layers=config.num_layers,
                 num_channels=config.num_channels,
             )
-        self.tower = vision.VisionTransformer(config)
+        self.tower = vit.VisionTransformer(config)
         _fill(self, seed)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -15,10 +15,10 @@ from specs.graphs import GraphSpec, list_graphs, name_roles
 from specs.handlers.base import Arrays, GraphModule, Handler
 from specs.handlers.data import check_lengths, draw_length
 from specs.handlers.tokenizers import describe_tokenizer
-from specs.models.causal import CausalModel, Decode, Prefill
-from specs.models.decoder import Decoder
-from specs.models.gpt2 import Gpt2
-from specs.models.neox import Neox
+from specs.models.text.causal import CausalModel, Decode, Prefill
+from specs.models.text.decoder import Decoder
+from specs.models.text.gpt2 import Gpt2
+from specs.models.text.neox import Neox
 from specs.schema import Spec, TensorSpec
 
 

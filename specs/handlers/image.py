@@ -17,10 +17,10 @@ from specs.components import (
 )
 from specs.graphs import GraphSpec
 from specs.handlers.base import Handler
-from specs.models.mobilevit import MobileVit
-from specs.models.raw_pixels import take_pixels
-from specs.models.resnet import ResNet
-from specs.models.vision import ImageEmbedding, VisionTransformer
+from specs.models.vision.mobilevit import MobileVit
+from specs.models.vision.raw_pixels import take_pixels
+from specs.models.vision.resnet import ResNet
+from specs.models.vision.vit import ImageEmbedding, VisionTransformer
 from specs.schema import Spec, TensorSpec
 
 

@@ -31,12 +31,12 @@ from specs.handlers.generation import TextGenerationHandler, make_decoder
 from specs.handlers.image import describe_image, make_picture
 from specs.handlers.sound import make_sound
 from specs.handlers.tokenizers import describe_tokenizer
-from specs.models.causal import CausalModel, Decode
-from specs.models.media_text import LayerFeatures, PatchFeatures, PrefillWithMedia, Projector
-from specs.models.raw_pixels import take_pixels
-from specs.models.resampling import Perceiver
-from specs.models.vision import VisionTransformer
-from specs.models.whisper import WhisperEncoder
+from specs.models.audio.whisper import WhisperEncoder
+from specs.models.fusion.media_text import LayerFeatures, PatchFeatures, PrefillWithMedia, Projector
+from specs.models.fusion.resampling import Perceiver
+from specs.models.text.causal import CausalModel, Decode
+from specs.models.vision.raw_pixels import take_pixels
+from specs.models.vision.vit import VisionTransformer
 from specs.schema import Spec, TensorSpec
 
 #: A decode step is the same whatever the prompt was.

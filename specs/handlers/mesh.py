@@ -14,8 +14,8 @@ from specs.graphs import GraphSpec, name_roles
 from specs.handlers.base import Handler
 from specs.handlers.similarity import make_text
 from specs.handlers.tokenizers import describe_tokenizer
-from specs.models.clip_text import ClipText
 from specs.models.mesh import Field, Triplane
+from specs.models.text.clip import ClipText
 from specs.schema import Spec, TensorSpec
 
 

@@ -26,12 +26,12 @@ from specs.handlers.image import describe_image, make_picture, make_tower
 from specs.handlers.similarity import describe_texts, make_text
 from specs.handlers.sound import make_sound
 from specs.handlers.tokenizers import describe_tokenizer
-from specs.models.bert import Bert
-from specs.models.clip_text import ClipText
-from specs.models.encoders import ENCODERS, wrap_tower
-from specs.models.multimodal import MultimodalFusion
-from specs.models.wav2vec2 import Wav2Vec2
-from specs.models.whisper import WhisperEncoder
+from specs.models.audio.wav2vec2 import Wav2Vec2
+from specs.models.audio.whisper import WhisperEncoder
+from specs.models.fusion.encoders import ENCODERS, wrap_tower
+from specs.models.fusion.multimodal import MultimodalFusion
+from specs.models.text.bert import Bert
+from specs.models.text.clip import ClipText
 from specs.schema import Spec, TensorSpec
 
 _SHARE_PRESENT = 0.7

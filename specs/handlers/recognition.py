@@ -18,7 +18,7 @@ from specs.handlers.base import Arrays, GraphModule, Handler
 from specs.handlers.data import check_lengths
 from specs.handlers.sound import make_sound
 from specs.handlers.tokenizers import describe_tokenizer
-from specs.models.whisper import Cross, Decode, Prefill, WhisperDecoder, WhisperEncoder
+from specs.models.audio.whisper import Cross, Decode, Prefill, WhisperDecoder, WhisperEncoder
 from specs.schema import Spec, TensorSpec
 
 _GRAPHS = {"cross": Cross, "prefill": Prefill, "decode": Decode}

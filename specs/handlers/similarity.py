@@ -14,10 +14,10 @@ from specs.graphs import GraphSpec, name_roles
 from specs.handlers.base import Handler
 from specs.handlers.image import describe_image, make_picture
 from specs.handlers.tokenizers import describe_tokenizer
-from specs.models.clip_text import ClipText
-from specs.models.fusion import FUSIONS
-from specs.models.raw_pixels import take_pixels
-from specs.models.vision import VisionTransformer
+from specs.models.fusion.pair import FUSIONS
+from specs.models.text.clip import ClipText
+from specs.models.vision.raw_pixels import take_pixels
+from specs.models.vision.vit import VisionTransformer
 from specs.schema import Spec, TensorSpec
 
 

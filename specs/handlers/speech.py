@@ -8,14 +8,14 @@ from typing import Any, final
 import numpy as np
 from torch import nn
 
-from specs.components.vits import VitsTextComponent
+from specs.components.audio.vits import VitsTextComponent
 from specs.families.speech import get_parts
 from specs.graphs import GraphSpec, name_roles
 from specs.handlers.base import Arrays, Handler
 from specs.handlers.tokenizers import describe_tokenizer
-from specs.models.hifigan import Hifigan
-from specs.models.vits import PlainDurations, StochasticDurations, VitsTextEncoder
-from specs.models.vits_flow import VitsFlow
+from specs.models.audio.hifigan import Hifigan
+from specs.models.audio.vits import PlainDurations, StochasticDurations, VitsTextEncoder
+from specs.models.audio.vits_flow import VitsFlow
 from specs.schema import Spec
 
 

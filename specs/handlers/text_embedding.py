@@ -13,10 +13,10 @@ from specs.graphs import GraphSpec, name_roles
 from specs.handlers.base import Arrays, Handler
 from specs.handlers.data import draw_length
 from specs.handlers.tokenizers import describe_tokenizer
-from specs.models.bert import Bert
-from specs.models.clip_text import ClipText, ClipTextEmbedding
-from specs.models.t5 import T5Encoder
-from specs.models.text_encoder import TextEmbedding
+from specs.models.text.bert import Bert
+from specs.models.text.clip import ClipText, ClipTextEmbedding
+from specs.models.text.encoder import TextEmbedding
+from specs.models.text.t5 import T5Encoder
 from specs.schema import Spec, TensorSpec
 
 

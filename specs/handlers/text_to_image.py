@@ -15,8 +15,8 @@ from specs.handlers.base import Handler
 from specs.handlers.diffusion import describe_latents, make_condition, make_part, make_part_graph
 from specs.handlers.similarity import make_text
 from specs.handlers.tokenizers import describe_tokenizer
-from specs.models.clip_text import ClipText
-from specs.models.text_condition import LastStates, PenultimateStates, PenultimateStatesAndEmbedding
+from specs.models.text.clip import ClipText
+from specs.models.text.condition import LastStates, PenultimateStates, PenultimateStatesAndEmbedding
 from specs.schema import Spec, TensorSpec
 
 

@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from specs.components import ClipTextComponent, SchedulerComponent
-from specs.components.video import VideoDecoderComponent, VideoTransformerComponent
+from specs.components.video.diffusion import VideoDecoderComponent, VideoTransformerComponent
 from specs.graphs import GraphSpec, name_roles
 from specs.handlers.base import Handler
 from specs.handlers.similarity import make_text
 from specs.handlers.tokenizers import describe_tokenizer
-from specs.models.clip_text import ClipText
-from specs.models.text_condition import LastStates
-from specs.models.video import VideoDecoder, VideoTransformer
+from specs.models.text.clip import ClipText
+from specs.models.text.condition import LastStates
+from specs.models.video.diffusion import VideoDecoder, VideoTransformer
 from specs.schema import Spec, TensorSpec
 
 

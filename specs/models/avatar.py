@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from specs import ops
 from specs.components.avatar import AppearanceComponent, MotionComponent, RendererComponent
-from specs.models.mel import MelSpectrogram
+from specs.models.audio.mel import MelSpectrogram
 
 _EPS = 1e-5
 _QUIETEST = 1e-5  # power below which a mel band counts as silent

@@ -28,8 +28,8 @@ from torch.nn import functional
 
 from specs.components import Gpt2Component
 from specs.components.blocks import BlockDecoderComponent, ModeComponent, StructureComponent
-from specs.models.causal import Cache
-from specs.models.gpt2 import Gpt2Layer
+from specs.models.text.causal import Cache
+from specs.models.text.gpt2 import Gpt2Layer
 
 _SLOWEST = 10000.0  # of the positions' wavelengths, over 2 pi
 

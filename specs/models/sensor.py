@@ -19,9 +19,9 @@ from torch.nn import functional
 
 from specs.components import PointsComponent, SeriesComponent
 from specs.components.sensor import PooledSensor
+from specs.models.fusion.resampling import AttentionTo
 from specs.models.layers import Mlp
-from specs.models.resampling import AttentionTo
-from specs.models.text_encoder import make_padding_bias
+from specs.models.text.encoder import make_padding_bias
 
 _LONGEST_WAVE = 10_000.0  # patches, of the sinusoidal positions (Vaswani et al. 2017)
 

@@ -15,8 +15,8 @@ from exporters.checkpoints import open_checkpoint
 from specs.errors import MetagenError, SpecError, WeightsError
 from specs.handlers import get_handler
 from specs.load import dump_spec
-from specs.models.causal import Decode, Prefill
-from specs.models.rope import Angles
+from specs.models.text.causal import Decode, Prefill
+from specs.models.text.rope import Angles
 from specs.parsing.parse import parse_spec
 from tests.checkpoints.compare import ROWS
 from tests.checkpoints.support import build, edit_config, save
@@ -195,7 +195,7 @@ def test_the_comparison_would_notice_another_rotary_order(tmp_path: Path, monkey
     model = make_model(CASES["Llama"])
     _, graphs = build(save(model, tmp_path / "model"))
     monkeypatch.delenv(ROWS, raising=False)
-    monkeypatch.setattr("specs.models.decoder.rotate", interleave)
+    monkeypatch.setattr("specs.models.text.decoder.rotate", interleave)
     with pytest.raises(AssertionError):
         check("mutant, rotary order", "mutant", model, [graph.module for graph in graphs], LENGTHS)
 

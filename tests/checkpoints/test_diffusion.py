@@ -21,7 +21,7 @@ from specs.errors import CheckpointError, InputError, SpecError, WeightsError
 from specs.graphs import count_parameters
 from specs.handlers import GraphModule, get_handler
 from specs.load import dump_spec, override_spec
-from specs.models.unet import UNet
+from specs.models.diffusion.unet import UNet
 from specs.parsing.parse import parse_spec
 from specs.schema import Dim, Spec
 from tests.checkpoints.compare import compare, export, open_portable

@@ -21,7 +21,7 @@ from exporters.checkpoints.files import weight_norm
 from specs.errors import InputError, MetagenError
 from specs.graphs import count_parameters
 from specs.handlers import get_handler
-from specs.models import seanet
+from specs.models.audio import seanet
 from specs.parsing.parse import parse_spec
 from tests.checkpoints.compare import Array, compare, enliven, record_tokens
 from tests.checkpoints.speech import Run, build, open_loop, run_onnx, run_torch, write_wav

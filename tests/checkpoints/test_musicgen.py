@@ -22,7 +22,7 @@ from exporters.checkpoints import open_checkpoint, read_spec
 from specs.errors import InputError, MetagenError
 from specs.graphs import count_parameters
 from specs.handlers import GraphModule
-from specs.models import musicgen as ours
+from specs.models.audio import musicgen as ours
 from specs.schema import Spec
 from tests.checkpoints.compare import Array, compare, export, open_portable, record_tokens
 from tests.checkpoints.speech import Run, build, open_loop, run_onnx, run_torch

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from exporters.checkpoints import open_checkpoint
 from specs.components import VisionTransformerComponent
 from specs.errors import CheckpointError, MetagenError, WeightsError
-from specs.models.vision import VisionTransformer
+from specs.models.vision.vit import VisionTransformer
 from tests.checkpoints.compare import ROWS, Row, compare, enliven
 from tests.checkpoints.support import Array, build, edit_config, open_onnx, run_torch, save
 

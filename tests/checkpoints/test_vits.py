@@ -23,7 +23,7 @@ from exporters.checkpoints import open_checkpoint
 from specs.errors import CheckpointError, InputError, MetagenError, SpecError, WeightsError
 from specs.graphs import count_parameters
 from specs.handlers import GraphModule
-from specs.models import vits as ours
+from specs.models.audio import vits as ours
 from specs.parsing.parse import parse_spec
 from specs.sources import ZOO
 from tests.checkpoints.compare import compare, enliven, export, open_portable

@@ -24,8 +24,8 @@ from exporters.checkpoints.tokenizers.assets import write_tokenizer
 from specs.errors import CheckpointError, InputError, MetagenError, WeightsError
 from specs.graphs import count_parameters
 from specs.handlers import GraphModule
-from specs.models import whisper as ours
-from specs.models.mel import compute_whisper_log
+from specs.models.audio import whisper as ours
+from specs.models.audio.mel import compute_whisper_log
 from specs.schema import Spec
 from tests.checkpoints.compare import Array, compare, enliven, export, record_tokens
 from tests.checkpoints.speech import Run, build, make_voice, open_loop, run_onnx, run_torch, write_wav

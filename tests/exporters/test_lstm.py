@@ -20,7 +20,7 @@ from exporters.trace import trace
 from specs import ops
 from specs.families.base import make_float
 from specs.handlers import GraphModule
-from specs.models.seanet import LstmLayer
+from specs.models.audio.seanet import LstmLayer
 from specs.schema import Dim
 from tests.exporters.passes.test_rtx import COMPILE
 from tests.passes_support import parse

@@ -18,7 +18,7 @@ from specs.components import MultimodalFusionComponent
 from specs.families.multimodal_fusion import list_streams
 from specs.graphs import name_roles
 from specs.handlers import GraphModule, get_handler
-from specs.models.multimodal import MultimodalFusion
+from specs.models.fusion.multimodal import MultimodalFusion
 from specs.parsing.parse import parse_spec
 from specs.schema import Spec
 

@@ -17,9 +17,9 @@ from engines.runtime.media.image import load_image
 from exporters.export import export_spec
 from specs.errors import InputError, SpecError
 from specs.handlers import get_handler
-from specs.models.bert import Bert
-from specs.models.multimodal import MultimodalFusion
-from specs.models.wav2vec2 import Wav2Vec2
+from specs.models.audio.wav2vec2 import Wav2Vec2
+from specs.models.fusion.multimodal import MultimodalFusion
+from specs.models.text.bert import Bert
 from specs.parsing.parse import parse_spec
 from specs.progress import ignore_progress
 from specs.targets import load_target

@@ -26,7 +26,7 @@ from specs.errors import InputError, SpecError
 from specs.graphs import list_graphs
 from specs.handlers import GraphModule, get_handler
 from specs.load import load_spec
-from specs.models.causal import CausalModel, read_prompt
+from specs.models.text.causal import CausalModel, read_prompt
 from specs.parsing.parse import parse_spec
 from specs.progress import ignore_progress
 from specs.sources import ZOO

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from specs.errors import SpecError
-from specs.models import multimodal
+from specs.models.fusion import multimodal
 from specs.schema import Spec
 from tests.families.fusion_support import (
     NAMES,

@@ -19,9 +19,9 @@ from engines.runtime.media.image import load_image
 from specs.components import PictureComponent, VisionTransformerComponent
 from specs.errors import InputError, SpecError
 from specs.load import load_spec
-from specs.models import raw_pixels as pixels
-from specs.models.encoders import ENCODERS
-from specs.models.raw_pixels import FrameSampler, RawPixels
+from specs.models.fusion.encoders import ENCODERS
+from specs.models.vision import raw_pixels as pixels
+from specs.models.vision.raw_pixels import FrameSampler, RawPixels
 from specs.parsing.parse import parse_spec
 from specs.schema import Spec
 from tests.families.fusion_support import TEXT, build_graph, export_graph

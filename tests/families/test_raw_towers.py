@@ -21,7 +21,7 @@ from specs.components import PictureComponent
 from specs.graphs import list_graphs
 from specs.handlers import get_handler
 from specs.load import load_spec
-from specs.models.raw_pixels import RawTower
+from specs.models.vision.raw_pixels import RawTower
 from specs.parsing.parse import parse_spec
 from specs.progress import ignore_progress
 from specs.schema import Dim, Spec

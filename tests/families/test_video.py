@@ -18,7 +18,7 @@ from metagen_deploy import pipeline
 from specs.errors import InputError, SpecError
 from specs.handlers import get_handler
 from specs.load import load_spec
-from specs.models.video import VideoDecoder, VideoTransformer
+from specs.models.video.diffusion import VideoDecoder, VideoTransformer
 from specs.parsing.parse import parse_spec
 from specs.progress import ignore_progress
 from specs.sources import ZOO

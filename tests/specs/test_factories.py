@@ -18,9 +18,9 @@ from metagen_deploy.api import (
     VisionTransformer,
 )
 from specs import ops
-from specs.components.resampling import CrossAttentionComponent, PerceiverComponent
+from specs.components.fusion.resampling import CrossAttentionComponent, PerceiverComponent
 from specs.errors import SpecError
-from specs.models.dynamics import BOUND
+from specs.models.text.dynamics import BOUND
 
 SMALL = {"hidden_size": 24, "num_layers": 2, "num_heads": 3}
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from specs.components.mel import MelSettings
-from specs.models.mel import (
+from specs.components.audio.mel import MelSettings
+from specs.models.audio.mel import (
     MelSpectrogram,
     Spectrogram,
     compute_mel_filters,

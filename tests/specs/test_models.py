@@ -16,13 +16,13 @@ from specs.components import ClipTextComponent, DecoderComponent, FusionComponen
 from specs.graphs import count_parameters
 from specs.handlers import GraphModule, get_handler
 from specs.load import load_spec
-from specs.models.causal import Decode, Prefill
-from specs.models.clip_text import ClipText
-from specs.models.decoder import Decoder
-from specs.models.fusion import FUSIONS
+from specs.models.fusion.pair import FUSIONS
 from specs.models.layers import Mlp, activate
-from specs.models.rope import Angles, compute_angles, list_frequencies, rotate
-from specs.models.vision import VisionTransformer
+from specs.models.text.causal import Decode, Prefill
+from specs.models.text.clip import ClipText
+from specs.models.text.decoder import Decoder
+from specs.models.text.rope import Angles, compute_angles, list_frequencies, rotate
+from specs.models.vision.vit import VisionTransformer
 from specs.parameters.fill import fill_parameters
 from specs.schema import Spec, WeightsSpec
 

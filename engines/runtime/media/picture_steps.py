@@ -2,7 +2,7 @@
 
     uint8 [H, W, C] -> stretch | shortest edge | nothing -> crop around the centre -> uint8
 
-The steps are a manifest's `pipeline.image.steps`; `specs/components/picture_steps.py` says the same of a spec.
+The steps are a manifest's `pipeline.image.steps`; `specs/components/vision/picture_steps.py` says the same of a spec.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from exporters.checkpoints.files.recipes import Recipe, take, take_linear
 from exporters.checkpoints.files.tensors import Tensors
 from exporters.checkpoints.parts.activations import read_activation
 from exporters.checkpoints.parts.decoder import check_tied
-from specs.components.t5 import T5Component
+from specs.components.text.t5 import T5Component
 
 _LINEARS = {
     "attention.query": "layer.0.SelfAttention.q",

@@ -1,0 +1,1 @@
+"""What hears, speaks and plays: kinds `audio.*`, and the texts of speech and of Whisper."""

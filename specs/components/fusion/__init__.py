@@ -1,0 +1,1 @@
+"""What joins modalities: kinds `fusion.*`."""

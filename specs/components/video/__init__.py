@@ -1,0 +1,1 @@
+"""What makes and looks at films: kinds `video.*`."""

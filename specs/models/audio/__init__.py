@@ -1,0 +1,1 @@
+"""[torch] What hears, speaks and plays: encoders of sound, codecs, vocoders."""

@@ -1,0 +1,1 @@
+"""[torch] Latent diffusion: autoencoders and denoisers."""

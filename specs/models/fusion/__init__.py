@@ -1,0 +1,1 @@
+"""[torch] What joins modalities: pairs, any set, and media before a language model."""

@@ -1,0 +1,1 @@
+"""[torch] What reads and writes text: decoders, encoders, positions."""

@@ -1,0 +1,1 @@
+"""[torch] What makes and looks at films."""

@@ -1,0 +1,1 @@
+"""[torch] What looks at pictures, and the pixels that it is given."""
