@@ -119,14 +119,6 @@ def sample_film(source: str | Path | Array, *, num_frames: int) -> list[str | Pa
         InputError: no film or picture, a damaged or an empty one.
     """
     frames = _open_frames(source)
-    if not frames.count:
-        raise InputError(
-            "the film has no frames",
-            where=_name(source),
-            got="0 frames",
-            allowed="one or more",
-            fix="hand over a film of one frame or more",
-        )
     indices = [int(index) for index in np.linspace(0, frames.count - 1, num_frames)]
     return frames.read(indices)
 
@@ -138,14 +130,6 @@ def load_frames(source: str | Path | Array, *, channels: int, on_white: bool = F
         InputError: no film or picture, a damaged or an empty one, or frames of different sizes.
     """
     frames = _open_frames(source)
-    if not frames.count:
-        raise InputError(
-            "the film has no frames",
-            where=_name(source),
-            got="0 frames",
-            allowed="one or more",
-            fix="hand over a film of one frame or more",
-        )
     pictures = [
         load_pixels(picture, channels=channels, on_white=on_white)[0] for picture in frames.read(range(frames.count))
     ]
@@ -172,6 +156,20 @@ def is_film(source: str | Path | Array) -> bool:
 
 
 def _open_frames(source: str | Path | Array) -> _Frames:
+    """Raises InputError for a film without frames."""
+    frames = _find_frames(source)
+    if not frames.count:
+        raise InputError(
+            "the film has no frames",
+            where=_name(source),
+            got="0 frames",
+            allowed="one or more",
+            fix="hand over a film of one frame or more",
+        )
+    return frames
+
+
+def _find_frames(source: str | Path | Array) -> _Frames:
     if isinstance(source, np.ndarray):
         return _ArrayFrames(source if _has_frames(source) else source[None])
     path = Path(source)
