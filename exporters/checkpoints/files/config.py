@@ -19,7 +19,7 @@ _NOT_GIVEN: Any = object()
 _LARGEST = 1 << 63  # JSON's whole numbers have no end, floats have one
 
 #: The way out for a model that no importer knows.
-USE_ONNX = "export the model to ONNX with its own library; metagen-deploy export MODEL.onnx takes it from there"
+USE_ONNX = "export the model to ONNX with its own library; metagen-deploy export MODEL.onnx -o BUNDLE takes it from there"
 
 
 @final
