@@ -81,6 +81,7 @@ def export_spec(
         MetagenError: anything of the spec's making; see `specs.errors`.
     """
     progress(f"building {spec.name}", None)
+    _write_assets(spec, folder)  # first: a damaged tokenizer is told before the work
     handler = get_handler(spec)
     checkpoint = open_checkpoint(Path(spec.weights.source), spec) if is_checkpoint(Path(spec.weights.source)) else None
     modules = list(handler.build(spec, scratch=folder, parameters=checkpoint.source if checkpoint else None))
@@ -108,7 +109,6 @@ def export_spec(
             )
         )
     (folder / "spec.yaml").write_text(dump_spec(spec), encoding="utf-8")
-    _write_assets(spec, folder)
     if checkpoint:
         write_report(folder, checkpoint)
     graphs = tuple(graph for component in components.values() for graph in component.graphs)

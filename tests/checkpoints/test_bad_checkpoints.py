@@ -148,6 +148,15 @@ BAD: dict[str, tuple[Spoil, str]] = {
         edit_config(hidden_size="48"),
         "'hidden_size' in the checkpoint's config is not a whole number",
     ),
+    "size-is-endless": (
+        edit_config(hidden_size=10**18),
+        "'hidden_size' in the checkpoint's config is far too large",
+    ),
+    "tokenizer-cut-off": (lambda folder: (folder / "tokenizer.json").write_text("{"), "the tokenizer cannot be read"),
+    "tokenizer-of-another-kind": (
+        lambda folder: (folder / "tokenizer.json").write_text('{"model": {"type": "Own"}}'),
+        "the tokenizer cannot be read",
+    ),
     "size-is-negative": (edit_config(hidden_size=-48), "the checkpoint's config contradicts itself: "),
     "size-contradicts-tensors": (edit_config(intermediate_size=96), "has the wrong shape"),
     "vocabulary-contradicts-tensors": (edit_config(vocab_size=301), "has the wrong shape"),

@@ -17,9 +17,12 @@ _MAX_BYTES = 32 << 20
 _NAMES: dict[type, str] = {int: "a whole number", float: "a number", str: "text", bool: "true or false", list: "a list"}
 _NOT_GIVEN: Any = object()
 _LARGEST = 1 << 63  # JSON's whole numbers have no end, floats have one
+_LARGEST_INT = 1 << 53  # what every reader of JSON has exactly; no size, id or count is larger
 
 #: The way out for a model that no importer knows.
-USE_ONNX = "export the model to ONNX with its own library; metagen-deploy export MODEL.onnx -o BUNDLE takes it from there"
+USE_ONNX = (
+    "export the model to ONNX with its own library; metagen-deploy export MODEL.onnx -o BUNDLE takes it from there"
+)
 
 
 @final
@@ -55,6 +58,14 @@ class Config:
             return default
         if kind is float and type(value) is int and abs(value) < _LARGEST:
             return float(value)  # type: ignore[return-value]
+        if kind is int and type(value) is int and abs(value) > _LARGEST_INT:
+            raise CheckpointError(
+                f"'{key}' in the checkpoint's config is far too large",
+                where=self.where,
+                got=repr(value)[:80],
+                allowed=f"at most {_LARGEST_INT}",
+                fix="restore the file: it belongs to the checkpoint",
+            )
         if type(value) is not kind:
             raise CheckpointError(
                 f"'{key}' in the checkpoint's config is not {_NAMES.get(kind, kind.__name__)}",

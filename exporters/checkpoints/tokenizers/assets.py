@@ -4,11 +4,14 @@
     vocab.txt                    made: BERT's pieces of words
     vocab.json and merges.txt    made: byte-level BPE as GPT-2, Qwen 2, Whisper and CLIP have it
 
-Nothing here needs transformers or tokenizers: all these files are JSON and text.
+Nothing here needs transformers or tokenizers: all these files are JSON and text. Where tokenizers is installed, a file
+that is copied is tried with it: it is what `run` opens it with.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from exporters.checkpoints.tokenizers.byte_level import MODELS, make_byte_tokeni
 from exporters.checkpoints.tokenizers.chat import describe_chat
 from exporters.checkpoints.tokenizers.clip import make_clip_tokenizer
 from exporters.checkpoints.tokenizers.flags import follow_flags
+from specs.errors import CheckpointError
 
 #: model_type -> the tokenizer's class, of folders that do not say it.
 _TOKENIZERS = {"gpt2": "GPT2Tokenizer", "qwen2": "Qwen2Tokenizer", "whisper": "WhisperTokenizer"}
@@ -63,7 +67,9 @@ def write_tokenizer(source: Path, path: Path) -> None:
         CheckpointError: a file is damaged, or merges.txt is missing.
     """
     if source.name not in ("vocab.json", "vocab.txt"):
-        path.write_bytes(follow_flags(source))
+        data = follow_flags(source)
+        _try_tokenizer(source, data)
+        path.write_bytes(data)
         return
     name = _name_class(source.parent)
     if source.name == "vocab.txt":
@@ -71,6 +77,22 @@ def write_tokenizer(source: Path, path: Path) -> None:
     else:
         made = make_byte_tokenizer(source, name) if name in MODELS else make_clip_tokenizer(source)
     path.write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
+
+
+def _try_tokenizer(source: Path, data: bytes) -> None:
+    """CheckpointError where the tokenizers library would not read `data`; without it, where they are no JSON."""
+    try:
+        json.loads(data)
+        if importlib.util.find_spec("tokenizers"):
+            importlib.import_module("tokenizers").Tokenizer.from_buffer(data)
+    except Exception as error:  # noqa: BLE001 - the package raises plain Exception
+        raise CheckpointError(
+            "the tokenizer cannot be read",
+            where=str(source),
+            got=str(error).split("\n")[0][:160],
+            allowed="a tokenizer.json of the tokenizers library",
+            fix="copy or download the checkpoint again",
+        ) from None
 
 
 def _name_class(folder: Path) -> str:
