@@ -189,7 +189,7 @@ class _Reader:
         self.loader.get_event()  # stream start
         if self.loader.check_event(yaml.StreamEndEvent):
             raise SpecError(
-                "this file is empty", where=self.source, fix="start from one: metagen-deploy show image_vit_digits"
+                "this file is empty", where=self.source, fix="write the keys that metagen-deploy show --schema lists"
             )
         self.loader.get_event()  # document start
         first = self.loader.peek_event()
@@ -206,7 +206,7 @@ class _Reader:
             raise self._error(
                 f"a spec is a mapping of keys to values, and this is {name_type(data)}",
                 first,
-                fix="start from one: metagen-deploy show image_vit_digits",
+                fix="write the keys that metagen-deploy show --schema lists",
             )
         return Document(self.source, data, self.lines)
 
