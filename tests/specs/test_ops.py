@@ -62,7 +62,7 @@ _CASES: list[tuple[str, tuple[object, ...], dict[str, object]]] = [
     ("MetagenGroupNormSilu", (4, 1e-5), {"groups": 4, "eps": 1e-5, "rank": 4}),
     ("MetagenGroupNormSilu", (1, 1e-6), {"groups": 1, "eps": 1e-6, "rank": 4}),
     ("MetagenGroupNormSilu", (4, 1e-5), {"groups": 4, "eps": 1e-5, "rank": 4, "rows": 5, "row": 6}),
-    (  # every mode, padding and alignment: tests/exporters/test_grid_sample_3d.py
+    (  # every mode, padding and alignment: tests/exporters/ops/test_grid_sample_3d.py
         "MetagenGridSample3D",
         ("bilinear", "reflection", False),
         {"mode": "bilinear", "padding_mode": "reflection", "align_corners": 0},
