@@ -89,7 +89,8 @@ def _rebuild_error(data: dict[str, Any]) -> errors.MetagenError:
 
 
 def _run_child() -> None:
-    from engines.checking.parity import check_bundle, import_runtimes
+    from engines.checking.parity import check_bundle
+    from engines.checking.stages import import_runtimes
 
     def tell(**event: object) -> None:
         sys.stdout.write(json.dumps(event) + "\n")

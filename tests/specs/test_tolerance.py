@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engines.checking.compare import StageName, judge_difference
-from engines.checking.parity import _judge_metric
+from engines.checking.judge import judge_metric
 from specs.report import ParityRow, TensorDifference
 from specs.tolerance import TOLERANCES, find_tolerance, limit_relative_error
 
@@ -71,11 +71,11 @@ def test_the_direction(precision: str, passes: float, fails: float) -> None:
 def test_the_task(precision: str, passes: float, fails: float) -> None:
     where = StageName(graph="g", stage="s", backend="onnxruntime", precision=precision)
     for loss, passed in ((-0.1, True), (passes, True), (fails, False)):
-        assert _judge_metric(where, 0.9 - loss, 0.9, 1000, {}).passed == passed
+        assert judge_metric(where, 0.9 - loss, 0.9, 1000, {}).passed == passed
     own = {"top1_max_loss": 0.05}  # of the spec: what a lower precision may lose, and fp32 may not
-    assert _judge_metric(where, 0.86, 0.9, 1000, own).passed == (precision != "fp32")
+    assert judge_metric(where, 0.86, 0.9, 1000, own).passed == (precision != "fp32")
     strict = {"top1_max_loss": 0.0}
-    assert not _judge_metric(where, 0.899, 0.9, 1000, strict).passed
+    assert not judge_metric(where, 0.899, 0.9, 1000, strict).passed
 
 
 def test_every_row_is_tried_here() -> None:

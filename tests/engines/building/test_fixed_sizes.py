@@ -20,7 +20,7 @@ from engines.building.bundle import build_bundle
 from engines.building.jobs import choose_jobs
 from engines.building.profiles import make_profiles
 from engines.building.ranking import rank_engines
-from engines.checking import parity
+from engines.checking import parity, stages
 from engines.checking.reference import read_golden, resize_feed
 from engines.runtime import load, session
 from engines.runtime.preflight import Candidate
@@ -221,7 +221,7 @@ def test_a_fixed_engine_is_compared_with_the_one_of_all_sizes(
 
     here = Availability(backend="tensorrt-rtx", version="1", can_compile=True, can_run=True, device="GPU (SM 8.9)")
     stand_in = SimpleNamespace(load=open_typed, probe=lambda: here)
-    monkeypatch.setattr(parity, "load_backend", lambda name: stand_in if name == "tensorrt-rtx" else real)
+    monkeypatch.setattr(stages, "load_backend", lambda name: stand_in if name == "tensorrt-rtx" else real)
     report = parity.check_bundle(bundle, backends=("tensorrt-rtx",))
     by_stage = {row.stage: row.passed for row in report.rows}
     assert by_stage == {f"{TYPED}.tensorrt-rtx.plan": True, f"{TYPED}.batch3.tensorrt-rtx.plan": not wrong}

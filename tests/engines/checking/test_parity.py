@@ -17,7 +17,9 @@ import torch
 from engines.backends import load_backend
 from engines.backends.base import Availability
 from engines.checking.compare import StageName
-from engines.checking.parity import REPORT_NAME, _restore_interface, check_bundle, judge_outputs, write_report
+from engines.checking.judge import judge_outputs
+from engines.checking.parity import REPORT_NAME, check_bundle, write_report
+from engines.checking.stages import restore_interface
 from specs.bundle import EngineFile, IoTensor, Manifest
 from specs.bundle.files import index_files, read_manifest, verify_files, write_manifest
 from specs.errors import BundleError
@@ -157,7 +159,7 @@ def test_an_engine_s_outputs_are_put_back_into_the_manifest_s_order_and_types(tm
         ),
     )
     small = np.array([1, 2], np.int32)
-    restored = _restore_interface(graph, {"extra": small, "c": small.astype(np.float32), "b": small, "a": small})
+    restored = restore_interface(graph, {"extra": small, "c": small.astype(np.float32), "b": small, "a": small})
     assert [(name, value.dtype.name) for name, value in restored.items()] == [
         ("a", "int64"), ("b", "int32"), ("c", "float32"), ("extra", "int32"),
     ]  # fmt: skip

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.checking import parity
+from engines.checking import parity, stages
 from engines.checking.parity import REPORT_NAME, check_bundle, write_report
 from specs.bundle.files import read_manifest
 from specs.report import MetricRow, ParityReport, ParityRow
@@ -53,8 +53,8 @@ def test_without_onnxruntime_a_runner_that_breaks_is_still_a_failure(
     def refuse(*_: object) -> None:
         raise PolygraphyException("the engine is of another version")
 
-    monkeypatch.setattr(parity, "find_version", lambda: "")
-    monkeypatch.setattr(parity, "list_exceptions", lambda: pytest.fail("imports onnxruntime"))
-    monkeypatch.setattr(parity, "_run", refuse)
+    monkeypatch.setattr(stages, "find_version", lambda: "")
+    monkeypatch.setattr(stages, "list_exceptions", lambda: pytest.fail("imports onnxruntime"))
+    monkeypatch.setattr(parity, "run_feeds", refuse)
     rows: tuple[ParityRow, ...] = check_bundle(folder).rows
     assert rows and {row.reason for row in rows} == {"does not run: the engine is of another version"}

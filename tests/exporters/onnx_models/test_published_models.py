@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 import pytest
 
-from engines.checking import parity
 from engines.checking.compare import StageName, judge_difference, measure_difference
+from engines.checking.judge import judge_outputs
 from engines.runtime import load
 from exporters.onnx_models.probabilities import list_probabilities
 from exporters.onnx_models.read import read_model, read_source
@@ -128,7 +128,7 @@ def test_a_probability_is_judged_by_its_logit(
 
     def judge(probabilities: tuple[str, ...]) -> bool:
         listed = replace(graph, probabilities=probabilities, noise_floor={})
-        (row,) = parity.judge_outputs(where, listed, *given, parity={})
+        (row,) = judge_outputs(where, listed, *given, parity={})
         return row.passed
 
     assert judge(("y",)) == right
