@@ -4,6 +4,7 @@
     a negative size, or one called ? or None     -> an unknown one (how Keras, CNTK and Paddle converters write it)
     nodes before what they read                  -> in order (half-precision converters put their casts last)
     the standard domain by its long name         -> without one
+    a Loop without condition and state           -> with a state that nothing reads (onnx_ir drops inputs left empty)
     several nodes of one name                    -> a name each (ONNX Runtime takes no other file)
     external tensors inside nodes and branches   -> read into the graph: only its own weights may lie outside
     sparse weights                               -> dense ones (onnx_ir would drop them without a word)
@@ -30,6 +31,8 @@ _LARGEST_DENSE_BYTES = 1 << 30
 #: What converters write where a size is not known.
 _NO_NAMES = ("?", "-1", "None", "unknown")
 _LONG_NAME = "ai.onnx"
+_LOOP_OWN = 2  # inputs of a Loop before its states: how often, and whether at all
+_STATE = "metagen_loop_state"
 _FIRST_IR_WITHOUT_INPUTS = 4  # before it, every initializer had to be an input
 
 
@@ -44,6 +47,15 @@ def normalize(path: Path, proto: onnx.ModelProto) -> list[str]:
         _densify(path, graph)
         _forget_unknown_sizes(graph)
         _sort_nodes(graph)
+    for index, node in enumerate(list_nodes(proto)):
+        if (
+            node.op_type == "Loop"
+            and not node.domain
+            and len(node.input) == _LOOP_OWN
+            and node.input[0]
+            and not node.input[1]
+        ):
+            _give_state(node, index)
     for tensor in list_inner_tensors(proto):
         if uses_external_data(tensor):
             load_external_data_for_tensor(tensor, str(path.parent))
@@ -64,6 +76,20 @@ def _spell_standard_domain(proto: onnx.ModelProto) -> None:
                 imports.remove(entry)
             elif not known:
                 entry.domain = ""
+
+
+def _give_state(loop: onnx.NodeProto, index: int) -> None:
+    """Without its empty last input a Loop is no longer valid; a state behind it changes nothing that it computes.
+
+    It starts as the number of iterations, which is an int64 scalar that is there. (A Loop without either never ends.)
+    """
+    (body,) = _list_bodies(loop)
+    name = f"{_STATE}_{index}"
+    loop.input.append(loop.input[0])
+    body.input.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, None))
+    body.node.append(onnx.helper.make_node("Identity", [name], [f"{name}_next"]))
+    body.output.insert(1, onnx.helper.make_tensor_value_info(f"{name}_next", onnx.TensorProto.INT64, None))
+    loop.output.insert(0, f"{name}_last")
 
 
 def list_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

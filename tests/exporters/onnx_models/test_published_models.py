@@ -269,3 +269,25 @@ def test_bench_times_the_file_itself_at_one_row(
     assert [line.split()[0] for line in said.splitlines() if " ms " in line] == ["ours,", "stock-onnx"]
     feed = bench.read_single_sample(tmp_path / "o.bundle", manifest, manifest.graphs[0])
     assert feed["x"].shape == (1, 6)
+
+
+def test_a_loop_of_neither_condition_nor_state(tmp_path: Path) -> None:
+    """onnx_ir drops inputs at the end that are empty; a Loop with one input crashed onnx's inference."""
+    body = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]>
+        b (int64 i, bool c) => (bool next, float[N, 4] o, float[N, 4] p) {
+            next = Identity(c) f = Cast<to = 1>(i) o = Add(x, f) p = Neg(o) }"""
+    ).graph
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]> g (float[N, 4] x) => (float[S, N, 4] y, float[S, N, 4] z)
+        <int64 count = {3}> { y = Identity(x) z = Identity(x) }"""
+    )
+    del model.graph.node[:]
+    model.graph.node.append(onnx.helper.make_node("Loop", ["count", ""], ["y", "z"], body=body))
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    _, report = pipeline.export(
+        str(tmp_path / "m.onnx"), output=tmp_path / "o.bundle", targets=("cpu", "rtx-4090"), progress=lambda *_: None
+    )
+    assert report.passed
+    x = np.arange(8, dtype=np.float32).reshape(2, 4)
+    assert np.array_equal(run(tmp_path, x=x), np.stack([x, x + 1, x + 2]))
