@@ -10,9 +10,8 @@ a graph that a compiler refuses is an error.
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -21,6 +20,16 @@ from engines.building.jobs import Job, choose_jobs, refuse_empty
 from engines.building.keys import KeyInputs, make_key, name_timing_cache
 from engines.building.profiles import describe_profiles, make_profiles, split_profile
 from engines.building.ranking import rank_engines
+from engines.building.records import (
+    REPORT_NAME,
+    add_engine,
+    forget_files,
+    keep_manifest,
+    list_engines,
+    list_inside,
+    read_build_report,
+    write_report,
+)
 from engines.building.sources import Source, choose_source, copy_libraries
 from engines.onnx_files.precision import (
     STORED_ONLY,
@@ -31,14 +40,13 @@ from engines.onnx_files.precision import (
     require_stored_weights,
 )
 from engines.onnx_files.read import require_listed_weights
-from specs.bundle import EngineFile, FileEntry, Graph, Manifest
-from specs.bundle.files import digest_file, read_manifest, verify_files, verify_manifest, write_manifest
+from specs.bundle import EngineFile, Manifest
+from specs.bundle.files import digest_file, read_manifest, verify_files, verify_manifest
 from specs.errors import OutputError
 from specs.progress import Progress, ignore_progress
-from specs.report import BuildReport, BuildRow, PrecisionShares
+from specs.report import BuildReport, BuildRow
 from specs.system.disk import translate_os_errors
 
-REPORT_NAME = "reports/build.json"
 NOTHING_TO_QUANTISE = "int8: nothing to quantise here, no product of this graph has weights"
 _TIMING_FOLDER = "timing"
 
@@ -78,7 +86,7 @@ def build_bundle(
         manifest, row = _build_one(folder, manifest, job, timing_cache, earlier, shown)
         rows.append(row)
         earlier[row.file] = row
-        manifest = _write_report(folder, manifest, tuple(earlier.values()))
+        manifest = write_report(folder, manifest, tuple(earlier.values()))
     rows = _rank(folder, manifest, jobs, rows, earlier)
     return BuildReport(bundle=manifest.name, rows=tuple(rows), not_built=not_built)
 
@@ -94,7 +102,7 @@ def _rank(
     for file, remark in remarks.items():
         if file in earlier:
             earlier[file] = replace(earlier[file], notes=(*earlier[file].notes, remark))
-    _write_report(folder, ranked, tuple(earlier.values()))
+    write_report(folder, ranked, tuple(earlier.values()))
     return [replace(row, notes=earlier[row.file].notes) for row in rows]
 
 
@@ -102,25 +110,6 @@ def _list_sources(manifest: Manifest) -> list[str]:
     """Every file but those that building writes: a damaged one of those is made again."""
     made = {engine.file for _, engine in list_engines(manifest)} | {REPORT_NAME}
     return [file for file in manifest.files if file not in made and not file.startswith(f"{_TIMING_FOLDER}/")]
-
-
-def read_build_report(folder: Path) -> tuple[BuildRow, ...]:
-    """What earlier builds recorded; () when there is nothing that can be read."""
-    path = folder / REPORT_NAME
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-        return tuple(
-            BuildRow(
-                **{
-                    **row,
-                    "notes": tuple(row["notes"]),
-                    "shares": PrecisionShares(**row["shares"]) if row["shares"] else None,
-                }
-            )
-            for row in rows
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return ()
 
 
 def _build_one(
@@ -156,7 +145,7 @@ def _build_one(
         require_stored_weights(source, kept=request.keep_fp32, where=str(source))
     if asked:
         require_precision(shares, typed.precision, where=str(source), front_end=front_end)
-    manifest = _forget(folder, manifest, _list_inside(folder, cache))  # the compiler extends it in place
+    manifest = forget_files(folder, manifest, list_inside(folder, cache))  # the compiler extends it in place
     try:
         result = backend.compile(request, progress)
         if result.shares is not None and asked:
@@ -166,8 +155,8 @@ def _build_one(
         result = replace(result, shares=result.shares or shares)
         if request.output is not None:
             if libraries := copy_libraries(folder, manifest, chosen):
-                manifest = _write_manifest(folder, replace(manifest, files={**manifest.files, **libraries}))
-            manifest = _add_engine(folder, manifest, job, request.output, file, key, result, cache, chosen.digests)
+                manifest = keep_manifest(folder, replace(manifest, files={**manifest.files, **libraries}))
+            manifest = add_engine(folder, manifest, job, request.output, file, key, result, cache, chosen.digests)
     finally:
         if request.output is not None:
             request.output.unlink(missing_ok=True)
@@ -241,74 +230,8 @@ def _make_key(manifest: Manifest, job: Job, request: CompileRequest, external: d
     )
 
 
-def _add_engine(
-    folder: Path,
-    manifest: Manifest,
-    job: Job,
-    compiled: Path,
-    file: str,
-    key: str,
-    result: CompileResult,
-    cache: Path | None,
-    digests: Mapping[str, str],
-) -> Manifest:
-    """Move the engine to its place and list it; what lay there is out of the manifest before it is overwritten."""
-    manifest = _forget(folder, manifest, [file])
-    with translate_os_errors(folder / file):
-        compiled.replace(folder / file)
-    engine = EngineFile(
-        target=job.typed.target,
-        precision=job.typed.precision,
-        backend=job.backend.name,
-        backend_version=result.backend_version,
-        compute_capability=job.target.compute_capability,
-        gpu=result.gpu,
-        plugins=digests,
-        sizes=job.sizes,
-        shares_profiles=job.backend.name == "tensorrt",  # every build asks for it
-        file=file,
-        key=key,
-        build_seconds=result.seconds,
-    )
-    graphs = tuple(
-        replace(g, engines=(*(e for e in g.engines if e.file != file), engine)) if g.name == job.graph.name else g
-        for g in manifest.graphs
-    )
-    entries = {
-        made: FileEntry(bytes=(folder / made).stat().st_size, sha256=digest_file(folder / made))
-        for made in (file, *_list_inside(folder, cache))
-    }
-    return _write_manifest(folder, replace(manifest, graphs=graphs, files={**manifest.files, **entries}))
-
-
 def _name_temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.new")
-
-
-def _list_inside(folder: Path, cache: Path | None) -> list[str]:
-    """The timing cache's path in the bundle, when it is there."""
-    inside = cache is not None and cache.is_file() and cache.is_relative_to(folder)
-    return [cache.relative_to(folder).as_posix()] if cache is not None and inside else []
-
-
-def _forget(folder: Path, manifest: Manifest, files: list[str]) -> Manifest:
-    """Take what is about to be overwritten out of the manifest, so that it tells the truth at every moment."""
-    if not any(file in manifest.files for file in files):
-        return manifest
-    graphs = tuple(replace(g, engines=tuple(e for e in g.engines if e.file not in files)) for g in manifest.graphs)
-    entries = {name: entry for name, entry in manifest.files.items() if name not in files}
-    return _write_manifest(folder, replace(manifest, graphs=graphs, files=entries))
-
-
-def _write_report(folder: Path, manifest: Manifest, rows: tuple[BuildRow, ...]) -> Manifest:
-    return _write_manifest(
-        folder, manifest, {REPORT_NAME: BuildReport(bundle=manifest.name, rows=rows).to_json() + "\n"}
-    )
-
-
-def _write_manifest(folder: Path, manifest: Manifest, texts: Mapping[str, str] | None = None) -> Manifest:
-    with translate_os_errors(folder):
-        return write_manifest(folder, manifest, texts)
 
 
 def _make_row(
@@ -346,10 +269,3 @@ def _scale_progress(progress: Progress, job: Job, index: int, count: int) -> Pro
         progress(f"{prefix}: {message}", None if fraction is None else (index + fraction) / count)
 
     return show
-
-
-def list_engines(manifest: Manifest) -> Iterator[tuple[Graph, EngineFile]]:
-    """Every compiled engine of a bundle with its graph."""
-    for graph in manifest.graphs:
-        for engine in graph.engines:
-            yield graph, engine

@@ -11,9 +11,10 @@ import pytest
 
 from engines.backends import load_backend
 from engines.backends.base import Availability, CompileRequest, CompileResult, InputProfile
-from engines.building.bundle import NOTHING_TO_QUANTISE, REPORT_NAME, build_bundle, read_build_report
+from engines.building.bundle import NOTHING_TO_QUANTISE, build_bundle
 from engines.building.keys import KeyInputs, make_key, name_timing_cache
 from engines.building.profiles import describe_profiles, list_dynamic_dims, make_profiles, split_profile
+from engines.building.records import REPORT_NAME, read_build_report
 from engines.onnx_files.records import Value
 from specs.bundle import IoTensor, Manifest
 from specs.bundle.files import index_files, read_manifest, verify_files, write_manifest
