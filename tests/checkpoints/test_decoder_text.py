@@ -19,6 +19,7 @@ from engines.runtime.text.chat import render_chat
 from engines.runtime.text.tokenizers import FileTokenizer, IdsTokenizer
 from exporters.checkpoints.base import Folder
 from exporters.checkpoints.tokenizers.assets import find_tokenizer, write_tokenizer
+from exporters.checkpoints.tokenizers.bert import describe_bert_tokenizer
 from exporters.checkpoints.tokenizers.chat import describe_chat
 from specs.errors import BundleError, InputError, MetagenError
 from tests.checkpoints.compare import enliven, export
@@ -35,6 +36,7 @@ TEXTS = [
     "größer als 日本 🙂 \n\n new line\tand tab",
     "unseen: ﷽ ñ Ω <|endoftext|> </s> in the middle",
     "é",  # two code points
+    "a <mask> b<mask>",
     "",
 ]
 
@@ -143,23 +145,33 @@ def test_a_file_that_remembers_padding_and_truncation(tmp_path: Path) -> None:
     assert found == tokenizer.encode(TEXTS[0]).ids
 
 
-@pytest.mark.parametrize("name", ["GPT2Tokenizer", "Qwen2Tokenizer"])
+@pytest.mark.parametrize("name", ["GPT2Tokenizer", "Qwen2Tokenizer", "RobertaTokenizer"])
 @pytest.mark.parametrize(
     "options", [{}, {"add_prefix_space": True}, {"pad_token": "<pad>"}, {"additional_special_tokens": ["<|im_end|>"]}]
 )
 def test_vocabulary_and_merges(name: str, options: dict[str, Any], tmp_path: Path) -> None:
     """Folders of before 2020 have no tokenizer.json."""
     train_bytes().model.save(str(tmp_path))
+    vocabulary = json.loads((tmp_path / "vocab.json").read_text())
+    if name == "RobertaTokenizer":
+        vocabulary |= {text: len(vocabulary) + place for place, text in enumerate(("<pad>", "<unk>", "<mask>"))}
     theirs = getattr(hf, name)(
-        vocab=json.loads((tmp_path / "vocab.json").read_text()),
+        vocab=vocabulary,
         merges=[tuple(line.split(" ")) for line in (tmp_path / "merges.txt").read_text().splitlines()[1:]],
         **options,
     )
     theirs.save_pretrained(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
     check_equal(take_asset(tmp_path, tmp_path / "asset.json"), theirs)
     path = tmp_path / "tokenizer_config.json"
-    marked = {"add_bos_token": name == "GPT2Tokenizer", "add_eos_token": True}
+    (tmp_path / "config.json").write_text('{"model_type": "roberta"}')
+    described = describe_bert_tokenizer(Folder(tmp_path))
+    assert (described is not None) == (name == "RobertaTokenizer"), "another class's files are not RoBERTa's"
+    marked: dict[str, Any] = {"add_bos_token": name == "GPT2Tokenizer", "add_eos_token": True}
+    if name == "RobertaTokenizer":
+        mask = {"content": "<mask>", "lstrip": True, "rstrip": False, "normalized": False, "single_word": False}
+        marked = {"mask_token": {**mask, "__type": "AddedToken"}, "added_tokens_decoder": {}}
     path.write_text(json.dumps({**json.loads(path.read_text()), **marked}))
     check_equal(take_asset(tmp_path, tmp_path / "asset.json"), hf.AutoTokenizer.from_pretrained(tmp_path))
 

@@ -27,6 +27,7 @@ from specs.errors import CheckpointError
 
 #: model_type -> the tokenizer's class, of folders that do not say it.
 _TOKENIZERS = {"gpt2": "GPT2Tokenizer", "qwen2": "Qwen2Tokenizer", "whisper": "WhisperTokenizer"}
+_TOKENIZERS |= {"roberta": "RobertaTokenizer"}
 
 
 def describe_tokenizer(folder: Folder, *, part: str = "") -> dict[str, Any] | None:

@@ -22,8 +22,11 @@ _SPECIAL = {
 
 
 def describe_bert_tokenizer(folder: Folder) -> dict[str, Any] | None:
-    """The `tokenizers` entry of an encoder: its tokenizer.json, else its vocab.txt, else None."""
-    for name in ("tokenizer.json", "vocab.txt"):
+    """The `tokenizers` entry of an encoder: its tokenizer.json, else vocab.txt, else vocab.json with merges.txt."""
+    said = folder.find_config("tokenizer_config.json").take("tokenizer_class", str, "RobertaTokenizer")
+    known = folder.config.data.get("model_type") == "roberta" and said.removesuffix("Fast") == "RobertaTokenizer"
+    pairs = ("vocab.json",) if known and (folder.path / "merges.txt").is_file() else ()
+    for name in ("tokenizer.json", "vocab.txt", *pairs):
         path = (folder.path / name).resolve()
         if path.is_file():
             return {"source": str(path), "pad_token": folder.config.take("pad_token_id", int, 0)}

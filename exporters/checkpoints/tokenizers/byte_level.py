@@ -1,4 +1,5 @@
-"""Byte-level BPE of `vocab.json` and `merges.txt` -> a tokenizer.json: GPT-2 (Radford et al. 2019), Whisper and Qwen 2.
+"""Byte-level BPE of `vocab.json` and `merges.txt` -> a tokenizer.json: GPT-2 (Radford et al. 2019), Whisper, Qwen 2,
+and RoBERTa, whose texts always stand between <s> and </s>.
 
 text -> words, numbers, signs -> bytes as letters -> merges
 """
@@ -21,7 +22,11 @@ MODELS = {
     "GPT2Tokenizer": dict.fromkeys(_SPECIAL[:3], "<|endoftext|>"),
     "WhisperTokenizer": dict.fromkeys(_SPECIAL[:3], "<|endoftext|>"),
     "Qwen2Tokenizer": dict.fromkeys(_SPECIAL[1:], "<|endoftext|>"),
+    "RobertaTokenizer": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    | {"cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"},
 }
+#: Those that mark every text's beginning and end, whatever their config says of it.
+_MARKED = {"RobertaTokenizer": ("cls_token", "sep_token")}
 
 
 def make_byte_tokenizer(vocabulary: Path, name: str) -> dict[str, Any]:
@@ -49,7 +54,9 @@ def make_byte_tokenizer(vocabulary: Path, name: str) -> dict[str, Any]:
         "pre_tokenizer": letters
         if name != "Qwen2Tokenizer"
         else {"type": "Sequence", "pretokenizers": [split, letters]},
-        "post_processor": _make_template(config, named, ids | {token["content"]: token["id"] for token in added}),
+        "post_processor": _make_template(
+            _list_marks(config, name), named, ids | {token["content"]: token["id"] for token in added}
+        ),
         "decoder": {**byte_level, "add_prefix_space": True, "use_regex": True},
         "model": {
             "type": "BPE",
@@ -73,7 +80,11 @@ def _list_added(folder: Folder, config: Config, ids: dict[str, int], named: dict
         flags = {key: value for key, value in entry.items() if key in plain}
         found[entry["content"]] = {"id": int(number), "content": entry["content"], **plain, **flags}
     others = named.get("additional_special_tokens") or []
-    for text in map(_read_text, (*map(named.get, _SPECIAL), *others)):
+    mask, words = named.get("mask_token"), _read_text(named.get("mask_token"))
+    if isinstance(mask, dict) and mask.get("lstrip") and words in ids:  # takes the blank before it along
+        found.setdefault(str(words), {"id": ids[str(words)], "content": words, **special, "lstrip": True})
+    keys = (*_SPECIAL, "cls_token", "sep_token", "mask_token")
+    for text in map(_read_text, (*map(named.get, keys), *others)):
         if text is not None:
             number = found.get(text, {}).get("id", ids.get(text))
             if number is not None and not found.get(text, {}).get("special"):
@@ -81,13 +92,21 @@ def _list_added(folder: Folder, config: Config, ids: dict[str, int], named: dict
     return sorted(found.values(), key=lambda token: int(token["id"]))
 
 
-def _make_template(config: Config, named: dict[str, Any], ids: dict[str, int]) -> dict[str, Any]:
-    """Beginning and end of every text, where tokenizer_config.json asks for them."""
+def _list_marks(config: Config, name: str) -> tuple[str | None, str | None]:
+    """What stands before and behind every text: by the class, or where tokenizer_config.json asks for it."""
+    if name in _MARKED:
+        return _MARKED[name]
+    begins, ends = (config.take(flag, bool, False) for flag in ("add_bos_token", "add_eos_token"))
+    return "bos_token" if begins else None, "eos_token" if ends else None
+
+
+def _make_template(marks: tuple[str | None, str | None], named: dict[str, Any], ids: dict[str, int]) -> dict[str, Any]:
+    """Beginning and end of every text."""
     around: list[list[dict[str, Any]]] = []
     special: dict[str, Any] = {}
-    for flag, key in (("add_bos_token", "bos_token"), ("add_eos_token", "eos_token")):
-        text = _read_text(named.get(key))
-        used = config.take(flag, bool, False) and text in ids
+    for key in marks:
+        text = _read_text(named.get(key or ""))
+        used = key is not None and text in ids
         around.append([{"SpecialToken": {"id": text, "type_id": 0}}] if used else [])
         special |= {str(text): {"id": text, "ids": [ids[str(text)]], "tokens": [text]}} if used else {}
     single = [*around[0], {"Sequence": {"id": "A", "type_id": 0}}, *around[1]]
