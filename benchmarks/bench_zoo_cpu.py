@@ -1,12 +1,15 @@
 """Shipped specs on this CPU: our float32 graphs against stock torch.onnx + ONNX Runtime and torch eager, in turn.
 
-    python benchmarks/bench_zoo_cpu.py [NAME[/GRAPH] ...] [--every-graph] [--plot docs/zoo_cpu.png]
+    python benchmarks/bench_zoo_cpu.py [NAME[/GRAPH] ...] [--every-graph] [--processor-time] [--plot docs/zoo_cpu.png]
 
 Without names: every tiny spec, and a few of middle size. Of each spec the last graph of the largest component, which
 of a decoder is one step; `--every-graph` times them all. Stock is torch.onnx.export with its defaults, run by ONNX
 Runtime with its defaults. A row is printed as soon as it is there: milliseconds at the smallest batch and the tuned
 other sizes (median), both over stock, and operators: of stock's file, of our portable graph, of that with the bodies
 of custom ops in their place, and of the graph that runs.
+
+`--processor-time` counts what one thread spends instead of the clock, in turns of 10 ms: the clock's ratios of graphs
+below a millisecond differ by a tenth or two from run to run, these by a hundredth, on a busy machine too.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import argparse
 import functools
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +48,7 @@ MIDDLE = (
     "audio_whisper_tiny",
 )
 _TRACED_NEAR = 3
+_TURN_SECONDS, _MEASURED_SECONDS, _FEWEST_TURNS = 0.01, 6.0, 5
 Feed = Mapping[str, np.ndarray]
 
 
@@ -71,13 +76,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--every-graph", action="store_true")
+    parser.add_argument("--processor-time", action="store_true")
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     print("| graph | stock | torch eager | ours fp32 | nodes: stock, portable, inlined, run |")
     print("|---|---|---|---|---|")
     rows = []
     for name in options.names or (*list_tiny(), *MIDDLE):
-        for row in measure_spec(name, every_graph=options.every_graph):
+        for row in measure_spec(name, every_graph=options.every_graph, one_thread=options.processor_time):
             nodes = ", ".join(map(str, row.nodes))
             print(
                 f"| {row.name} | {row.stock_ms:.2f} ms | {row.torch_ms:.2f} ms, {row.torch_over_stock:.2f}x"
@@ -95,8 +101,8 @@ def list_tiny() -> list[str]:
     return [f"{name}:tiny" for name, data in documents.items() if "tiny" in data.get("variants", {})]
 
 
-def measure_spec(name: str, *, every_graph: bool) -> Iterator[Row]:
-    """Rows of a spec's graphs, or of `SPEC/GRAPH` alone."""
+def measure_spec(name: str, *, every_graph: bool, one_thread: bool = False) -> Iterator[Row]:
+    """Rows of a spec's graphs, or of `SPEC/GRAPH` alone; `one_thread` measures its processor time."""
     name, _, wanted = name.partition("/")
     spec = load_spec(name)
     weights = spec.weights.model_copy(update={"dtype": "fp32"})  # eager torch and the stock export want one type
@@ -108,7 +114,7 @@ def measure_spec(name: str, *, every_graph: bool) -> Iterator[Row]:
         chosen = list(graphs) if every_graph else [_find_main(graphs)]
     for graph in chosen:
         with tempfile.TemporaryDirectory() as folder:
-            yield _measure_graph(name, spec, graph, Path(folder))
+            yield _measure_graph(name, spec, graph, Path(folder), one_thread=one_thread)
 
 
 def _find_main(graphs: Sequence[GraphModule]) -> GraphModule:
@@ -118,7 +124,7 @@ def _find_main(graphs: Sequence[GraphModule]) -> GraphModule:
     return [graph for graph in graphs if graph.component == largest][-1]
 
 
-def _measure_graph(name: str, spec: Spec, graph: GraphModule, folder: Path) -> Row:
+def _measure_graph(name: str, spec: Spec, graph: GraphModule, folder: Path, *, one_thread: bool) -> Row:
     handler = get_handler(spec)
     sizes = {dim: size.min if dim == "batch" else size.opt for dim, size in spec.dims.items()}
     feed = handler.make_inputs(spec, graph, sizes=sizes, seed=1)
@@ -130,11 +136,12 @@ def _measure_graph(name: str, spec: Spec, graph: GraphModule, folder: Path) -> R
     del model
     export_stock(graph, spec.dims, traced, stock)
     contenders: dict[str, Runner] = {
-        "stock": _open(stock, feed),
+        "stock": _open(stock, feed, one_thread=one_thread),
         "torch": functools.partial(_run_torch, graph, feed),
-        "ours": _open(typed, feed),
+        "ours": _open(typed, feed, one_thread=one_thread),
     }
-    medians = {name: float(np.median(times)) for name, times in measure_in_turn(contenders).items()}
+    measure = measure_processor_ms if one_thread else measure_in_turn
+    medians = {name: float(np.median(times)) for name, times in measure(contenders).items()}
     counts = [inspect_model(path) for path in (stock, portable, typed)]
     return Row(
         name=f"{name} / {graph.name}",
@@ -150,8 +157,29 @@ def _measure_graph(name: str, spec: Spec, graph: GraphModule, folder: Path) -> R
     )
 
 
-def _open(path: Path, feed: Feed) -> Runner:
+def measure_processor_ms(contenders: Mapping[str, Runner]) -> dict[str, list[float]]:
+    """Milliseconds of this process a run, of each contender in turn."""
+    torch.set_num_threads(1)
+    repeats = {}
+    for name, run in contenders.items():
+        run()
+        started = time.process_time()
+        run()
+        repeats[name] = max(1, int(_TURN_SECONDS / max(time.process_time() - started, 1e-6)))
+    spent: dict[str, list[float]] = {name: [] for name in contenders}
+    ending = time.perf_counter() + _MEASURED_SECONDS
+    while time.perf_counter() < ending or len(spent["ours"]) < _FEWEST_TURNS:
+        for name, run in contenders.items():
+            started = time.process_time()
+            for _ in range(repeats[name]):
+                run()
+            spent[name].append(1000 * (time.process_time() - started) / repeats[name])
+    return spent
+
+
+def _open(path: Path, feed: Feed, *, one_thread: bool) -> Runner:
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1 if one_thread else 0
     options.log_severity_level = 4  # as the runtime has it: a warning a run takes longer than a small graph
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     taken = {tensor.name for tensor in session.get_inputs()}  # an unused input may be gone from stock's file
