@@ -12,10 +12,12 @@ import ast
 import contextlib
 import fnmatch
 import logging
+import operator
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -127,11 +129,47 @@ def _spell_transpose(node: torch.fx.Node) -> None:
     node.target, node.args = torch.ops.aten.permute.default, (node.args[0], [*range(node.meta["val"].dim())][::-1])
 
 
+def _spell_conjunction(node: torch.fx.Node) -> None:
+    node.target = torch.ops.aten.bitwise_and.Tensor
+
+
+def _spell_transposed_convolution(node: torch.fx.Node) -> None:
+    given = _list_arguments(node)
+    x, weight, bias, stride, padding, output_padding, groups, dilation = given.values()
+    node.target, node.kwargs = torch.ops.aten.convolution.default, {}
+    node.args = x, weight, bias, stride, padding, dilation, True, output_padding, groups
+
+
+def _spell_batch_norm(node: torch.fx.Node) -> None:
+    x, weight, bias, mean, variance, training, momentum, eps, _ = _list_arguments(node).values()
+    if training or mean is None:
+        return
+    with node.graph.inserting_before(node):
+        norm = node.graph.call_function(
+            torch.ops.aten._native_batch_norm_legit_no_training.default,
+            (x, weight, bias, mean, variance, momentum, eps),
+        )
+    nothing = node.meta["val"].new_empty(0)  # no statistics of this batch
+    norm.meta = {**node.meta, "val": (node.meta["val"], nothing, nothing)}
+    node.target, node.args, node.kwargs = operator.getitem, (norm, 0), {}
+
+
+def _list_arguments(node: torch.fx.Node) -> dict[str, Any]:
+    """Every argument of an operator's schema by name, in its order."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    names = [argument.name for argument in node.target._schema.arguments]
+    known = {argument.name: argument.default_value for argument in node.target._schema.arguments}
+    return known | dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+
+
 #: Operators that torch.onnx would trace a whole program again for, to write them in this other way.
 _SPELLINGS: dict[object, Callable[[torch.fx.Node], None]] = {
     torch.ops.aten.to.dtype: _spell_conversion,
     torch.ops.aten.square.default: _spell_square,
     torch.ops.aten.numpy_T.default: _spell_transpose,
+    torch.ops.aten.__and__.Tensor: _spell_conjunction,
+    torch.ops.aten.conv_transpose1d.default: _spell_transposed_convolution,
+    torch.ops.aten.batch_norm.default: _spell_batch_norm,
 }
 
 

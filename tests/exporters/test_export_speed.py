@@ -5,13 +5,18 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
+import onnxruntime
 import pytest
 import torch
 from onnxscript.rewriter import RewriteRule
 from onnxscript.rewriter._matcher import SimplePatternMatcher
 from torch import nn
+from torch.export import ExportedProgram
 from torch.onnx._internal.exporter import _fx_passes
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 from torch.onnx._internal.fx.passes.type_promotion import _TypePromotionInterpreter
@@ -173,6 +178,55 @@ def test_shortcuts_spare_work(monkeypatch: pytest.MonkeyPatch) -> None:
         export_mixed()
     assert fast_runs < len(runs) / 1.5, "no operator is run again but those that a promotion changes"
     assert 0 < fast_tries < len(tries) / 10
+
+
+class Spelled(nn.Module):
+    """Operators that torch.onnx knows under another name only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.up = nn.ConvTranspose1d(4, 6, 4, stride=2, padding=1, output_padding=1, groups=2)
+        self.plain, self.norm = nn.ConvTranspose1d(6, 4, 3, bias=False), nn.BatchNorm1d(4, eps=1e-3)
+        self.bare = nn.BatchNorm1d(4, affine=False)
+        for norm in (self.norm, self.bare):
+            assert norm.running_mean is not None and norm.running_var is not None
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2)
+
+    def forward(self, x: torch.Tensor, n: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        wave = self.bare(self.norm(self.plain(self.up(x.reshape(x.shape[0], 4, 2)))))
+        both = (x > 0) & (n > 1)
+        return both.to(torch.float32), wave.square().flatten(1), (n & (n + 1)) + 0.5
+
+
+def test_operators_of_another_name_spare_the_second_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of a lowering's time; and the graph computes what torch does, whichever way it was made."""
+    graph, dims, values = make_mixed()
+    outputs = tuple(
+        TensorSpec(name=name, dtype="float32", shape=("batch", width))
+        for name, width in (("a", 8), ("b", 28), ("c", 1))
+    )
+    graph = replace(graph, module=Spelled().eval(), outputs=outputs)
+    wanted = [value.detach().numpy() for value in graph.module(*values)]
+    inputs = {tensor.name: value.numpy() for tensor, value in zip(graph.inputs, values, strict=True)}
+    traced = count_calls(monkeypatch, ExportedProgram, "run_decompositions")
+    for spelled in (True, False):
+        if not spelled:
+            monkeypatch.setattr(lower, "_SPELLINGS", {})
+        ir.save(lower.lower(trace.trace(graph, dims, inputs), graph), tmp_path / "m.onnx")
+        assert bool(traced) is not spelled
+        got = onnxruntime.InferenceSession(tmp_path / "m.onnx").run(None, inputs)
+        for ours, theirs in zip(got, wanted, strict=True):
+            assert ours.shape == theirs.shape and np.abs(ours - theirs).max() <= 1e-5 * max(1.0, np.abs(theirs).max())
+
+
+def test_a_batch_norm_that_learns_is_left_to_torch() -> None:
+    graph = torch.fx.Graph()
+    inputs = [graph.placeholder(name) for name in ("x", "weight", "bias", "mean", "variance")]
+    node = graph.call_function(torch.ops.aten.batch_norm.default, (*inputs, True, 0.1, 1e-5, False))
+    lower._spell_batch_norm(node)
+    assert node.target is torch.ops.aten.batch_norm.default and len(graph.nodes) == 6
 
 
 def test_no_stack_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
