@@ -53,10 +53,15 @@ time_stock() {  # BUNDLE GRAPH BATCH
   "$python" $bench stock "$1" "$out/stock.onnx" --graph "$2" --batch "$3"
   "$trt" $bench onnx "$out/stock.onnx" --batch "$3" || failed=1
 }
+step_clip() {  # on request: 5 GB of graphs, and six engines that take minutes each
+  deploy "$python" export multimodal_clip -o "$out/clip.bundle" --target "$target" --precision fp16 --precision int8
+  deploy "$trt" build "$out/clip.bundle" --target "$target"
+  deploy "$trt" check "$out/clip.bundle" --backend tensorrt
+}
 
 for step in ${STEPS:-export build check engines torch stock ${TENSORRT_INCLUDE_DIR:+plugin}}; do
   printf '\n== %s, second %s\n' "$step" $SECONDS
-  declare -F "step_$step" >/dev/null || { echo "no step '$step'; there are: export build check engines torch stock plugin" >&2; exit 2; }
+  declare -F "step_$step" >/dev/null || { echo "no step '$step'; there are: export build check engines torch stock plugin clip" >&2; exit 2; }
   set +e  # what fails is told at the end, and the other steps run
   (set -e; failed=0; "step_$step"; exit $failed); status=$?
   set -e
