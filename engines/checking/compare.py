@@ -1,6 +1,6 @@
 """Measure how far outputs are from their reference, and judge it. Two functions; neither runs nor prints anything.
 
-measure_difference   the errors and the cosine of one tensor, in float64  -> TensorDifference
+measure_difference   Polygraphy's statistics of one tensor, in float64    -> TensorDifference
 judge_difference     the limits of specs.tolerance and of the spec        -> ParityRow
 """
 
@@ -74,12 +74,12 @@ def measure_difference(name: str, value: Array, reference: Array) -> TensorDiffe
         )
     if not want.size:
         return TensorDifference(name=name, max_abs=0.0, mean_abs=0.0, cosine=1.0, reference_rms=0.0, non_finite=0)
-    errors = np.abs(got - want)
+    errors, cosine = _compare_with_polygraphy(name, got, want)
     return TensorDifference(
         name=name,
-        max_abs=scale * float(errors.max()),
-        mean_abs=scale * float(errors.mean()),
-        cosine=_compute_cosine(got.ravel(), want.ravel()),
+        max_abs=scale * errors.max_absdiff,
+        mean_abs=scale * errors.mean_absdiff,
+        cosine=cosine.cosine_similarity,
         reference_rms=rms,
         non_finite=0,
     )
@@ -96,18 +96,21 @@ def compute_logits(probability: Array, precision: str) -> Array:
 def find_scale(*arrays: Array) -> float:
     """A power of two by which these float64 arrays are at most 1: squares and sums of what is left cannot overflow.
 
-    Dividing by it and multiplying with it changes no digit.
+    Dividing by it and multiplying with it changes no digit. Polygraphy adds up in float32.
     """
     largest = max(float(np.max(np.abs(array), where=np.isfinite(array), initial=0.0)) for array in arrays)
     return math.ldexp(1.0, min(math.frexp(largest)[1], 1023)) if largest else 1.0
 
 
-def _compute_cosine(got: Array, want: Array) -> float:
-    """Of two vectors; two zeros point the same way, and a zero and anything else do not."""
-    norms = math.sqrt(float(got @ got)) * math.sqrt(float(want @ want))
-    if not norms:
-        return 0.0 if got.any() or want.any() else 1.0
-    return max(-1.0, min(1.0, float(got @ want) / norms))
+def _compare_with_polygraphy(name: str, got: Array, want: Array) -> tuple[Any, Any]:
+    with quiet_polygraphy(), hide_torch():
+        from polygraphy.comparator import CosineSimilarityCompareFunc, IterationResult, SimpleCompareFunc
+
+        run = IterationResult({name: np.atleast_1d(got)}, runner_name="run")
+        golden = IterationResult({name: np.atleast_1d(want)}, runner_name="golden")
+        errors = SimpleCompareFunc(check_error_stat="max")(run, golden)[name]
+        cosine = CosineSimilarityCompareFunc()(run, golden)[name]
+    return errors, cosine
 
 
 def judge_difference(

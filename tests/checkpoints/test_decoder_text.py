@@ -252,6 +252,8 @@ def test_a_chat_template_is_filled_in_as_in_transformers(name: str, place: str, 
     ("template", "kind", "words"),
     [
         ("", InputError, "this bundle has no chat template"),
+        ("{{ messages[0]['content'] * 9000000 }}", InputError, "the chat template makes too much of this prompt"),
+        ("{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}", InputError, "does not take this prompt"),
         ("{{ raise_exception('only a system may speak') }}", InputError, "only a system may speak"),
         ("{% for %}", BundleError, "no Jinja that is known here"),
         ("{{ messages.__class__.__mro__ }}", InputError, "does not take this prompt"),

@@ -53,11 +53,18 @@ def render_chat(config: Mapping[str, Any], prompt: str) -> str:
     messages = [{"role": "user", "content": prompt}]
     try:
         text: str = made.render(messages=messages, tools=None, documents=None, add_generation_prompt=True, **tokens)
-    except (jinja.TemplateError, TypeError, ValueError, KeyError, ArithmeticError) as error:
+    except (jinja.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
         raise InputError(
             "the chat template does not take this prompt", got=str(error)[:160], fix="leave out --chat"
         ) from None
-    return text[:_LONGEST]
+    if len(text) > _LONGEST:
+        raise InputError(
+            "the chat template makes too much of this prompt",
+            got=f"{len(text)} characters",
+            allowed=f"at most {_LONGEST}",
+            fix="leave out --chat",
+        )
+    return text
 
 
 def _import_jinja() -> Any:
