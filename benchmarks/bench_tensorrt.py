@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from engines.plugins import load_libraries, locate_files
 from engines.runtime.device.cuda import CudaStream
 from engines.runtime.executors.shape_ranges import choose_profile, read_shape_ranges
 from specs.bundle import Graph, Manifest
@@ -67,13 +68,15 @@ def choose_graph(manifest: Manifest, name: str | None) -> Graph:
 
 
 def make_feed(graph: Graph, dims: Mapping[str, tuple[int, int, int]], batch: int) -> Feed:
-    """Random inputs (zeros would flatter the GPU); ids stay below every vocabulary, lengths inside every cache."""
+    """Random inputs (zeros would flatter the GPU); ids stay below every vocabulary; a cache lacks one slot."""
     random = np.random.default_rng(0)
     feed = {}
     for tensor in graph.inputs:
         named = {**{name: opt for name, (_, opt, _) in dims.items()}, "batch": batch}
         shape = [size if isinstance(size, int) else named[size] for size in tensor.shape]
-        if tensor.dtype.startswith("int"):
+        if tensor.name == "lengths" and "cache" in named:
+            feed[tensor.name] = np.full(shape, named["cache"] - 1, tensor.dtype)
+        elif tensor.dtype.startswith("int"):
             feed[tensor.name] = random.integers(1, 8, shape).astype(tensor.dtype)
         else:
             feed[tensor.name] = random.random(shape, dtype=np.float32).astype(tensor.dtype)
@@ -217,6 +220,8 @@ def time_steps(run: Callable[..., Mapping[str, Any]], feed: Feed, kept: list[str
 
 
 def time_engines(folder: Path, name: str | None, batches: list[int], layers: Path | None) -> None:
+    import tensorrt as trt
+
     from engines.runtime import load
 
     manifest = read_manifest(folder)
@@ -225,6 +230,7 @@ def time_engines(folder: Path, name: str | None, batches: list[int], layers: Pat
         for batch in (size for size in batches if engine.sizes.get("batch", size) == size):
             dims = {**manifest.dims, **{name: (size, size, size) for name, size in engine.sizes.items()}}
             feed = make_feed(graph, dims, batch)
+            load_libraries(trt, [folder / file for file in locate_files(manifest, engine)])
             raw = RawEngine((folder / engine.file).read_bytes(), feed)
             row: dict[str, Any] = raw.measure()
             with load(folder, backend="tensorrt", precision=engine.precision) as session:

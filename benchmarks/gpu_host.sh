@@ -2,16 +2,23 @@
 # Everything of benchmarks/RESULTS.md that TensorRT 8.6 on an H200 has measured, again, on such a host:
 #   benchmarks/gpu_host.sh OUT [TARGET]        26 minutes by its steps' times; TARGET is h200@trt8.6 unless given
 # PYTHON exports and runs torch, TRT_PYTHON has tensorrt, numpy and polygraphy; they may be one.
-# TENSORRT_INCLUDE_DIR, TensorRT's headers, adds the plugin. STEPS="export build" does these alone; OUT has what earlier
-# ones left. Ends with status 1 where a check or a token is wrong. Logs and bundles are left in OUT.
+# TENSORRT_INCLUDE_DIR, TensorRT's headers, adds the plugins, which the engines then use. STEPS="export build" does these
+# alone; OUT has what earlier ones left. Ends with status 1 where a check or a token is wrong. Logs and bundles are left in OUT.
 set -euo pipefail
 out=${1:?usage: gpu_host.sh OUT [TARGET]}; target=${2:-h200@trt8.6}
 python=${PYTHON:-python3}; trt=${TRT_PYTHON:-$python}; bench=benchmarks/bench_tensorrt.py
 mkdir -p "$out"; out=$(cd "$out" && pwd); failed=0
 cd "$(dirname "$0")/.."; export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+library=$out/plugin/libmetagen_plugins.so
 llm=$out/llm.bundle vit=$out/vit.bundle digits=$out/digits.bundle
 deploy() { "$1" -m metagen_deploy "${@:2}"; }
 
+step_plugin() {
+  cmake -S engines/plugins/cpp -B "$out/plugin" -DTENSORRT_INCLUDE_DIR="$TENSORRT_INCLUDE_DIR" -DCMAKE_BUILD_TYPE=Release -DCMAKE_CUDA_ARCHITECTURES=native
+  cmake --build "$out/plugin" -j
+  "$python" benchmarks/bench_grid_sample_3d.py "$library"
+  "$python" benchmarks/bench_step.py "$library"
+}
 step_export() {
   deploy "$python" export text_llm_tiny -o "$llm" --target "$target" --precision fp16 &
   deploy "$python" export image_vit_base -o "$vit" --target "$target" --precision fp16 --dim batch=1:32:32 &
@@ -20,6 +27,7 @@ step_export() {
   "$python" benchmarks/greedy_tokens.py torch "$llm" "$out/tokens.npz"
 }
 step_build() {
+  if [ -f "$library" ]; then export METAGEN_PLUGINS=$library; fi
   deploy "$trt" build "$llm" --target "$target" --fixed batch=1,cache=1024
   deploy "$trt" build "$vit" --target "$target" --fixed batch=1 --fixed batch=32
   deploy "$trt" build "$digits" --target "$target"
@@ -40,11 +48,6 @@ step_torch() {
   "$python" $bench torch "$llm" --graph decoder.decode --batch 1 --modes eager reduce-overhead max-autotune
   "$python" $bench torch "$vit" --batch 1 32 --modes eager reduce-overhead max-autotune
 }
-step_plugin() {
-  cmake -S engines/plugins/cpp -B "$out/plugin" -DTENSORRT_INCLUDE_DIR="$TENSORRT_INCLUDE_DIR" -DCMAKE_BUILD_TYPE=Release -DCMAKE_CUDA_ARCHITECTURES=native
-  cmake --build "$out/plugin" -j
-  "$python" benchmarks/bench_grid_sample_3d.py "$out/plugin/libmetagen_plugins.so"
-}
 step_stock() {  # an engine for each size, the FP16 flag
   time_stock "$vit" classifier 1; time_stock "$vit" classifier 32
   time_stock "$digits" classifier 8; time_stock "$llm" decoder.decode 1
@@ -59,9 +62,9 @@ step_clip() {  # on request: 5 GB of graphs, and six engines that take minutes e
   deploy "$trt" check "$out/clip.bundle" --backend tensorrt
 }
 
-for step in ${STEPS:-export build check engines torch stock ${TENSORRT_INCLUDE_DIR:+plugin}}; do
+for step in ${STEPS:-${TENSORRT_INCLUDE_DIR:+plugin} export build check engines torch stock}; do
   printf '\n== %s, second %s\n' "$step" $SECONDS
-  declare -F "step_$step" >/dev/null || { echo "no step '$step'; there are: export build check engines torch stock plugin clip" >&2; exit 2; }
+  declare -F "step_$step" >/dev/null || { echo "no step '$step'; there are: plugin export build check engines torch stock clip" >&2; exit 2; }
   set +e  # what fails is told at the end, and the other steps run
   (set -e; failed=0; "step_$step"; exit $failed); status=$?
   set -e

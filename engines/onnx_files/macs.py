@@ -70,6 +70,19 @@ def _count_recurrent(node: Node, shape_of: ShapeOf) -> float:
     return steps * sum(_volume(shape_of(name)) for name in node.inputs[1:3])
 
 
+def _count_step_linear(node: Node, shape_of: ShapeOf) -> float:
+    """x [..., K] with every matrix [K, N]: a plugin's node (docs/engines.md)."""
+    weights = node.attributes.get("weights", 1)
+    matrices = node.inputs[1 : 1 + (weights if isinstance(weights, int) else 1)]
+    return _volume(shape_of(node.inputs[0])) * sum(shape_of(name)[-1] for name in matrices if shape_of(name))
+
+
+def _count_step_attention(node: Node, shape_of: ShapeOf) -> float:
+    """Scores and sum of one token a row: 2 * B * H * S * D, from past_k [B, K, S, D] and the queries a head has."""
+    groups = node.attributes.get("groups", 1)
+    return 2 * _volume(shape_of(node.inputs[3])) * (groups if isinstance(groups, int) else 1)
+
+
 #: op_type -> counter.
 MACS: Mapping[str, Callable[[Node, ShapeOf], float]] = {
     "MatMul": _count_matmul,
@@ -93,4 +106,6 @@ MACS: Mapping[str, Callable[[Node, ShapeOf], float]] = {
     "Attention": _count_attention,
     "MultiHeadAttention": _count_attention,
     "GroupQueryAttention": _count_attention,
+    "MetagenStepLinear": _count_step_linear,
+    "MetagenStepAttention": _count_step_attention,
 }

@@ -313,7 +313,8 @@ def test_the_library_compiles(headers: str | None, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     library = plugins.read_library(tmp_path / "libmetagen_plugins.so")
     version = (Path(headers) / "NvInferVersion.h").read_text()
-    assert library.ops == (OP,) and str(library.tensorrt) in version
+    ops = ("MetagenGridSample3D", "MetagenStepAttention", "MetagenStepLinear")
+    assert library.ops == ops and str(library.tensorrt) in version
     entry = "getPluginCreators" if library.tensorrt < 10 else "getCreators"
     assert entry.encode() in library.path.read_bytes()
 

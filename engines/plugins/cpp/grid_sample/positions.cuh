@@ -1,24 +1,10 @@
-// What both kernels share: where a position falls among the voxels of one axis, and how a value is read and written.
+// What both kernels share: where a position falls among the voxels of one axis.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
-#include "grid_sample_3d.h"
-
-// A test without a GPU compiles these files for the host and brings its own (tests/cuda_on_host.h).
-#ifndef METAGEN_LAUNCH
-#define METAGEN_LAUNCH(kernel, blocks, threads, stream) kernel<<<blocks, threads, 0, stream>>>
-#endif
+#include "grid_sample/grid_sample_3d.h"
+#include "kernels/values.cuh"
 
 namespace metagen {
-
-__device__ inline float widen(float value) { return value; }
-__device__ inline float widen(__half value) { return __half2float(value); }
-__device__ inline float widen(__nv_bfloat16 value) { return __bfloat162float(value); }
-__device__ inline void narrow(float value, float& to) { to = value; }
-__device__ inline void narrow(float value, __half& to) { to = __float2half_rn(value); }
-__device__ inline void narrow(float value, __nv_bfloat16& to) { to = __float2bfloat16_rn(value); }
 
 // Mirrors at `low` and `low + span`; a span of 0 has a single place.
 __device__ inline float reflect(float position, float span, float low) {

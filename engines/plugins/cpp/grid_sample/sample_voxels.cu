@@ -9,7 +9,7 @@
 //     blockIdx.y, z = further channels, the sample
 //
 // Channels beyond c, which pad a voxel to a multiple of eight, are sampled like the others.
-#include "positions.cuh"
+#include "grid_sample/positions.cuh"
 
 namespace metagen {
 namespace {
@@ -23,21 +23,6 @@ constexpr int kTileW = METAGEN_TILE_W, kWalk = METAGEN_WALK, kThreads = METAGEN_
 constexpr int kMostLanes = 8;
 static_assert(kThreads / kMostLanes >= kTileW, "a tile has at least one row");
 constexpr int kMostBlocks = 65535;  // of a grid's y and z
-
-template <typename T, int kSize>
-struct alignas(sizeof(T) * kSize) Pack {
-    T at[kSize];
-};
-
-template <typename T, int kSize>
-__device__ Pack<T, kSize> loadPack(Pack<T, kSize> const* p) {
-    if constexpr (sizeof(T) * kSize == 16) {
-        uint4 const bits = __ldg(reinterpret_cast<uint4 const*>(p));
-        return *reinterpret_cast<Pack<T, kSize> const*>(&bits);
-    } else {
-        return *p;
-    }
-}
 
 // `packs` is the number of packs of a voxel.
 template <typename T, int kSize, SampleMode kMode, Padding kPadding, bool kAlign>

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional
 
-from engines import plugins
+from tests.engines.plugins.kernels_on_host import compile_for_host, compile_mutant
 
-_SOURCE = Path(plugins.__file__).parent / "cpp"
-_FILES = ("sample_planes.cu", "sample_voxels.cu", "grid_sample_3d.cpp")
+_FILES = ("grid_sample/sample_planes.cu", "grid_sample/sample_voxels.cu", "grid_sample/grid_sample_3d.cpp")
 _MODES, _PADDINGS = ("bilinear", "nearest"), ("zeros", "border", "reflection")
 _CASES = list(itertools.product(_MODES, _PADDINGS, (False, True)))
 #: Type -> its number in grid_sample_3d.h, and the largest difference: one rounding of the result, values up to 4.
@@ -27,29 +24,9 @@ _TYPES = {torch.float32: (0, 3e-6), torch.float16: (1, 2e-3), torch.bfloat16: (2
 Case = tuple[str, str, bool]
 
 
-def _find_headers() -> Path | None:
-    nvcc = shutil.which("nvcc")
-    if nvcc is None:
-        return None
-    said = subprocess.run([nvcc, "--dryrun", "-E", "x.cu"], capture_output=True, text=True, check=False).stderr
-    tops = [line.split("TOP=")[1].strip() for line in said.splitlines() if "TOP=" in line]
-    return Path(tops[0]) / "include" if tops else None
-
-
-def _compile(folder: Path, source: Path) -> ctypes.CDLL:
-    compiler, headers = shutil.which("g++"), _find_headers()
-    if compiler is None or headers is None:
-        pytest.skip("g++ or CUDA's headers (nvcc) are not on this machine")
-    options = ["-std=c++17", "-O1", "-shared", "-fPIC", "-ffp-contract=off", "-isystem", str(headers)]
-    shim = ["-include", str(Path(__file__).parent / "cuda_on_host.h"), "-x", "c++"]
-    files = [str(source / name) for name in _FILES]
-    subprocess.run([compiler, *options, *shim, *files, "-o", folder / "kernels.so"], check=True)
-    return ctypes.CDLL(str(folder / "kernels.so"))
-
-
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    return _compile(tmp_path_factory.mktemp("kernels"), _SOURCE)
+    return compile_for_host(tmp_path_factory.mktemp("kernels"), _FILES)
 
 
 def _run(library: ctypes.CDLL, x: torch.Tensor, grid: torch.Tensor, case: Case, *, voxels: bool) -> torch.Tensor:
@@ -110,13 +87,7 @@ def test_the_comparison_kills_mutants(kernels: ctypes.CDLL, case: Case, voxels: 
 
 
 def test_the_comparison_kills_a_reflection_off_by_half(tmp_path: Path) -> None:
-    for file in _SOURCE.iterdir():
-        if file.is_file():
-            text = file.read_text()
-            (tmp_path / file.name).write_text(
-                text.replace("reflect(position, voxels, -.5f)", "reflect(position, voxels, 0.f)")
-            )
-    mutant = _compile(tmp_path, tmp_path)
+    mutant = compile_mutant(tmp_path, _FILES, "reflect(position, voxels, -.5f)", "reflect(position, voxels, 0.f)")
     x, grid = _make_tensors(torch.float32)
     case = ("bilinear", "reflection", False)
     assert _error(_run(mutant, x, grid, case, voxels=False), _sample(x, grid, case)) > 0.1

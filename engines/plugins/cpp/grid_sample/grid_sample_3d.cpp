@@ -1,5 +1,5 @@
 // Checks the sizes and picks the kernel of the volume's layout; and the kernel by itself, for tests and benchmarks.
-#include "grid_sample_3d.h"
+#include "grid_sample/grid_sample_3d.h"
 
 namespace metagen {
 namespace {

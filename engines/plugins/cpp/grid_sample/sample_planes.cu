@@ -9,7 +9,7 @@
 // A corner outside the volume has weight 0 and the address of a voxel inside, so that no load is conditional.
 // What bounds it is the number of loads, eight a value, each of which touches several cache lines when rows are bent;
 // `sample_voxels.cu` has an eighth or a quarter of them.
-#include "positions.cuh"
+#include "grid_sample/positions.cuh"
 
 namespace metagen {
 namespace {
