@@ -178,6 +178,7 @@ def _export_graph(
             progress=progress,
         ),
         decided=component.decided,
+        largest={name: dim.max for name, dim in spec.dims.items()},
         progress=progress,
     )
     if not keep_weights:

@@ -50,6 +50,7 @@ def write_typed_graphs(
     *,
     calibrate: Calibrate,
     decided: Decided,
+    largest: Mapping[str, int] | None = None,
     progress: Progress,
 ) -> tuple[TypedGraph, ...]:
     """Lower and type the portable graph for every variant; targets that lower alike share the work.
@@ -57,13 +58,16 @@ def write_typed_graphs(
     Args:
         calibrate: gives the ranges of the tensors it is asked for; called once, and only when something is INT8.
         decided: about the component's weights, by its earlier graphs; see `run_pipeline`.
+        largest: the largest size of each dim that has a name; see `takes_plugins`.
     """
     stem, component = portable.stem, portable.parent.name
     typed: list[TypedGraph] = []
     done: dict[tuple[str, Precision], tuple[bytes, bytes | None, PipelineResult]] = {}
     ranges: Mapping[str, Range] | None = None
     model = ir.load(portable)
-    begun = share_beginnings(model, [(variant.target.lowering, _find_typing(variant)) for variant in wanted])
+    begun = share_beginnings(
+        model, [(variant.target.lowering, _find_typing(variant)) for variant in wanted], largest=largest
+    )
     for variant in wanted:
         target, precision = variant.target, variant.precision
         typing = _find_typing(variant)
@@ -77,7 +81,10 @@ def write_typed_graphs(
             )
             result = lower_graph()
             pool.store(result.model)
-            with_plugins = _lower_with_plugins(model, target.lowering, lower_graph, pool)
+            takes = takes_plugins(model, target.lowering, typing, largest=largest)
+            with_plugins = (
+                _lower_with_plugins(partial(lower_graph, plugins=True, largest=largest), pool) if takes else None
+            )
             done[key] = (ir.to_proto(result.model).SerializeToString(), with_plugins, result)
         data, with_plugins, result = done[key]
         path = portable.parent / f"{stem}.{target.name}-{precision}.onnx"
@@ -103,19 +110,12 @@ def _find_typing(variant: Variant) -> Precision:
     return "fp32" if variant.as_it_is else variant.precision
 
 
-def _lower_with_plugins(
-    model: ir.Model,
-    lowering: str,
-    lower_graph: Callable[..., PipelineResult],
-    pool: WeightPool,
-) -> bytes | None:
-    """The same graph with nodes left to TensorRT plugins, for builds that have their library; None without such nodes.
+def _lower_with_plugins(lower_graph: Callable[[], PipelineResult], pool: WeightPool) -> bytes:
+    """The same graph with nodes left to TensorRT plugins, for builds that have their library.
 
     Its weights are those of the graph with bodies, so it costs a few kilobytes.
     """
-    if not takes_plugins(model, lowering):
-        return None
-    result = lower_graph(plugins=True)
+    result = lower_graph()
     pool.store(result.model)
     data: bytes = ir.to_proto(result.model).SerializeToString()
     return data

@@ -103,6 +103,7 @@ def export_model(
         pool,
         calibrate=measure,
         decided={},
+        largest={name: dim.max for name, dim in ranges.items()},
         progress=progress,
     )
     graph = replace(graph, precision=own, typed=typed, held_out=_HELD_OUT_FILE if held.feeds else None)

@@ -18,6 +18,10 @@
     tensorrt-10    body                      body, or the plugin
     tensorrt-11    GroupNormalization 21     body, or the plugin
 
+    lowering       a decode step of one token, of 16 rows at most
+    tensorrt-8     fp32, fp16: as above, or the plugins of linears and attention (`fuse_step`); int8: as above
+    others         as above
+
 fp16 for onnxruntime is how weights are stored; it computes in float32, as its CPU kernels do anyway.
 There is no bf16 for onnxruntime (its CPU kernels take none) nor for tensorrt-8 (it has none).
 """
@@ -38,6 +42,7 @@ from exporters.passes.fold_batch_norm import FoldBatchNorm
 from exporters.passes.fold_integer_biases import FoldIntegerBiases
 from exporters.passes.fold_transposed_weights import FoldTransposedWeights
 from exporters.passes.fuse_gelu import FuseGelu
+from exporters.passes.fuse_step import FuseStep, has_step
 from exporters.passes.infer_types import InferTypes
 from exporters.passes.inline_functions import InlineFunctions
 from exporters.passes.int8.insert_dynamic_quantization import InsertDynamicQuantization
@@ -51,6 +56,7 @@ from exporters.passes.lower_cached_attention import LowerCachedAttention
 from exporters.passes.lower_cached_step import LowerCachedStep
 from exporters.passes.lower_grid_sample import LowerGridSample
 from exporters.passes.lower_group_norm import LowerGroupNorm, UniteGroupNorm
+from exporters.passes.mark_halves import MarkHalves
 from exporters.passes.multiply_patches import MultiplyPatches
 from exporters.passes.narrow_weights import NarrowWeights
 from exporters.passes.select_masked_scores import SelectMaskedScores
@@ -79,6 +85,8 @@ __all__ = [
 _BF16 = ir.DataType.BFLOAT16
 # one object each, so that pipelines begin alike (`beginnings`)
 _KEEP_PLUGINS, _INFER_TYPES = KeepPlugins(), InferTypes()
+_FUSE_STEP: Pipeline = (WidenWeights(), _INFER_TYPES, FuseStep())
+_MARK_HALVES: Pipeline = (MarkHalves(),)
 _BODY: Pipeline = (
     InlineFunctions(),
     WidenWeights(),
@@ -126,6 +134,9 @@ _TRT11_HALF: Pipeline = (*_ATTENTION_4D, *_TRT11)
 _TRT10_INT8: Pipeline = (*_TRT10_FORM, SetOpset(minimum=19, maximum=20), _INFER_TYPES)
 _TRT11_INT8: Pipeline = (*_ATTENTION_4D, *_TRT11_FORM, SetOpset(minimum=19, maximum=24), _INFER_TYPES)
 
+#: What plugins of a decode step are made for.
+_STEPS = frozenset({("tensorrt-8", "fp32"), ("tensorrt-8", "fp16")})
+
 PIPELINES: dict[tuple[str, str], Pipeline] = {
     ("onnxruntime", "fp32"): (*_ORT, *_ORT_END),
     ("onnxruntime", "fp16"): (*_ORT, NarrowWeights(), *_ORT_END),
@@ -165,15 +176,20 @@ class PipelineResult:
     log: tuple[str, ...]
 
 
-def share_beginnings(model: ir.Model, wanted: Sequence[tuple[str, str]]) -> Beginnings:
+def share_beginnings(
+    model: ir.Model, wanted: Sequence[tuple[str, str]], *, largest: Mapping[str, int] | None = None
+) -> Beginnings:
     """`model` for several calls of `run_pipeline`, with these lowerings and precisions: done once, what is alike.
+
+    Args:
+        largest: the largest size of each dim that has a name; see `takes_plugins`.
 
     Raises:
         TargetError: there is no such pipeline.
     """
     pipelines = [_find_pipeline(lowering, precision) for lowering, precision in wanted]
-    with_plugins = [(_KEEP_PLUGINS, *passes) for passes in pipelines] if has_plugin_ops(model) else []
-    return Beginnings(model, [*pipelines, *with_plugins])
+    with_plugins = [_find_plugin_pipeline(model, *one, largest) for one in wanted]
+    return Beginnings(model, [*pipelines, *(one for one in with_plugins if one is not None)])
 
 
 def run_pipeline(
@@ -184,6 +200,7 @@ def run_pipeline(
     ranges: Mapping[str, Range] | None = None,
     decided: Decided | None = None,
     plugins: bool = False,
+    largest: Mapping[str, int] | None = None,
 ) -> PipelineResult:
     """Lower a copy of `model`; weights are shared with it, and those that change are computed when they are written.
 
@@ -192,7 +209,8 @@ def run_pipeline(
         ranges: needed by int8 for TensorRT, of use to int8 for ONNX Runtime; of the tensors that
             `list_quantizable_tensors` names.
         decided: what earlier graphs decided about weights that this one may share; added to.
-        plugins: keep the nodes that a plugin can run (`takes_plugins`), in place of their bodies.
+        plugins: leave to plugins what they can run (`takes_plugins`).
+        largest: the largest size of each dim that has a name; see `takes_plugins`.
 
     Raises:
         TargetError: there is no such pipeline.
@@ -200,8 +218,9 @@ def run_pipeline(
         CalibrationError: int8 without ranges.
     """
     passes = _find_pipeline(lowering, precision)
-    passes = (_KEEP_PLUGINS, *passes) if plugins else passes
     begun = model if isinstance(model, Beginnings) else Beginnings(model)
+    if plugins:
+        passes = _find_plugin_pipeline(begun.model, lowering, precision, largest) or passes
     model, done = begun.start(passes)
     if ranges is not None:
         set_ranges(model, ranges)
@@ -212,9 +231,14 @@ def run_pipeline(
     return PipelineResult(model=model, keep_fp32=kept, log=tuple(notes.log))
 
 
-def takes_plugins(model: ir.Model, lowering: str) -> bool:
-    """Whether `model`, lowered so, has nodes that a plugin could run."""
-    return lowering.startswith("tensorrt-") and has_plugin_ops(model)
+def takes_plugins(model: ir.Model, lowering: str, precision: str, *, largest: Mapping[str, int] | None = None) -> bool:
+    """Whether `model`, lowered so, has nodes that a plugin could run.
+
+    Args:
+        largest: the largest size of each dim that has a name. Plugins of a decode step are made for few rows: they are
+            left out where its batch has no fixed size and is not named here.
+    """
+    return _find_plugin_pipeline(model, lowering, precision, largest) is not None
 
 
 def uses_ranges(lowering: str, precision: str) -> bool:
@@ -240,6 +264,19 @@ def copy_for_int8(model: ir.Model) -> ir.Model:
     for step in (*_BODY, FoldTransposedWeights()):
         step(copy)
     return copy
+
+
+def _find_plugin_pipeline(
+    model: ir.Model, lowering: str, precision: str, largest: Mapping[str, int] | None
+) -> Pipeline | None:
+    """The passes that leave to plugins what they can run; None where there is nothing of the kind."""
+    passes = _find_pipeline(lowering, precision)
+    keeps = lowering.startswith("tensorrt-") and has_plugin_ops(model)
+    fuses = (lowering, precision) in _STEPS and has_step(model, largest or {})
+    if not keeps and not fuses:
+        return None
+    step, marks = (_FUSE_STEP, _MARK_HALVES) if fuses else ((), ())
+    return (*((_KEEP_PLUGINS,) if keeps else ()), *step, *passes, *marks)
 
 
 def _find_pipeline(lowering: str, precision: str) -> Pipeline:

@@ -37,6 +37,7 @@ class Beginnings:
             for other in pipelines[:index]
             if one != other
         }
+        self.model = model
         self.kept: dict[Pipeline, ir.Model] = {(): model}
 
     def start(self, passes: Pipeline) -> tuple[ir.Model, Pipeline]:

@@ -122,7 +122,8 @@ def _plan_node(node: ir.Node, schema: onnx.defs.OpSchema | None, half: ir.DataTy
     if any(True for _ in list_subgraphs(node)):
         return "control flow: its inputs and outputs stay float32, its body is converted"
     if is_plugin(node):
-        return _HalfPorts(*HALF_PORTS[node.op_type])
+        inputs, outputs = HALF_PORTS[node.op_type]
+        return _HalfPorts(inputs & {*range(len(node.inputs))}, outputs & {*range(len(node.outputs))})
     if schema is None:
         return "not an operator of onnx: nothing is known about the types it takes"
     ports, bound = _HalfPorts(), set()

@@ -21,11 +21,12 @@ Not here: whether an operator takes float16 at all (its schema says so, see `con
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
 
-from exporters.passes.keep_plugins import POSITION_INPUTS, is_plugin
+from exporters.passes.keep_plugins import HALF_PORTS, POSITION_INPUTS, is_plugin
 from exporters.passes.shared.derived import find_stored, list_pieces
 from exporters.passes.shared.graph import is_onnx, list_graphs, read_constant
 from exporters.passes.shared.spectra import find_spectra
@@ -51,14 +52,17 @@ _ANGLES = frozenset({"Sin", "Cos"})
 #: Float32 follows the data through these.
 _ELEMENTWISE = frozenset(
     "Abs Add Clip Concat Div Einsum Expand Flatten Gather Identity MatMul Max Mean Min Mul Neg Reciprocal ReduceMax"
-    " ReduceMean ReduceMin ReduceSum Reshape Slice Split Sqrt Squeeze Sub Tile Transpose Unsqueeze Where".split()
+    " ReduceMean ReduceMin ReduceSum Reshape Slice Split Sqrt Squeeze Sub Tile Transpose Unsqueeze Where"
+    " MetagenStepLinear".split()  # a product, as MatMul
 )
 #: ... and ends with these, where they bring the statistic together with other data.
 _APPLIES = frozenset({"Div", "Mul", "Sub", "Add"})
 #: These make an index of a position; so does a Cast to integers.
 _PLACES = frozenset({"Floor", "Ceil", "Round"})
 #: Angles and positions are followed backwards through these only: not through a layer's weights.
-_SOURCES = (_ELEMENTWISE - {"MatMul", "Einsum", "Gather", "ReduceMax", "ReduceMin", "ReduceMean"}) | {"Pad"}
+_SOURCES = (
+    _ELEMENTWISE - {"MatMul", "MetagenStepLinear", "Einsum", "Gather", "ReduceMax", "ReduceMin", "ReduceMean"}
+) | {"Pad"}
 #: An overflowing constant is a mask here: it saturates and loses nothing.
 _MASKING = frozenset("Add Sub Where Mul Expand Concat Clip Min Max Pad Identity Reshape Unsqueeze".split())
 
@@ -94,12 +98,15 @@ def _find_reason(node: ir.Node, half: ir.DataType) -> str | None:
         return node.metadata_props[KEEP_KEY]
     if node.domain == "ai.onnx.ml":
         return "discontinuous: trees, scalers and encoders compare and index"
+    if is_plugin(node):
+        typed = [node.inputs[index] for index in HALF_PORTS[node.op_type][0] if index < len(node.inputs)]
+        return _find_constant_reason(node, typed) if half == ir.DataType.FLOAT16 else None
     if not is_onnx(node, node.op_type):
         return None
     reason = _find_discontinuity(node) or _find_index_reason(node) or _find_range_reason(node)
     if reason is None and node.op_type in _ANGLES:
         reason = "angle: the error of a sine's argument is absolute"
-    return reason or (_find_constant_reason(node) if half == ir.DataType.FLOAT16 else None)
+    return reason or (_find_constant_reason(node, node.inputs) if half == ir.DataType.FLOAT16 else None)
 
 
 def _find_discontinuity(node: ir.Node) -> str | None:
@@ -146,10 +153,10 @@ def _has_constant_scale(node: ir.Node) -> bool:
     return len(node.inputs) > 1 and read_constant(node.inputs[1]) is not None
 
 
-def _find_constant_reason(node: ir.Node) -> str | None:
+def _find_constant_reason(node: ir.Node, inputs: Sequence[ir.Value | None]) -> str | None:
     if node.op_type in ("QuantizeLinear", "DequantizeLinear", "Resize", "Constant"):
         return None
-    for value in node.inputs:
+    for value in inputs:
         tensor = read_constant(value) if is_float(value) else None
         if value is None or tensor is None:
             continue
