@@ -29,6 +29,8 @@ from exporters.passes.step.nodes import MAX_BATCH
 def has_step(model: ir.Model, largest: Mapping[str, int]) -> bool:
     """Whether `FuseStep` would fire, and every step of the graph is of few rows. Looks at attention only.
 
+    Needs the shapes that an export stores with its graph.
+
     Args:
         largest: the largest size of each dim that has a name; a batch of another name may be of any size.
     """
@@ -45,10 +47,12 @@ class FuseStep(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         namer = Namer(model)
-        fused = [_fuse(model, graph, namer) for graph in list_graphs(model) if any(True for _ in _list_steps(graph))]
-        if fused:
+        graphs = [graph for graph in list_graphs(model) if any(True for _ in _list_steps(graph))]
+        for graph in graphs:
+            _fuse(model, graph, namer)
+        if graphs:
             model.opset_imports[PLUGIN_DOMAIN] = PLUGIN_VERSION
-        return ir.passes.PassResult(model, modified=bool(fused))
+        return ir.passes.PassResult(model, modified=bool(graphs))
 
 
 def _list_steps(graph: ir.Graph) -> Iterator[ir.Node]:
@@ -74,7 +78,8 @@ def _fuse(model: ir.Model, graph: ir.Graph, namer: Namer) -> None:
             log.append(f"FuseStep: {describe_node(node)} stays: {reason}")
         else:
             products.append(node)
-    linears, replaced = find_linears(products), {}
+    linears = find_linears(products)
+    replaced: dict[ir.Value, ir.Value] = {}
     for group in linears:
         fuse_linears(graph, group, namer, replaced)
     log.append(

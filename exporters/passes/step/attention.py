@@ -52,6 +52,8 @@ def fuse_attention(graph: ir.Graph, node: ir.Node, namer: Namer) -> bool:
     q, k, v, past_k, past_v, start = node.inputs
     assert q is not None and k is not None and v is not None and past_k is not None
     assert past_v is not None and start is not None
+    assert q.shape is not None
+    node.outputs[0].shape = q.shape.copy()  # inference may not know it
     rotations = _match_rotations(node, q, k)
     if rotations is not None:
         q, k = (one.x for one in rotations)

@@ -86,9 +86,7 @@ def find_linears(products: Sequence[ir.Node]) -> list[list[Linear]]:
     return order
 
 
-def fuse_linears(
-    graph: ir.Graph, linears: Sequence[Linear], namer: Namer, replaced: dict[ir.Value, ir.Value]
-) -> None:
+def fuse_linears(graph: ir.Graph, linears: Sequence[Linear], namer: Namer, replaced: dict[ir.Value, ir.Value]) -> None:
     """Put one node in place of products that share everything but their weights and biases.
 
     Args:

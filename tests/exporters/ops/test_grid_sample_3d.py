@@ -209,7 +209,7 @@ def test_half_precision_rounds_values_and_not_positions(case: Case, lowering: st
 ])  # fmt: skip
 def test_a_plugins_node_is_kept_and_typed(lowering: str, precision: str, volume: str) -> None:
     model = _make_model(("nearest", "border", True))
-    assert takes_plugins(model, lowering)
+    assert takes_plugins(model, lowering, precision)
     result = run_pipeline(model, lowering=lowering, precision=precision, ranges={}, plugins=True)
     (node,) = [n for n in result.model.graph if n.op_type == "MetagenGridSample3D"]
     assert (node.domain, node.overload) == ("metagen.plugin", "")
@@ -242,6 +242,6 @@ def test_what_leads_up_to_a_plugins_grid_stays_float32() -> None:
 
 def test_plugins_are_for_tensorrt_and_for_graphs_that_have_such_nodes() -> None:
     model = _make_model(("nearest", "border", True))
-    assert not takes_plugins(model, "onnxruntime")
+    assert not takes_plugins(model, "onnxruntime", "fp32")
     model.graph[0].op_type = "MetagenAttention"
-    assert not takes_plugins(model, "tensorrt-8")
+    assert not takes_plugins(model, "tensorrt-8", "fp32")
