@@ -34,13 +34,14 @@ class Model:
     key_heads: int
     size: int
     mlp: int
+    words: int
     slots: int = 1024
 
 
 MODELS = (
-    Model(name="text_llm_tiny", width=512, heads=8, key_heads=2, size=64, mlp=1408),
-    Model(name="Llama 3.2 1B", width=2048, heads=32, key_heads=8, size=64, mlp=8192),
-    Model(name="Llama 3 8B", width=4096, heads=32, key_heads=8, size=128, mlp=14336),
+    Model(name="text_llm_tiny", width=512, heads=8, key_heads=2, size=64, mlp=1408, words=32000),
+    Model(name="Llama 3.2 1B", width=2048, heads=32, key_heads=8, size=64, mlp=8192, words=128256),
+    Model(name="Llama 3 8B", width=4096, heads=32, key_heads=8, size=128, mlp=14336, words=128256),
 )
 
 
@@ -52,6 +53,7 @@ class Product:
     depth: int
     columns: tuple[int, ...]
     gate: bool = False
+    transposed: bool = False
     norm: bool = False
     residual: bool = False
 
@@ -62,13 +64,14 @@ class Product:
 
 
 def list_products(model: Model, rows: int) -> dict[str, Product]:
-    """The four products of a layer."""
+    """The four products of a layer, and that with the words at the end."""
     queries, keys = model.heads * model.size, model.key_heads * model.size
     return {
         "q, k, v": Product(rows=rows, depth=model.width, columns=(queries, keys, keys), norm=True),
         "out": Product(rows=rows, depth=queries, columns=(model.width,), residual=True),
         "gate, up": Product(rows=rows, depth=model.width, columns=(model.mlp, model.mlp), gate=True, norm=True),
         "down": Product(rows=rows, depth=model.mlp, columns=(model.width,), residual=True),
+        "head": Product(rows=rows, depth=model.width, columns=(model.words,), norm=True, transposed=True),
     }
 
 
@@ -81,7 +84,8 @@ class Linear:
 
         self.product = product
         self.x, self.norm = draw(product.rows, product.depth), draw(product.depth)
-        self.weights = [draw(product.depth, n) / product.depth**0.5 for n in product.columns]
+        shapes = [(n, product.depth) if product.transposed else (product.depth, n) for n in product.columns]
+        self.weights = [draw(*shape) / product.depth**0.5 for shape in shapes]
         self.residual = draw(product.rows, product.columns[0])
         self.outs = [torch.empty(product.rows, n, device="cuda", dtype=torch.half) for n in product.columns]
 
@@ -98,7 +102,10 @@ class Linear:
             pointers[4] = self.norm.data_ptr()
         if p.residual:
             pointers[8] = self.residual.data_ptr()
-        options, stream = (ctypes.c_int32 * 3)(int(p.gate), 1, vectors), torch.cuda.current_stream().cuda_stream
+        options, stream = (
+            (ctypes.c_int32 * 4)(p.gate, 1, p.transposed, vectors),
+            torch.cuda.current_stream().cuda_stream,
+        )
         epsilon = ctypes.c_float(_EPSILON)
         assert library.metagenStepLinear(sizes, options, epsilon, pointers, ctypes.c_void_p(stream)) == 0
         return outs
@@ -108,7 +115,7 @@ class Linear:
         p, x = self.product, self.x.to(dtype)
         if p.norm:
             x = functional.rms_norm(x, x.shape[-1:], self.norm.to(dtype), _EPSILON)
-        found = [x @ weight.to(dtype) for weight in self.weights]
+        found = [x @ (weight.T if p.transposed else weight).to(dtype) for weight in self.weights]
         if p.gate:
             return [functional.silu(found[0]) * found[1]]
         return [found[0] + self.residual.to(dtype)] if p.residual else found

@@ -71,10 +71,11 @@ def _count_recurrent(node: Node, shape_of: ShapeOf) -> float:
 
 
 def _count_step_linear(node: Node, shape_of: ShapeOf) -> float:
-    """x [..., K] with every matrix [K, N]: a plugin's node (docs/engines.md)."""
+    """x [..., K] with every matrix [K, N], or [N, K] transposed: a plugin's node (docs/engines.md)."""
     weights = node.attributes.get("weights", 1)
+    axis = 0 if node.attributes.get("transposed") else -1
     matrices = node.inputs[1 : 1 + (weights if isinstance(weights, int) else 1)]
-    return _volume(shape_of(node.inputs[0])) * sum(shape_of(name)[-1] for name in matrices if shape_of(name))
+    return _volume(shape_of(node.inputs[0])) * sum(shape_of(name)[axis] for name in matrices if shape_of(name))
 
 
 def _count_step_attention(node: Node, shape_of: ShapeOf) -> float:

@@ -172,6 +172,7 @@ def test_types_are_found_without_onnx_s_inference(
         ("Attention", {"a": (2, 4, 5, 8), "b": (2, 2, 7, 8)}, {}, 2 * 2 * 4 * 5 * 8 * 7),
         ("Attention", {"a": (2, 5, 32), "b": (2, 7, 16)}, {}, 2 * 2 * 5 * 32 * 7),
         ("MetagenStepLinear", {"a": (3, 1, 4), "b": (4, 5), "c": (4, 2), "d": (4,)}, {"weights": 2}, 3 * 4 * (5 + 2)),
+        ("MetagenStepLinear", {"a": (3, 4), "b": (5, 4)}, {"weights": 1, "transposed": 1}, 3 * 4 * 5),
         ("MetagenStepAttention", {"a": (2, 1, 32), "d": (2, 2, 9, 8)}, {"groups": 2}, 2 * 2 * 4 * 9 * 8),
         ("LSTM", {"a": (6, 2, 8), "b": (1, 40, 8), "c": (1, 40, 10)}, {}, 6 * 2 * (40 * 8 + 40 * 10)),
     ],

@@ -20,7 +20,8 @@ from tests.engines.plugins.kernels_on_host import compile_for_host
 _HEADERS = [path for path in os.environ.get("METAGEN_TENSORRT_HEADERS", "").split(os.pathsep) if path]
 _FILES = (
     "grid_sample/sample_planes.cu", "grid_sample/sample_voxels.cu", "grid_sample/grid_sample_3d.cpp",
-    "step/step_linear.cu", "step/step_attention.cu", "library.cpp",
+    "step/multiply_columns.cu", "step/multiply_lines.cu", "step/step_attention.cu", "step/step_linear.cpp",
+    "library.cpp",
 )  # fmt: skip
 #: torch's type -> nvinfer1::DataType.
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.int32: 3, torch.int64: 8}
@@ -108,7 +109,16 @@ def _draw(*shape: int, half: bool) -> torch.Tensor:
 
 
 def _linear(half: bool, **changed: int | float | str) -> dict[str, int | float | str]:
-    given = {"weights": 1, "norm": 0, "bias": 0, "residual": 0, "half": int(half), "gate": "none", "epsilon": 0.0}
+    given = {
+        "weights": 1,
+        "transposed": 0,
+        "norm": 0,
+        "bias": 0,
+        "residual": 0,
+        "half": int(half),
+        "gate": "none",
+        "epsilon": 0.0,
+    }
     return given | changed
 
 
@@ -132,6 +142,14 @@ def test_three_matrices_and_a_gate(face: _Face) -> None:
     attributes = _linear(False, weights=2, gate="silu")
     (out,) = face.run("MetagenStepLinear", attributes, (x, *weights[1:]), (x.new_empty(3, 1, 8),))
     assert torch.allclose(out, functional.silu(x @ weights[1]) * (x @ weights[2]), atol=1e-5)
+
+
+def test_matrices_that_lie_transposed(face: _Face) -> None:
+    x, weights = _draw(3, 1, 16, half=True), [_draw(n, 16, half=True) for n in (24, 5)]
+    attributes = _linear(True, weights=2, transposed=1)
+    outs = face.run("MetagenStepLinear", attributes, (x, *weights), [x.new_empty(3, 1, n) for n in (24, 5)])
+    for out, weight in zip(outs, weights, strict=True):
+        assert torch.allclose(out.float(), x.float() @ weight.float().T, atol=2e-2)
 
 
 @pytest.mark.parametrize("half", [False, True])

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from tests.engines.plugins.kernels_on_host import compile_for_host, compile_mutant
 
-_FILES = ("step/step_linear.cu",)
+_FILES = ("step/multiply_columns.cu", "step/multiply_lines.cu", "step/step_linear.cpp")
 _GATES = ("none", "silu", "gelu", "gelu_tanh")
 #: Largest difference over the root mean square of what is wanted: sums of some hundred products in float32, and the
 #: one rounding of a float16 result that may be four times the root mean square (2^-11 * 4).
@@ -31,6 +31,7 @@ class Case:
     bias: bool = False
     residual: bool = False
     gate: str = "none"
+    transposed: bool = False
     vectors: int = 0
 
 
@@ -48,6 +49,9 @@ CASES = [
     Case(rows=17, depth=513, columns=(24, 40)),
     *(Case(rows=3, columns=(72, 72), gate=gate, norm=gate == "silu") for gate in _GATES[1:]),
     Case(rows=8, columns=(9, 9), gate="silu"),
+    Case(columns=(50,), transposed=True),
+    Case(rows=3, depth=513, columns=(21, 8, 1), transposed=True, norm=True, bias=True),  # no whole packs
+    Case(rows=9, depth=600, columns=(33,), transposed=True, norm=True, residual=True),
     *(Case(rows=2, columns=(104,), vectors=vectors, norm=True) for vectors in (1, 2, 4)),
     *(Case(columns=(104, 104), vectors=vectors, gate="gelu") for vectors in (1, 2, 4)),
 ]
@@ -75,7 +79,9 @@ def _make(case: Case, dtype: torch.dtype) -> Tensors:
 
     return Tensors(
         x=draw(case.rows, case.depth) * 2,
-        weights=[draw(case.depth, n) / case.depth**0.5 for n in case.columns],
+        weights=[
+            draw(*((n, case.depth) if case.transposed else (case.depth, n))) / case.depth**0.5 for n in case.columns
+        ],
         norm=draw(case.depth) if case.norm else None,
         biases=[draw(n) for n in case.columns] if case.bias else [],
         residual=draw(case.rows, case.columns[0]) if case.residual else None,
@@ -89,7 +95,7 @@ def _reference(case: Case, given: Tensors) -> list[torch.Tensor]:
     x = given.x.double()
     if given.norm is not None:
         x = x / (x.square().mean(-1, keepdim=True) + _EPSILON).sqrt() * given.norm.double()
-    found = [x @ weight.double() for weight in given.weights]
+    found = [x @ (weight.T if case.transposed else weight).double() for weight in given.weights]
     found = [y + bias.double() for y, bias in zip(found, given.biases, strict=True)] if given.biases else found
     if given.residual is not None:
         found[0] = found[0] + given.residual.double()
@@ -117,7 +123,8 @@ def _run(kernel: ctypes.CDLL, case: Case, given: Tensors) -> list[torch.Tensor]:
     count = len(case.columns) if case.gate == "none" else 1
     outs = [torch.full((case.rows * n + guard,), torch.nan).to(given.x.dtype) for n in case.columns[:count]]
     sizes = (ctypes.c_int32 * 6)(case.rows, case.depth, len(case.columns), *case.columns)
-    options = (ctypes.c_int32 * 3)(_GATES.index(case.gate), given.x.dtype == torch.float16, case.vectors)
+    half, gate = given.x.dtype == torch.float16, _GATES.index(case.gate)
+    options = (ctypes.c_int32 * 4)(gate, half, case.transposed, case.vectors)
     pointers = [
         *_pointers(given.x, *_three(given.weights), given.norm, *_three(given.biases), given.residual),
         *_pointers(*_three(outs)),
@@ -144,15 +151,17 @@ def test_the_kernel_answers_as_torch(kernel: ctypes.CDLL, case: Case, dtype: tor
 
 
 _MUTANTS = {
-    "no epsilon": ("static_cast<float>(s.depth) + call.epsilon)", "static_cast<float>(s.depth))"),
+    "no epsilon": ("static_cast<float>(p.shape.depth) + p.options.epsilon)", "static_cast<float>(p.shape.depth))"),
     "a lost warp": ("for (int w = 0; w < kWarps; ++w) {\n            float const* const from",
                     "for (int w = 1; w < kWarps; ++w) {\n            float const* const from"),
     "a lost line": ("for (int k = threadIdx.x / vectors; k <", "for (int k = threadIdx.x / vectors + 1; k <"),
+    "a lost lane": ("for (int k = lane * kPack; k <", "for (int k = lane * kPack + kPack; k <"),
+    "another row's sum": ("whole = sumWarp(sum[r])", "whole = sumWarp(sum[0])"),
     "lanes of another vector": ("offset >= vectors; offset /= 2", "offset >= 1; offset /= 2"),
-    "gate and up swapped": ("y = activate(y, call.gate) * (side[kSides - 1] * inverse)",
-                            "y = activate(side[kSides - 1] * inverse, call.gate) * y"),
-    "another matrix's bias": ("call.data.biases[which])[first", "call.data.biases[0])[first"),
-    "rows shifted": ("place = static_cast<int64_t>(row)", "place = static_cast<int64_t>(r)"),
+    "gate and up swapped": ("y = activate(y, p.options.gate) * (side[kSides - 1] * inverse)",
+                            "y = activate(side[kSides - 1] * inverse, p.options.gate) * y"),
+    "another matrix's bias": ("p.data.biases[which])[column]", "p.data.biases[0])[column]"),
+    "rows shifted": ("place = static_cast<int64_t>(row)", "place = static_cast<int64_t>(row / 2)"),
 }  # fmt: skip
 
 
@@ -168,11 +177,12 @@ def test_the_comparison_kills_mutants(name: str, tmp_path: Path) -> None:
     ids=["four matrices", "no depth", "no columns", "too many rows"],
 )
 def test_sizes_that_do_not_fit_are_refused(kernel: ctypes.CDLL, sizes: tuple[int, ...]) -> None:
-    options, pointers = (ctypes.c_int32 * 3)(), (ctypes.c_void_p * 12)()
+    options, pointers = (ctypes.c_int32 * 4)(), (ctypes.c_void_p * 12)()
     assert kernel.metagenStepLinear((ctypes.c_int32 * 6)(*sizes), options, ctypes.c_float(0), pointers, None) == 1
 
 
-def test_a_gate_wants_two_matrices_of_one_width(kernel: ctypes.CDLL) -> None:
-    silu, pointers = (ctypes.c_int32 * 3)(1, 0, 0), (ctypes.c_void_p * 12)()
-    for sizes in ((1, 8, 1, 8, 0, 0), (1, 8, 2, 8, 16, 0)):
+def test_a_gate_wants_two_matrices_of_one_width_line_by_line(kernel: ctypes.CDLL) -> None:
+    pointers = (ctypes.c_void_p * 12)()
+    for sizes, transposed in (((1, 8, 1, 8, 0, 0), 0), ((1, 8, 2, 8, 16, 0), 0), ((1, 8, 2, 8, 8, 0), 1)):
+        silu = (ctypes.c_int32 * 4)(1, 0, transposed, 0)
         assert kernel.metagenStepLinear((ctypes.c_int32 * 6)(*sizes), silu, ctypes.c_float(0), pointers, None) == 1

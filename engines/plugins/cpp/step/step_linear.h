@@ -16,15 +16,16 @@ namespace metagen {
 
 enum class Gate : int32_t { kNone = 0, kSilu = 1, kGelu = 2, kGeluTanh = 3 };
 
-// Matrices W_i [depth, columns[i]]; a gate needs two of the same width and takes neither bias nor residual.
+// A gate needs two matrices of the same width and takes neither bias nor residual.
 struct LinearShape {
     int32_t rows, depth;
     int32_t weights;
     int32_t columns[3];
 };
 
-// x [rows, depth], weights, norm [depth], biases [columns[i]], residual and out [rows, columns[i]]: contiguous, all
-// float32 or all float16, aligned to 16 bytes. norm, biases and residual may be null.
+// x [rows, depth], norm [depth], biases [columns[i]], residual and out [rows, columns[i]]; matrices [depth, columns[i]], or
+// [columns[i], depth] when they lie transposed. Contiguous, all float32 or all float16, aligned to 16 bytes. norm, biases
+// and residual may be null.
 struct LinearData {
     void const* x;
     void const* weights[3];
@@ -37,12 +38,18 @@ struct LinearData {
 struct LinearOptions {
     Gate gate;
     float epsilon;
-    int32_t half;     // 1: float16
-    int32_t vectors;  // that a block has beside each other: 1, 2 or 4; 0 chooses
+    int32_t half;        // 1: float16
+    int32_t transposed;  // 1: matrices [columns, depth]; without a gate
+    int32_t vectors;     // that a block of `multiplyLines` has beside each other: 1, 2 or 4; 0 chooses
 };
 
 // Enqueues the kernel on `stream`. cudaErrorInvalidValue for sizes that are not positive or do not fit a gate.
 cudaError_t stepLinear(LinearShape const& shape, LinearOptions const& options, LinearData const& data,
                        cudaStream_t stream);
+
+// The kernel of each layout of the matrices, which `stepLinear` calls once it has checked the sizes.
+void multiplyLines(LinearShape const& shape, LinearOptions const& options, LinearData const& data, cudaStream_t stream);
+void multiplyColumns(LinearShape const& shape, LinearOptions const& options, LinearData const& data,
+                     cudaStream_t stream);
 
 }  // namespace metagen

@@ -1,6 +1,6 @@
 // MetagenStepLinear as the faces see it.
 //
-// Inputs: x [..., K], `weights` matrices [K, N_i], then as the attributes say: the norm's weight [K], a bias [N_i] for
+// Inputs: x [..., K], `weights` matrices [K, N_i] ([N_i, K] with `transposed`), then as the attributes say: the norm's weight [K], a bias [N_i] for
 // each matrix, the residual. Outputs [..., N_i], one for each matrix; one for a gate.
 #pragma once
 
@@ -12,15 +12,16 @@ namespace metagen {
 struct StepLinearOp {
     static constexpr char const* kName = "MetagenStepLinear";
     struct Options {
-        int32_t weights, norm, bias, residual, half;
+        int32_t weights, transposed, norm, bias, residual, half;
         Gate gate;
         float epsilon;
     };
 
-    static std::array<nvinfer1::PluginField, 7> listFields() {
+    static std::array<nvinfer1::PluginField, 8> listFields() {
         using nvinfer1::PluginField;
         using nvinfer1::PluginFieldType;
         return {PluginField{"weights", nullptr, PluginFieldType::kINT32, 1},
+                PluginField{"transposed", nullptr, PluginFieldType::kINT32, 1},
                 PluginField{"norm", nullptr, PluginFieldType::kINT32, 1},
                 PluginField{"bias", nullptr, PluginFieldType::kINT32, 1},
                 PluginField{"residual", nullptr, PluginFieldType::kINT32, 1},
@@ -30,23 +31,25 @@ struct StepLinearOp {
     }
 
     static std::optional<Options> parse(Fields const& fields) {
-        auto const weights = fields.integer("weights"), norm = fields.integer("norm"), bias = fields.integer("bias");
+        auto const weights = fields.integer("weights"), transposed = fields.integer("transposed");
+        auto const norm = fields.integer("norm"), bias = fields.integer("bias");
         auto const residual = fields.integer("residual"), half = fields.integer("half");
         auto const gate = parseGate(fields.text("gate").value_or(""));
         auto const epsilon = fields.number("epsilon");
-        if (!weights || !norm || !bias || !residual || !half || !gate || !epsilon) return std::nullopt;
+        if (!weights || !transposed || !norm || !bias || !residual || !half || !gate || !epsilon)
+            return std::nullopt;
         if (*weights < 1 || *weights > 3 || (*residual && *weights > 1)) return std::nullopt;
-        if (*gate != Gate::kNone && (*weights != 2 || *bias || *residual)) return std::nullopt;
-        return Options{*weights, *norm, *bias, *residual, *half, *gate, *epsilon};
+        if (*gate != Gate::kNone && (*weights != 2 || *transposed || *bias || *residual)) return std::nullopt;
+        return Options{*weights, *transposed, *norm, *bias, *residual, *half, *gate, *epsilon};
     }
 
     static int32_t countOutputs(Options const& o) { return o.gate == Gate::kNone ? o.weights : 1; }
 
     static nvinfer1::DataType outputType(Options const& o, int32_t, nvinfer1::DataType const*) { return typeOf(o); }
 
-    static nvinfer1::DimsExprs outputShape(Options const&, int32_t index, nvinfer1::DimsExprs const* inputs) {
+    static nvinfer1::DimsExprs outputShape(Options const& o, int32_t index, nvinfer1::DimsExprs const* inputs) {
         nvinfer1::DimsExprs out = inputs[0];
-        out.d[out.nbDims - 1] = inputs[1 + index].d[1];
+        out.d[out.nbDims - 1] = inputs[1 + index].d[o.transposed ? 0 : 1];
         return out;
     }
 
@@ -70,13 +73,13 @@ struct StepLinearOp {
         call.x = data[next++];
         for (int32_t i = 0; i < o.weights; ++i, ++next) {
             call.weights[i] = data[next];
-            shape.columns[i] = static_cast<int32_t>(inputs[next].dims.d[1]);
+            shape.columns[i] = static_cast<int32_t>(inputs[next].dims.d[o.transposed ? 0 : 1]);
         }
         if (o.norm) call.norm = data[next++];
         for (int32_t i = 0; o.bias && i < o.weights; ++i) call.biases[i] = data[next++];
         if (o.residual) call.residual = data[next];
         for (int32_t i = 0; i < countOutputs(o); ++i) call.out[i] = results[i];
-        return stepLinear(shape, {o.gate, o.epsilon, o.half, 0}, call, stream);
+        return stepLinear(shape, {o.gate, o.epsilon, o.half, o.transposed, 0}, call, stream);
     }
 
 private:
