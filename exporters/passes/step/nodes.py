@@ -76,9 +76,11 @@ def find_producer(value: ir.Value | None, *op_types: str) -> ir.Node | None:
 
 
 def find_only_use(value: ir.Value) -> ir.Node | None:
-    """The node that alone reads `value`, once; None where it is read elsewhere too, or is a result of the graph."""
+    """The node of the same graph that alone reads `value`, once; None where anything else does, or it is a result."""
     uses = list(value.uses())
-    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
+    if len(uses) != 1 or value.is_graph_output() or uses[0].node.graph is not value.graph:
+        return None
+    return uses[0].node
 
 
 def list_dims(value: ir.Value | None) -> tuple[int | str, ...] | None:

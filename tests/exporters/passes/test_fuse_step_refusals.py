@@ -146,3 +146,37 @@ def test_more_rows_than_the_step_has_stay_as_they_are() -> None:
     ]
     assert count_ops(result.model)["MatMul"] == 2
     assert differ(run(model, feed), run_fused(result.model, feed)) < LIMITS["fp32"]
+
+
+PRODUCTS = """cos = Cos (angle)
+    z = MatMul (x, o_weight)
+    z1 = MatMul (x, k_weight)
+    z2 = MatMul (x, v_weight)
+    z3 = MatMul (x, k_weight)
+    z4 = MatMul (x, v_weight)
+    z5 = Add (z4, v_bias)
+    z6 = Mul (z1, z2)
+    z7 = Mul (z3, z5)
+    w = Mul (z6, z7)"""
+
+
+def test_four_products_of_one_value_are_two_nodes() -> None:
+    """And one with a bias stands apart from those without."""
+    model, feed = make(
+        ("=> (float[B,1,32] y,", "=> (float[B,1,32] z, float[B,1,16] w, float[B,1,32] y,"),
+        ("cos = Cos (angle)", PRODUCTS),
+    )
+    result = fuse(model)
+    added = [node for node in result.model.graph if node.domain and node.inputs[0] is result.model.graph.inputs[0]]
+    kinds = [tuple(node.attributes[name].value for name in ("weights", "bias", "norm")) for node in added]
+    assert sorted(kinds) == [(1, 0, 0), (1, 1, 0), (3, 0, 0), (3, 1, 1)]
+    assert differ(run(model, feed), run_fused(result.model, feed)) < LIMITS["fp32"]
+
+
+def test_an_add_of_two_products_is_the_residual_of_one() -> None:
+    two = "o1 = MatMul (a_rows, o_weight)\n o2 = MatMul (x, o_weight)\n o = Add (o1, o2)"
+    model, feed = make(("o = MatMul (a_rows, o_weight)", two))
+    result = fuse(model)
+    assert said(result)[-1].endswith("7 products became 5, 2 with their norm, 2 with their residual")
+    assert count_ops(result.model)["Add"] == 1  # of x
+    assert differ(run(model, feed), run_fused(result.model, feed)) < LIMITS["fp32"]
