@@ -62,7 +62,7 @@ def write_typed_graphs(
     """
     stem, component = portable.stem, portable.parent.name
     typed: list[TypedGraph] = []
-    done: dict[tuple[str, Precision], tuple[bytes, bytes | None, PipelineResult]] = {}
+    done: dict[tuple[str, Precision], tuple[_Lowered, _Lowered | None]] = {}
     ranges: Mapping[str, Range] | None = None
     model = ir.load(portable)
     begun = share_beginnings(
@@ -79,27 +79,26 @@ def write_typed_graphs(
             lower_graph = partial(
                 run_pipeline, begun, lowering=target.lowering, precision=typing, ranges=ranges, decided=decided
             )
-            result = lower_graph()
-            pool.store(result.model)
+            bodies = _store(lower_graph(), pool)
             takes = takes_plugins(model, target.lowering, typing, largest=largest)
-            with_plugins = (
-                _lower_with_plugins(partial(lower_graph, plugins=True, largest=largest), pool) if takes else None
-            )
-            done[key] = (ir.to_proto(result.model).SerializeToString(), with_plugins, result)
-        data, with_plugins, result = done[key]
+            # its weights are those of the graph with bodies, so it costs a few kilobytes
+            nodes = _store(lower_graph(plugins=True, largest=largest), pool) if takes else None
+            done[key] = (bodies, nodes)
+        bodies, nodes = done[key]
         path = portable.parent / f"{stem}.{target.name}-{precision}.onnx"
-        path.write_bytes(data)
-        if with_plugins is not None:
-            path.with_suffix(_PLUGIN_SUFFIX).write_bytes(with_plugins)
+        path.write_bytes(bodies.data)
+        if nodes is not None:
+            path.with_suffix(_PLUGIN_SUFFIX).write_bytes(nodes.data)
         typed.append(
             TypedGraph(
                 target=target.name,
                 precision=precision,
                 lowering=target.lowering,
-                opset=result.model.opset_imports[""],
+                opset=bodies.opset,
                 file=f"{component}/{path.name}",
-                keep_fp32=result.keep_fp32,
-                plugin_file=None if with_plugins is None else f"{component}/{path.with_suffix(_PLUGIN_SUFFIX).name}",
+                keep_fp32=bodies.keep_fp32,
+                plugin_file=f"{component}/{path.with_suffix(_PLUGIN_SUFFIX).name}" if nodes else None,
+                plugin_keep_fp32=nodes.keep_fp32 if nodes else (),
             )
         )
     return tuple(typed)
@@ -110,12 +109,16 @@ def _find_typing(variant: Variant) -> Precision:
     return "fp32" if variant.as_it_is else variant.precision
 
 
-def _lower_with_plugins(lower_graph: Callable[[], PipelineResult], pool: WeightPool) -> bytes:
-    """The same graph with nodes left to TensorRT plugins, for builds that have their library.
+@dataclass(frozen=True, kw_only=True)
+class _Lowered:
+    """A typed graph as it is written."""
 
-    Its weights are those of the graph with bodies, so it costs a few kilobytes.
-    """
-    result = lower_graph()
+    data: bytes
+    opset: int
+    keep_fp32: tuple[str, ...]
+
+
+def _store(result: PipelineResult, pool: WeightPool) -> _Lowered:
     pool.store(result.model)
-    data: bytes = ir.to_proto(result.model).SerializeToString()
-    return data
+    data = ir.to_proto(result.model).SerializeToString()
+    return _Lowered(data=data, opset=result.model.opset_imports[""], keep_fp32=result.keep_fp32)

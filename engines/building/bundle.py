@@ -183,7 +183,7 @@ def _make_request(folder: Path, manifest: Manifest, job: Job, chosen: Source, ca
         profile=profile,
         wide_profile=wide,
         compute_capabilities=(target.compute_capability,) if backend.writes_engines else (),
-        keep_fp32=tuple(entry.split(":")[0] for entry in typed.keep_fp32),
+        keep_fp32=chosen.keep_fp32,
         workspace_bytes=(target.memory_bytes - target.reserved_bytes) // 2 if backend.writes_engines else None,
         timing_cache=cache,
         plugins=tuple(dict.fromkeys(library.path for library in chosen.libraries.values())),

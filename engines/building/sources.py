@@ -20,6 +20,7 @@ class Source:
     """The typed graph that is compiled, the libraries that run some of its nodes, and what a person should know."""
 
     file: str
+    keep_fp32: tuple[str, ...]  # names of its nodes, for compilers without strong typing
     libraries: Mapping[str, plugins.PluginLibrary]  # op -> its library
     notes: tuple[str, ...]
 
@@ -35,7 +36,7 @@ def choose_source(folder: Path, typed: TypedGraph, backend: Backend, available: 
     Raises:
         BuildError: a library was asked for, and it does not serve.
     """
-    bodies = Source(file=typed.file, libraries={}, notes=())
+    bodies = Source(file=typed.file, keep_fp32=_name_nodes(typed.keep_fp32), libraries={}, notes=())
     if typed.plugin_file is None or not backend.writes_engines:
         return bodies
     ops = sorted({node.op_type for node in read_onnx(folder / typed.plugin_file).walk_nodes() if _is_plugin(node)})
@@ -45,7 +46,8 @@ def choose_source(folder: Path, typed: TypedGraph, backend: Backend, available: 
     if not libraries:
         return replace(bodies, notes=(plugins.note_bodies(ops, f"name a library in {plugins.VARIABLE}"),))
     notes = tuple(f"{op}: the plugin of {one.path.name}, sha256 {one.sha256[:16]}…" for op, one in libraries.items())
-    return Source(file=typed.plugin_file, libraries=libraries, notes=notes)
+    kept = _name_nodes(typed.plugin_keep_fp32 or typed.keep_fp32)  # older bundles list those of the bodies alone
+    return Source(file=typed.plugin_file, keep_fp32=kept, libraries=libraries, notes=notes)
 
 
 def copy_libraries(folder: Path, manifest: Manifest, chosen: Source) -> dict[str, FileEntry]:
@@ -61,6 +63,11 @@ def copy_libraries(folder: Path, manifest: Manifest, chosen: Source) -> dict[str
             shutil.copyfile(library.path, folder / file)
         entries[file] = FileEntry(bytes=(folder / file).stat().st_size, sha256=library.sha256)
     return entries
+
+
+def _name_nodes(entries: tuple[str, ...]) -> tuple[str, ...]:
+    """The nodes of "node: reason"."""
+    return tuple(entry.split(":")[0] for entry in entries)
 
 
 def _is_plugin(node: Node) -> bool:

@@ -43,6 +43,7 @@ class TypedGraph:
     file: str
     keep_fp32: tuple[str, ...] = ()  # "node: reason", for every node kept above the asked precision
     plugin_file: str | None = None  # the same graph with nodes left to TensorRT plugins, where it has such
+    plugin_keep_fp32: tuple[str, ...] = ()  # of that one, as `keep_fp32`; its nodes are others
     task_metric: float | None = None
 
     @property

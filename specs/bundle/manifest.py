@@ -139,7 +139,12 @@ def _parse_graph(item: _Reader) -> Graph:
         evaluation=item.take("evaluation", (str, type(None)), None),
         held_out=item.take("held_out", (str, type(None)), None),
         typed=tuple(
-            TypedGraph(keep_fp32=t.strings("keep_fp32"), **_take_fields(t, TypedGraph)) for t in item.each("typed")
+            TypedGraph(
+                keep_fp32=t.strings("keep_fp32"),
+                plugin_keep_fp32=t.strings("plugin_keep_fp32"),
+                **_take_fields(t, TypedGraph),
+            )
+            for t in item.each("typed")
         ),
         engines=tuple(
             EngineFile(plugins=e.mapping("plugins", str), sizes=e.mapping("sizes", int), **_take_fields(e, EngineFile))

@@ -51,7 +51,22 @@ def test_everything_else_stays_byte_for_byte(tmp_path: Path) -> None:
     assert [typed.plugin_file for typed in with_plugins] == [
         "with/decode.h200@trt8.6-fp32.plugin.onnx", None, None, "with/decode.h200@trt8.6-fp16.plugin.onnx", None, None,
     ]  # fmt: skip
-    assert not any(typed.plugin_file for typed in without)
+    assert not any(typed.plugin_file or typed.plugin_keep_fp32 for typed in without)
+    assert [typed.keep_fp32 for typed in with_plugins] == [typed.keep_fp32 for typed in without]
+
+
+def test_a_plugin_graph_names_its_own_nodes_that_stay_float32(tmp_path: Path) -> None:
+    """A compiler without strong typing is told them: angles, and no norm, for that is in a plugin."""
+    typed = write(tmp_path / "b", {"B": 16})
+    half = next(one for one in typed if one.plugin_file and one.precision == "fp16")
+    assert half.plugin_file is not None
+    nodes = {node.name for node in onnx.load(tmp_path / half.plugin_file, load_external_data=False).graph.node}
+    names = [entry.partition(":")[0] for entry in half.plugin_keep_fp32]
+    assert names and set(names) <= nodes
+    kept = {entry.partition(": ")[2] for entry in half.plugin_keep_fp32}
+    assert (
+        kept == {"angle: the error of a sine's argument is absolute"} < {e.partition(": ")[2] for e in half.keep_fp32}
+    )
 
 
 @pytest.mark.parametrize("largest", [{"B": 17}, {"S": 1}, {}])

@@ -169,3 +169,14 @@ def test_a_weight_beyond_float16_keeps_its_node_in_float32() -> None:
     assert halves == [1, 1, 1, 1, 0]
     assert any("float16 ends at 65504" in reason for reason in result.keep_fp32)
     assert np.isfinite(run_fused(result.model, feed)[0]).all()
+
+
+def test_tables_that_are_scaled_stay_float32() -> None:
+    """As YaRN does; the ordinary graph computes with them in float16."""
+    scaled = "cos_1 = Cos (angle)\n cos = Mul (cos_1, factor)"
+    model, feed = make(("cos = Cos (angle)", scaled), weights={"factor": np.array(1.07, np.float32)})
+    result = fuse(model, "fp16")
+    (product,) = [node for node in result.model.graph if node.op_type == "Mul"]
+    assert product.outputs[0].dtype == ir.DataType.FLOAT
+    assert [entry.partition(": ")[2].split(":")[0] for entry in result.keep_fp32] == ["angle", "position", "angle"]
+    assert differ(run(model, feed), run_fused(result.model, feed)) < LIMITS["fp16"]

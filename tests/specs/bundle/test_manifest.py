@@ -45,6 +45,7 @@ GOOD: dict[str, Any] = {
                     "opset": 18,
                     "file": "a/model.cpu-int8.onnx",
                     "keep_fp32": ["n: r"],
+                    "plugin_keep_fp32": ["m: r"],
                     "task_metric": 0.9,
                 }
             ],
