@@ -4,7 +4,8 @@
     MatMul(norm(x), W) + b + r                               -> y
     MetagenGatedLinear(norm(x), W_gate, W_up)                -> act(.) * (.)
 
-Nothing is computed twice that was not: a norm, or a product without its bias, that others read too stays where it is.
+A norm that others read too stays for them, and the node computes its own; a product whose sum with a bias or a residual is
+not all that reads it is fused without that sum.
 """
 
 from __future__ import annotations

@@ -180,3 +180,17 @@ def test_an_add_of_two_products_is_the_residual_of_one() -> None:
     assert said(result)[-1].endswith("7 products became 5, 2 with their norm, 2 with their residual")
     assert count_ops(result.model)["Add"] == 1  # of x
     assert differ(run(model, feed), run_fused(result.model, feed)) < LIMITS["fp32"]
+
+
+def test_rows_of_a_matrix_are_the_batch_of_the_step_or_stay() -> None:
+    more = "cos = Cos (angle)\n z = MatMul (of_b, o_weight)\n w = MatMul (of_n, o_weight)\n u = MatMul (few, o_weight)"
+    model, feed = make(
+        ("float[B,1,1,4] angle)", "float[B,1,1,4] angle, float[B,32] of_b, float[N,32] of_n, float[9,32] few)"),
+        ("=> (float[B,1,32] y,", "=> (float[B,32] z, float[N,32] w, float[9,32] u, float[B,1,32] y,"),
+        ("cos = Cos (angle)", more),
+    )
+    feed |= {"of_b": random(3, 32, seed=31), "of_n": random(40, 32, seed=32), "few": random(9, 32, seed=33)}
+    result = fuse(model)
+    assert said(result)[0].endswith("stays: it has more rows than the batch of the step: ['N', 32]")
+    assert count_ops(result.model)["MatMul"] == 1 and count_ops(result.model)["MetagenStepLinear"] == 6
+    assert differ(run(model, feed), run_fused(result.model, feed)) < LIMITS["fp32"]
