@@ -4,8 +4,8 @@
     MatMul(norm(x), W) + b + r                               -> y
     MetagenGatedLinear(norm(x), W_gate, W_up)                -> act(.) * (.)
 
-A norm that others read too stays for them, and the node computes its own; a product whose sum with a bias or a residual is
-not all that reads it is fused without that sum.
+A norm that others read too stays for them, and the node computes its own. A product that is read beside its sum with a
+bias or a residual is fused without that sum.
 """
 
 from __future__ import annotations
