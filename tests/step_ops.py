@@ -37,6 +37,7 @@ def step_linear(
     x: Array,
     weights: Sequence[Array],
     *,
+    transposed: bool = False,
     norm: Array | None = None,
     epsilon: float = 0.0,
     biases: Sequence[Array] = (),
@@ -47,7 +48,7 @@ def step_linear(
 
     Args:
         x: [..., K].
-        weights: each [K, N_i].
+        weights: each [K, N_i], or [N_i, K] where they lie transposed.
         norm: the weight [K] of rms(x) = x / sqrt(mean(x^2) + epsilon) * weight; None: x itself.
         biases: one [N_i] for each weight, or none.
         residual: [..., N_0], with one weight.
@@ -58,7 +59,7 @@ def step_linear(
     wide = x.astype(np.float64)
     if norm is not None:
         wide = wide / np.sqrt(np.mean(wide**2, axis=-1, keepdims=True) + epsilon) * norm.astype(np.float64)
-    out = [wide @ weight.astype(np.float64) for weight in weights]
+    out = [wide @ (weight.T if transposed else weight).astype(np.float64) for weight in weights]
     if gate != "none":
         out = [_GATES[gate](out[0]) * out[1]]
     if biases:
@@ -134,8 +135,9 @@ class MetagenStepLinear(OpRun):
         assert next(rest, None) is None
         _require_half(given["half"], x, *inputs)
         return step_linear(
-            x, weights, norm=norm, epsilon=given["epsilon"], biases=biases, residual=residual, gate=given["gate"]
-        )
+            x, weights, transposed=bool(given["transposed"]), norm=norm, epsilon=given["epsilon"], biases=biases,
+            residual=residual, gate=given["gate"],
+        )  # fmt: skip
 
 
 class MetagenStepAttention(OpRun):

@@ -1,6 +1,6 @@
 """FuseStep: a decode step -> nodes of two plugins, five a layer (TensorRT 8.6).
 
-    norm, MatMul x 3                        -> MetagenStepLinear       q, k, v
+    norm, MatMul x 3 (or Gemm)              -> MetagenStepLinear       q, k, v
     rotation, MetagenCachedAttention        -> MetagenStepAttention
     MatMul, residual                        -> MetagenStepLinear
     norm, MetagenGatedLinear                -> MetagenStepLinear
@@ -10,7 +10,10 @@ A step of one token is many small kernels, and on a GPU each costs what it takes
 6 with these plugins. Their kernels read a weight once for all rows and are made for few, so the batch must be known to
 be small (`has_step`). What does not match stays and follows the ordinary path, and the log says why.
 
-Not here: a norm that subtracts the mean, weights that lie transposed (a head tied to the embedding), experts.
+Behind the layers a norm and the head are one node more; the head reads its matrix as it lies, [N, K], which may be the
+embedding's.
+
+Not here: a norm that subtracts the mean, experts.
 """
 
 from __future__ import annotations

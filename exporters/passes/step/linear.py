@@ -1,6 +1,6 @@
 """Products with constant weights -> MetagenStepLinear: several of one input, their norm, biases, gate and residual.
 
-    MatMul(norm(x), W_i) + b_i, up to three                  -> y_i
+    MatMul(norm(x), W_i) + b_i, up to three                  -> y_i           Gemm too; W may lie transposed
     MatMul(norm(x), W) + b + r                               -> y
     MetagenGatedLinear(norm(x), W_gate, W_up)                -> act(.) * (.)
 
@@ -19,6 +19,7 @@ from exporters.passes.shared.graph import Namer, is_onnx, read_constant, remove_
 from exporters.passes.step.nodes import (
     LINEAR,
     find_only_use,
+    find_producer,
     have_few_rows,
     is_kept,
     is_weight,
@@ -37,6 +38,7 @@ class Linear:
     product: ir.Node
     x: ir.Value
     weights: tuple[ir.Value, ...]
+    transposed: bool
     norm: Norm | None
     bias: ir.Value | None
     residual: ir.Value | None
@@ -49,25 +51,23 @@ def is_product(node: ir.Node) -> bool:
     """Whether this multiplies by a matrix that lies in the graph."""
     if (node.domain, node.op_type) == ("metagen", "MetagenGatedLinear"):
         return True
-    return is_onnx(node, "MatMul") and read_constant(node.inputs[1]) is not None
+    return is_onnx(node, "MatMul", "Gemm") and read_constant(_read_matrices(node)[0][0]) is not None
 
 
 def check_product(node: ir.Node, batches: Iterable[int | str]) -> str | None:
     """Why a product is not fused; None: it is."""
     if is_kept(node):
         return "the model keeps it in float32"
-    x, *weights = node.inputs
+    x, (weights, transposed) = node.inputs[0], _read_matrices(node)
     dims = list_dims(x)
     if x is None or dims is None or len(dims) < 2 or x.dtype != ir.DataType.FLOAT:
         return "the shape of its input is not known"
     if not have_few_rows(dims, batches):
         return f"it has more rows than the batch of the step: {list(dims)}"
-    sizes = {
-        value.shape[0] for value in weights if value is not None and is_weight(value, 2) and value.shape is not None
-    }
-    if sizes != {dims[-1]} or not all(is_weight(value, 2) for value in weights):
+    depths = [(list_dims(value) or (None,))[-1 if transposed else 0] for value in weights if is_weight(value, 2)]
+    if depths != [dims[-1]] * len(weights):
         return "its weights are no float32 matrices that lie in the graph as they are multiplied"
-    return None
+    return _check_gemm(node) if is_onnx(node, "Gemm") else None
 
 
 def find_linears(products: Sequence[ir.Node]) -> list[list[Linear]]:
@@ -104,6 +104,7 @@ def fuse_linears(graph: ir.Graph, linears: Sequence[Linear], namer: Namer, repla
         [replaced.get(value, value) for value in inputs],
         attributes={
             "weights": sum(len(one.weights) for one in linears),
+            "transposed": int(first.transposed),
             "norm": int(norm is not None),
             "epsilon": norm.epsilon if norm else 0.0,
             "bias": int(bool(biases)),
@@ -123,16 +124,17 @@ def fuse_linears(graph: ir.Graph, linears: Sequence[Linear], namer: Namer, repla
 
 def _match(node: ir.Node, taken: set[ir.Node]) -> Linear:
     """A product that `check_product` lets through, with the norm before and bias and residual behind it."""
-    x, *weights = node.inputs
+    x, (weights, transposed) = node.inputs[0], _read_matrices(node)
     assert x is not None
     out, last, bias, residual, gate = node.outputs[0], node, None, None, "none"
     if node.op_type == "MetagenGatedLinear":
         gate = node.attributes["activation"].as_string()
     else:
+        bias = node.inputs[2] if len(node.inputs) > 2 else None  # of a Gemm
         add = _find_sum(out, taken)
-        bias = next((value for value in add.inputs if _is_bias(value, out)), None) if add is not None else None
-        if add is not None and bias is not None:
-            out, last = add.outputs[0], add
+        found = None if bias is not None or add is None else next((v for v in add.inputs if _is_bias(v, out)), None)
+        if add is not None and found is not None:
+            out, last, bias = add.outputs[0], add, found
             add = _find_sum(out, taken)
         other = _find_other(add, out) if add is not None else None
         if add is not None and other is not None:
@@ -141,6 +143,7 @@ def _match(node: ir.Node, taken: set[ir.Node]) -> Linear:
         product=node,
         x=x,
         weights=tuple(weight for weight in weights if weight is not None),
+        transposed=transposed,
         norm=match_norm(x),
         bias=bias,
         residual=residual,
@@ -173,4 +176,28 @@ def _find_key(linear: Linear) -> Hashable:
     """Equal for products that may share a node; None: this one stands alone."""
     if linear.gate != "none" or linear.residual is not None:
         return None
-    return linear.x, linear.bias is not None
+    return linear.x, linear.bias is not None, linear.transposed
+
+
+def _read_matrices(node: ir.Node) -> tuple[list[ir.Value | None], bool]:
+    """The weights of a product, and whether they lie transposed, [N, K]."""
+    if is_onnx(node, "Gemm"):
+        return [node.inputs[1]], _read_int(node, "transB") == 1
+    if is_onnx(node, "MatMul"):
+        turn = find_producer(node.inputs[1], "Transpose")
+        if turn is not None and is_weight(turn.inputs[0], 2) and not is_kept(turn):
+            perm = turn.attributes["perm"].as_ints() if "perm" in turn.attributes else [1, 0]
+            return [turn.inputs[0]], list(perm) == [1, 0]
+    return list(node.inputs[1:]), False
+
+
+def _check_gemm(node: ir.Node) -> str | None:
+    scaled = any(name in node.attributes and node.attributes[name].as_float() != 1.0 for name in ("alpha", "beta"))
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if scaled or _read_int(node, "transA") or (bias is not None and not _is_bias(bias, node.outputs[0])):
+        return "it scales, transposes its input, or adds more than a vector"
+    return None
+
+
+def _read_int(node: ir.Node, name: str) -> int:
+    return node.attributes[name].as_int() if name in node.attributes else 0

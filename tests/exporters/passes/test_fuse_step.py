@@ -32,13 +32,65 @@ def test_a_layer_is_five_nodes_and_keeps_its_numbers(precision: str) -> None:
     assert not result.model.functions and result.model.opset_imports["metagen.plugin"] == 1
 
 
+#: How a head may be written, z behind the layer: what stands for `head`, and the shapes of its matrix and result.
+HEADS = {
+    "Gemm, transposed": ("z = Gemm <transB = 1> (f, head)", (40, 32)),
+    "Gemm": ("z = Gemm <alpha = 1.0> (f, head)", (32, 40)),
+    "Gemm with a bias": ("z = Gemm <transB = 1> (f, head, head_bias)", (40, 32)),
+    "MatMul, transposed": ("t = Transpose <perm = [1, 0]> (head)\n z = MatMul (f, t)", (40, 32)),
+    "MatMul, transposed without saying how": ("t = Transpose (head)\n z = MatMul (f, t)", (40, 32)),
+}
+NORM = """y = Add (down, h)
+    r = Squeeze (y, middle)
+    r2 = Pow (r, two)
+    r_mean = ReduceMean (r2, last)
+    r_sum = Add (r_mean, epsilon)
+    r_root = Sqrt (r_sum)
+    r_inverse = Reciprocal (r_root)
+    r_scaled = Mul (r, r_inverse)
+    f = Mul (r_scaled, n_weight)
+    """
+
+
+@pytest.mark.parametrize("precision", LIMITS)
+@pytest.mark.parametrize("head", HEADS)
+def test_a_head_with_its_norm_is_one_node(head: str, precision: str) -> None:
+    text, shape = HEADS[head]
+    weights = {"head": random(*shape, seed=50, scale=0.2), "head_bias": random(40, seed=51), "middle": np.array([1])}
+    model, feed = make(
+        ("=> (float[B,1,32] y,", "=> (float[B,40] z, float[B,1,32] y,"),
+        ("y = Add (down, h)", NORM + text),
+        weights=weights,
+    )
+    result = fuse(model, precision)
+    ops = count_ops(result.model)
+    del ops["Cast"]
+    assert ops == {**FUSED, "MetagenStepLinear": 5, "Squeeze": 1}
+    last = [node for node in result.model.graph if node.op_type == "MetagenStepLinear"][-1]
+    said_of = {name: attributes_of(last)[name] for name in ("weights", "transposed", "norm", "bias", "half")}
+    assert said_of == {
+        "weights": 1, "transposed": int("transposed" in head or "bias" in head), "norm": 1,
+        "bias": int("bias" in head), "half": int(precision == "fp16"),
+    }  # fmt: skip
+    assert differ(run(model, feed), run_fused(result.model, feed)) < LIMITS[precision]
+
+
 @pytest.mark.parametrize("precision", LIMITS)
 def test_what_the_nodes_say(precision: str) -> None:
     model, _ = make()
     fused = fuse(model, precision).model
     first, attention, out, gate, down = (node for node in fused.graph if node.domain == "metagen.plugin")
     half = int(precision == "fp16")
-    linear = {"weights": 1, "norm": 0, "epsilon": 0.0, "bias": 0, "residual": 0, "gate": "none", "half": half}
+    linear = {
+        "weights": 1,
+        "transposed": 0,
+        "norm": 0,
+        "epsilon": 0.0,
+        "bias": 0,
+        "residual": 0,
+        "gate": "none",
+        "half": half,
+    }
     epsilon = float(np.float32(0.1))
     assert attributes_of(first) == {**linear, "weights": 3, "norm": 1, "epsilon": epsilon, "bias": 1}
     assert attributes_of(out) == attributes_of(down) == {**linear, "residual": 1}
