@@ -11,19 +11,12 @@ from specs.components.fusion.multimodal import MultimodalFusionComponent, Stream
 from specs.errors import translate_import_error
 
 try:
-    from specs.handlers.extensions import load_extension, register_encoder, register_strategy
-    from specs.handlers.factories import (
-        Audio,
-        AudioConfig,
-        AudioConvStack,
-        Fusion,
-        INLDynamics,
-        PatchEmbedding,
-        Vision,
-        VisionConfig,
-        VisionTransformer,
-    )
+    from specs.composing.audio import Audio, AudioConfig, AudioConvStack
+    from specs.composing.extensions import load_extension, register_encoder, register_strategy
+    from specs.composing.fusion import Fusion
+    from specs.composing.vision import PatchEmbedding, Vision, VisionConfig, VisionTransformer
     from specs.models.fusion.multimodal import Fused, Seen, pool_tokens
+    from specs.models.text.dynamics import INLDynamics
 except ImportError as error:
     raise translate_import_error(error, extra="export", needed_for="torch modules") from error
 

@@ -181,7 +181,7 @@ def load_extensions(files: Sequence[Path]) -> None:
     if not files:
         return
     try:
-        from specs.handlers.extensions import load_extension
+        from specs.composing.extensions import load_extension
     except ImportError as error:
         raise translate_import_error(error, extra="export", needed_for="an extension") from error
     for file in files:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from specs.bundle import IoTensor
 from specs.errors import CalibrationError
-from specs.handlers.data import read_arrays
+from specs.samples.files import read_arrays
 from specs.schema import Dim
 
 Feed = dict[str, NDArray[Any]]

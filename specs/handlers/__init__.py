@@ -7,11 +7,12 @@ from specs.handlers.autoencoding import ImageAutoencodingHandler
 from specs.handlers.avatar import AvatarHandler
 from specs.handlers.base import GraphModule, Handler
 from specs.handlers.blocks import BlockGenerationHandler
+from specs.handlers.classification import ImageClassificationHandler
 from specs.handlers.codec import AudioCodecHandler
 from specs.handlers.ctc import SpeechCtcHandler
 from specs.handlers.denoising import ImageDenoisingHandler
 from specs.handlers.generation import TextGenerationHandler
-from specs.handlers.image import ImageHandler
+from specs.handlers.image_embedding import ImageEmbeddingHandler
 from specs.handlers.media_text import MediaToTextHandler
 from specs.handlers.mesh import TextToMeshHandler
 from specs.handlers.multimodal_fusion import MultimodalFusionHandler
@@ -28,8 +29,8 @@ __all__ = ["HANDLERS", "GraphModule", "Handler", "get_handler"]
 
 #: family -> handler
 HANDLERS: dict[str, Handler] = {
-    "image-classification": ImageHandler(),
-    "image-embedding": ImageHandler(),
+    "image-classification": ImageClassificationHandler(),
+    "image-embedding": ImageEmbeddingHandler(),
     "text-generation": TextGenerationHandler(),
     "media-to-text": MediaToTextHandler(),
     "text-embedding": TextEmbeddingHandler(),

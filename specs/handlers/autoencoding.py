@@ -11,7 +11,7 @@ from torch import nn
 from specs.components import VaeComponent
 from specs.graphs import GraphSpec, name_roles
 from specs.handlers.base import Handler
-from specs.handlers.diffusion import describe_latents, make_condition, make_part, make_part_graph
+from specs.handlers.shared.diffusion import describe_latents, make_condition, make_part, make_part_graph
 from specs.schema import Spec, TensorSpec
 
 

@@ -11,8 +11,8 @@ from torch import nn
 from specs.components.avatar import AppearanceComponent, MotionComponent, RendererComponent
 from specs.graphs import GraphSpec, name_roles
 from specs.handlers.base import Handler
-from specs.handlers.image import make_image
 from specs.models.avatar import Appearance, Motion, Renderer
+from specs.samples.pictures import make_image
 from specs.schema import Spec, TensorSpec
 
 

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from specs.graphs import GraphSpec, list_graphs
-from specs.handlers.data import check_labels, load_arrays, take_batch
 from specs.parameters.fill import fill_parameters
 from specs.parameters.source import ParameterSource
+from specs.samples.files import check_labels, load_arrays, take_batch
 from specs.schema import Spec, TensorSpec
 
 Arrays = dict[str, NDArray[Any]]

@@ -11,7 +11,7 @@ from specs.components.blocks import BlockDecoderComponent, ModeComponent, Struct
 from specs.families.blocks import list_modes
 from specs.graphs import GraphSpec, name_roles
 from specs.handlers.base import Arrays, Handler
-from specs.handlers.tokenizers import describe_tokenizer
+from specs.handlers.shared.tokenizers import describe_tokenizer
 from specs.models.blocks import BlockDecoder, Mode, ReadElement, ReadStream, Structure
 from specs.schema import Spec
 

@@ -12,15 +12,10 @@ from torch import nn
 from specs.components.audio.encodec import EncodecComponent
 from specs.graphs import GraphSpec, name_roles
 from specs.handlers.base import Arrays, GraphModule, Handler
-from specs.handlers.sound import make_sound
-from specs.models.audio.encodec import Encodec, EncodecDecode, EncodecEncode, EncodecLookUp
+from specs.handlers.shared.codecs import describe_codec, make_codec_graph
+from specs.models.audio.encodec import Encodec
+from specs.samples.sounds import make_sound
 from specs.schema import Spec, TensorSpec
-
-_GRAPHS: dict[str, type[EncodecEncode | EncodecLookUp | EncodecDecode]] = {
-    "encode": EncodecEncode,
-    "look_up": EncodecLookUp,
-    "decode": EncodecDecode,
-}
 
 
 @final
@@ -54,21 +49,3 @@ class AudioCodecHandler(Handler):
         config = cast(EncodecComponent, spec.components[name])
         encoder = {"codec_encode": f"{name}.encode", "codec_look_up": f"{name}.look_up"} if config.has_encoder else {}
         return {"kind": "audio-codec", **describe_codec(name, config), **encoder}
-
-
-def make_codec_graph(graph: GraphSpec, component: nn.Module) -> nn.Module:
-    """The module of one of a codec's graphs."""
-    assert isinstance(component, Encodec)
-    return _GRAPHS[graph.file_stem](component)
-
-
-def describe_codec(name: str, config: EncodecComponent) -> dict[str, Any]:
-    """What a host needs to make sound of codes."""
-    return {
-        "codec_decode": f"{name}.decode",
-        "sample_rate_hz": config.sample_rate_hz,
-        "audio_channels": config.audio_channels,
-        "hop_length": config.hop_length,
-        "num_codebooks": config.num_codebooks,
-        "codebook_size": config.codebook_size,
-    }

@@ -12,8 +12,8 @@ from torch import nn
 from specs.families.ctc import get_encoder
 from specs.graphs import GraphSpec, name_roles
 from specs.handlers.base import Arrays, GraphModule, Handler
-from specs.handlers.sound import make_sound
 from specs.models.audio.wav2vec2 import Wav2Vec2
+from specs.samples.sounds import make_sound
 from specs.schema import Spec, TensorSpec
 
 _GOLDEN_FRAMES = 23  # more than one, and not a number that tracing saw

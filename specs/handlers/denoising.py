@@ -10,7 +10,7 @@ from torch import nn
 
 from specs.graphs import GraphSpec, name_roles
 from specs.handlers.base import Arrays, Handler
-from specs.handlers.diffusion import make_condition, make_part
+from specs.handlers.shared.diffusion import make_condition, make_part
 from specs.schema import Spec, TensorSpec
 
 

@@ -10,15 +10,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from specs.components import CausalComponent, Component, DecoderComponent, Gpt2Component, NeoxComponent
+from specs.components import CausalComponent
 from specs.graphs import GraphSpec, list_graphs, name_roles
 from specs.handlers.base import Arrays, GraphModule, Handler
-from specs.handlers.data import check_lengths, draw_length
-from specs.handlers.tokenizers import describe_tokenizer
+from specs.handlers.shared.decoders import make_decoder
+from specs.handlers.shared.tokenizers import describe_tokenizer
 from specs.models.text.causal import CausalModel, Decode, Prefill
-from specs.models.text.decoder import Decoder
-from specs.models.text.gpt2 import Gpt2
-from specs.models.text.neox import Neox
+from specs.samples.files import check_lengths
+from specs.samples.texts import draw_length
 from specs.schema import Spec, TensorSpec
 
 
@@ -104,13 +103,3 @@ class TextGenerationHandler(Handler):
 
 def _prompt_size(sizes: Mapping[str, int]) -> int:
     return max(1, min(sizes["tokens"], sizes["cache"] - 1))
-
-
-def make_decoder(config: Component) -> CausalModel:
-    """The module of a decoder's component."""
-    if isinstance(config, Gpt2Component):
-        return Gpt2(config)
-    if isinstance(config, NeoxComponent):
-        return Neox(config)
-    assert isinstance(config, DecoderComponent)
-    return Decoder(config)

@@ -27,16 +27,18 @@ from specs.families.media_text import (
 )
 from specs.graphs import GraphSpec, name_roles
 from specs.handlers.base import Arrays, GraphModule, Handler
-from specs.handlers.generation import TextGenerationHandler, make_decoder
-from specs.handlers.image import describe_image, make_picture
-from specs.handlers.sound import make_sound
-from specs.handlers.tokenizers import describe_tokenizer
+from specs.handlers.generation import TextGenerationHandler
+from specs.handlers.shared.decoders import make_decoder
+from specs.handlers.shared.tokenizers import describe_tokenizer
+from specs.handlers.shared.towers import describe_image
 from specs.models.audio.whisper import WhisperEncoder
 from specs.models.fusion.media_text import LayerFeatures, PatchFeatures, PrefillWithMedia, Projector
 from specs.models.fusion.resampling import Perceiver
 from specs.models.text.causal import CausalModel, Decode
 from specs.models.vision.raw_pixels import take_pixels
 from specs.models.vision.vit import VisionTransformer
+from specs.samples.pictures import make_picture
+from specs.samples.sounds import make_sound
 from specs.schema import Spec, TensorSpec
 
 #: A decode step is the same whatever the prompt was.

@@ -12,10 +12,10 @@ from specs.components import ClipTextComponent
 from specs.components.mesh import FieldComponent, TriplaneComponent
 from specs.graphs import GraphSpec, name_roles
 from specs.handlers.base import Handler
-from specs.handlers.similarity import make_text
-from specs.handlers.tokenizers import describe_tokenizer
+from specs.handlers.shared.tokenizers import describe_tokenizer
 from specs.models.mesh import Field, Triplane
 from specs.models.text.clip import ClipText
+from specs.samples.texts import make_text
 from specs.schema import Spec, TensorSpec
 
 

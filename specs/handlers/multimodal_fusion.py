@@ -22,16 +22,17 @@ from specs.components import (
 from specs.families.multimodal_fusion import FUSION_ROLE, list_exported, list_streams
 from specs.graphs import GraphSpec, name_roles
 from specs.handlers.base import Arrays, Handler
-from specs.handlers.image import describe_image, make_picture, make_tower
-from specs.handlers.similarity import describe_texts, make_text
-from specs.handlers.sound import make_sound
-from specs.handlers.tokenizers import describe_tokenizer
+from specs.handlers.shared.tokenizers import describe_texts, describe_tokenizer
+from specs.handlers.shared.towers import describe_image, make_tower
 from specs.models.audio.wav2vec2 import Wav2Vec2
 from specs.models.audio.whisper import WhisperEncoder
 from specs.models.fusion.encoders import ENCODERS, wrap_tower
 from specs.models.fusion.multimodal import MultimodalFusion
 from specs.models.text.bert import Bert
 from specs.models.text.clip import ClipText
+from specs.samples.pictures import make_picture
+from specs.samples.sounds import make_sound
+from specs.samples.texts import make_text
 from specs.schema import Spec, TensorSpec
 
 _SHARE_PRESENT = 0.7

@@ -15,12 +15,12 @@ from specs.components.audio.musicgen import MusicgenComponent
 from specs.components.text.t5 import T5Component
 from specs.graphs import GraphSpec, list_graphs, name_roles
 from specs.handlers.base import Arrays, GraphModule, Handler
-from specs.handlers.codec import describe_codec, make_codec_graph
-from specs.handlers.data import draw_length
-from specs.handlers.tokenizers import describe_tokenizer
+from specs.handlers.shared.codecs import describe_codec, make_codec_graph
+from specs.handlers.shared.tokenizers import describe_tokenizer
 from specs.models.audio.encodec import Encodec
 from specs.models.audio.musicgen import MusicgenDecode, MusicgenDecoder, MusicgenPrefill
 from specs.models.text.t5 import T5Encoder
+from specs.samples.texts import draw_length
 from specs.schema import Spec, TensorSpec
 
 _SEVERAL = 16  # frames

@@ -15,10 +15,10 @@ from specs.components import WhisperEncoderComponent
 from specs.families.recognition import get_sides
 from specs.graphs import GraphSpec, list_graphs, name_roles
 from specs.handlers.base import Arrays, GraphModule, Handler
-from specs.handlers.data import check_lengths
-from specs.handlers.sound import make_sound
-from specs.handlers.tokenizers import describe_tokenizer
+from specs.handlers.shared.tokenizers import describe_tokenizer
 from specs.models.audio.whisper import Cross, Decode, Prefill, WhisperDecoder, WhisperEncoder
+from specs.samples.files import check_lengths
+from specs.samples.sounds import make_sound
 from specs.schema import Spec, TensorSpec
 
 _GRAPHS = {"cross": Cross, "prefill": Prefill, "decode": Decode}

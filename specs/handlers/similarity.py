@@ -12,12 +12,14 @@ from specs.components import ClipTextComponent, FusionComponent, VisionTransform
 from specs.families.similarity import measure_towers
 from specs.graphs import GraphSpec, name_roles
 from specs.handlers.base import Handler
-from specs.handlers.image import describe_image, make_picture
-from specs.handlers.tokenizers import describe_tokenizer
+from specs.handlers.shared.tokenizers import describe_texts
+from specs.handlers.shared.towers import describe_image
 from specs.models.fusion.pair import FUSIONS
 from specs.models.text.clip import ClipText
 from specs.models.vision.raw_pixels import take_pixels
 from specs.models.vision.vit import VisionTransformer
+from specs.samples.pictures import make_picture
+from specs.samples.texts import make_text
 from specs.schema import Spec, TensorSpec
 
 
@@ -63,25 +65,6 @@ class ImageTextSimilarityHandler(Handler):
             "image": describe_image(image),
             "tokenizer": describe_texts(spec, roles["text_encoder"], text),
         }
-
-
-def describe_texts(spec: Spec, name: str, config: ClipTextComponent) -> dict[str, Any]:
-    """A tokenizer's file puts the end of text there itself; bytes and bare ids are followed by the largest id."""
-    described = describe_tokenizer(spec, name, vocab_size=config.vocab_size)
-    own = {} if described["kind"] == "tokenizers" else {"end_of_text": config.vocab_size - 1}
-    return {**described, "context_length": config.context_length, **own}
-
-
-def make_text(shape: tuple[int, ...], vocab_size: int, random: np.random.Generator) -> NDArray[Any]:
-    """Texts of different lengths: ids, the end-of-text token (the largest id), and zeros. The first one is full."""
-    batch, context = shape
-    ids = random.integers(0, max(1, vocab_size - 1), shape)
-    end = random.integers(context // 2, context, batch)
-    end[0] = context - 1
-    position = np.arange(context)
-    ids[position == end[:, None]] = vocab_size - 1
-    ids[position > end[:, None]] = 0
-    return ids
 
 
 def make_presence(batch: int, random: np.random.Generator) -> NDArray[Any]:

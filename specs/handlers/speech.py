@@ -12,7 +12,7 @@ from specs.components.audio.vits import VitsTextComponent
 from specs.families.speech import get_parts
 from specs.graphs import GraphSpec, name_roles
 from specs.handlers.base import Arrays, Handler
-from specs.handlers.tokenizers import describe_tokenizer
+from specs.handlers.shared.tokenizers import describe_tokenizer
 from specs.models.audio.hifigan import Hifigan
 from specs.models.audio.vits import PlainDurations, StochasticDurations, VitsTextEncoder
 from specs.models.audio.vits_flow import VitsFlow

@@ -11,12 +11,12 @@ from torch import nn
 from specs.components import BertComponent, ClipTextComponent, T5Component, TextEncoderComponent
 from specs.graphs import GraphSpec, name_roles
 from specs.handlers.base import Arrays, Handler
-from specs.handlers.data import draw_length
-from specs.handlers.tokenizers import describe_tokenizer
+from specs.handlers.shared.tokenizers import describe_tokenizer
 from specs.models.text.bert import Bert
 from specs.models.text.clip import ClipText, ClipTextEmbedding
 from specs.models.text.encoder import TextEmbedding
 from specs.models.text.t5 import T5Encoder
+from specs.samples.texts import draw_length
 from specs.schema import Spec, TensorSpec
 
 

@@ -12,11 +12,11 @@ from specs.components import ClipTextComponent, SchedulerComponent, UNetComponen
 from specs.families.text_to_image import ENCODERS
 from specs.graphs import GraphSpec, name_roles
 from specs.handlers.base import Handler
-from specs.handlers.diffusion import describe_latents, make_condition, make_part, make_part_graph
-from specs.handlers.similarity import make_text
-from specs.handlers.tokenizers import describe_tokenizer
+from specs.handlers.shared.diffusion import describe_latents, make_condition, make_part, make_part_graph
+from specs.handlers.shared.tokenizers import describe_tokenizer
 from specs.models.text.clip import ClipText
 from specs.models.text.condition import LastStates, PenultimateStates, PenultimateStatesAndEmbedding
+from specs.samples.texts import make_text
 from specs.schema import Spec, TensorSpec
 
 

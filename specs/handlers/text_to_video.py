@@ -12,11 +12,11 @@ from specs.components import ClipTextComponent, SchedulerComponent
 from specs.components.video.diffusion import VideoDecoderComponent, VideoTransformerComponent
 from specs.graphs import GraphSpec, name_roles
 from specs.handlers.base import Handler
-from specs.handlers.similarity import make_text
-from specs.handlers.tokenizers import describe_tokenizer
+from specs.handlers.shared.tokenizers import describe_tokenizer
 from specs.models.text.clip import ClipText
 from specs.models.text.condition import LastStates
 from specs.models.video.diffusion import VideoDecoder, VideoTransformer
+from specs.samples.texts import make_text
 from specs.schema import Spec, TensorSpec
 
 

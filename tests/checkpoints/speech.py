@@ -20,7 +20,7 @@ from exporters.stored_parameters import streaming_parameters
 from exporters.trace import choose_sizes, trace
 from specs.bundle import Graph, IoTensor, Manifest
 from specs.handlers import GraphModule, get_handler
-from specs.handlers.sound import make_sound
+from specs.samples.sounds import make_sound
 from specs.schema import Spec
 from tests.checkpoints.compare import Array
 

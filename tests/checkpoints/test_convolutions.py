@@ -20,7 +20,7 @@ from engines.runtime import Request, answer, load
 from engines.runtime.media.image import load_image
 from exporters.checkpoints import open_checkpoint, read_spec
 from specs.errors import CheckpointError, GraphError, MetagenError, WeightsError
-from specs.handlers.image import describe_image
+from specs.handlers.shared.towers import describe_image
 from tests.checkpoints.compare import ROWS, compare, enliven, export
 from tests.checkpoints.support import Array, build, edit_config, open_onnx, run_torch, save
 from tests.checkpoints.test_pictures import make_picture

@@ -24,7 +24,7 @@ from engines.runtime.media.resample import RESAMPLES, resize_like_pillow
 from engines.runtime.pipelines import ImageEmbedding, ImageTextSimilarity
 from exporters.checkpoints import read_spec
 from specs.errors import CheckpointError, InputError
-from specs.handlers.image import describe_image
+from specs.handlers.shared.towers import describe_image
 from tests.checkpoints.compare import enliven, export
 from tests.checkpoints.support import Array, edit_config
 

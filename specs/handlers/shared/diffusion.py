@@ -11,10 +11,10 @@ from torch import nn
 from specs.components import Component, DitComponent, UNetComponent, VaeComponent
 from specs.families.denoising import TIMESTEPS
 from specs.graphs import GraphSpec
-from specs.handlers.image import make_image
 from specs.models.diffusion.autoencoder import Autoencoder, Decode, Encode
 from specs.models.diffusion.dit import Dit
 from specs.models.diffusion.unet import UNet
+from specs.samples.pictures import make_image
 from specs.schema import TensorSpec
 
 

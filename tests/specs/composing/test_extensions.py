@@ -13,10 +13,10 @@ import torch
 from specs.components import COMPONENTS
 from specs.components.encoder import PARAMETER_COUNTERS
 from specs.components.fusion.multimodal import STRATEGIES
+from specs.composing.extensions import load_extension
 from specs.errors import SpecError
 from specs.graphs import count_macs, count_parameters, list_graphs
 from specs.handlers import get_handler
-from specs.handlers.extensions import load_extension
 from specs.models.fusion.encoders import ENCODERS
 from specs.models.fusion.multimodal import STRATEGY_MODULES
 from specs.parsing.json_schema import make_json_schema

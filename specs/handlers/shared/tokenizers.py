@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from specs.components import ClipTextComponent
 from specs.schema import Spec
 from specs.sources import is_checkpoint, name_tokenizer_asset
 
@@ -30,3 +31,10 @@ def describe_tokenizer(spec: Spec, component: str, *, vocab_size: int) -> dict[s
     if tokenizer.chat_template:
         described |= {"chat_template": tokenizer.chat_template, "special_tokens": dict(tokenizer.special_tokens)}
     return described
+
+
+def describe_texts(spec: Spec, name: str, config: ClipTextComponent) -> dict[str, Any]:
+    """A tokenizer's file puts the end of text there itself; bytes and bare ids are followed by the largest id."""
+    described = describe_tokenizer(spec, name, vocab_size=config.vocab_size)
+    own = {} if described["kind"] == "tokenizers" else {"end_of_text": config.vocab_size - 1}
+    return {**described, "context_length": config.context_length, **own}

@@ -130,14 +130,6 @@ def take_batch(arrays: Arrays, start: int, count: int, total: int) -> Arrays:
     return {name: array[index] for name, array in arrays.items()}
 
 
-def draw_length(most: int, *, seed: int) -> int:
-    """1 to `most`: how long the text of a random calibration sample is.
-
-    A range must have seen short texts too: over few tokens attention's mean is louder than over many.
-    """
-    return 1 + int(np.random.default_rng(seed).integers(most))
-
-
 def check_lengths(path: Path, lengths: NDArray[Any], *, tokens: int) -> None:
     """Refuse with CalibrationError what says that a row has more than `tokens` valid ones."""
     if lengths.max() > tokens:

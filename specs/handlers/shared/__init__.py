@@ -1,0 +1,1 @@
+"""What the handlers of several families use: modules of parts, and what a host is told of them."""
