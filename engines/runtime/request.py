@@ -26,16 +26,11 @@ class Request:
     named: tuple[tuple[str, str], ...] = ()  # (modality, file) where a bundle has several
     inputs: tuple[str, ...] = ()  # "name=file": tensors for one graph, whatever the pipeline
     graph: str | None = None  # which graph `inputs` or an .npz are for, when there are several
-    top_k: int = 5
+    top_k: int = 5  # labels to name; with a temperature, tokens to draw among
     max_new_tokens: int | None = None  # as many as the pipeline gives by default
     temperature: float = 0.0
     seed: int = 0
     chat: bool = False  # put prompts into the model's chat template
-
-    @property
-    def draw_among(self) -> int:
-        """`top_k` where tokens are drawn; 0, for all of them, where the likeliest is taken."""
-        return 0 if self.temperature == 0 else self.top_k
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from engines.runtime.media.image import load_image
 from engines.runtime.media.sound import load_sound
 from engines.runtime.pipelines.base import Pipeline
 from engines.runtime.pipelines.stages.batching import get_batch_range, pad_rows
-from engines.runtime.pipelines.stages.decoding import MOST_LAYERS, choose_kept
+from engines.runtime.pipelines.stages.caches import MOST_LAYERS, choose_kept
 from engines.runtime.pipelines.stages.pictures import take_image_size
 from engines.runtime.request import Answer, Film, Request
 from specs.bundle import Manifest

@@ -22,7 +22,8 @@ import numpy as np
 from engines.runtime.fields import take_field, take_graph
 from engines.runtime.pipelines.base import Pipeline
 from engines.runtime.pipelines.stages.batching import get_batch_range, pad_rows
-from engines.runtime.pipelines.stages.decoding import Sampler, choose_kept, fit_cache, get_axis_range, take_cache_names
+from engines.runtime.pipelines.stages.caches import choose_kept, fit_cache, get_axis_range, take_cache_names
+from engines.runtime.pipelines.stages.sampling import Sampler, Sampling
 from engines.runtime.request import Answer, Picture, Request, require
 from engines.runtime.text.tokenizers import make_tokenizer
 from specs.bundle import Manifest
@@ -106,7 +107,7 @@ class BlockGeneration(Pipeline):
         """
         for block in blocks:
             self._check_block(block)
-        return self._run(list(blocks), max_blocks, Sampler(temperature, top_k, seed))
+        return self._run(list(blocks), max_blocks, Sampler(Sampling(temperature=temperature, top_k=top_k, seed=seed)))
 
     def _run(self, blocks: list[Block], max_blocks: int, sampler: Sampler) -> Iterator[Block]:
         stream = _Stream(self, self._embed_blocks(blocks))

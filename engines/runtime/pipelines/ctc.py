@@ -19,7 +19,7 @@ from engines.runtime.fields import take_field, take_graph, take_strings
 from engines.runtime.media.sound import load_sound
 from engines.runtime.pipelines.base import Pipeline
 from engines.runtime.pipelines.stages.batching import run_rows
-from engines.runtime.pipelines.stages.decoding import get_axis_range
+from engines.runtime.pipelines.stages.caches import get_axis_range
 from engines.runtime.request import Answer, Request, require
 from specs.bundle import Manifest
 from specs.errors import BundleError, InputError

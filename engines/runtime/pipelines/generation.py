@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, final
 from engines.runtime.fields import take_field
 from engines.runtime.pipelines.base import Pipeline
 from engines.runtime.pipelines.stages.cached_decoder import DEFAULT_NEW_TOKENS, CachedDecoder
+from engines.runtime.pipelines.stages.sampling import Sampling
 from engines.runtime.request import Answer, Request, require
 from engines.runtime.text.chat import has_chat_template, render_chat
 from engines.runtime.text.tokenizers import list_end_tokens, make_tokenizer
@@ -58,14 +59,9 @@ class TextGeneration(Pipeline):
         chat: bool = False,
     ) -> list[str]:
         """The continuation of each prompt, all in one batch; with `chat` the answer to each."""
-        steps = self.stream_tokens(
-            [self.encode(prompt, chat=chat) for prompt in prompts],
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            seed=seed,
-            end_token=end_token,
-        )
+        sampling = Sampling(temperature=temperature, top_k=top_k, seed=seed)
+        ids = [self.encode(prompt, chat=chat) for prompt in prompts]
+        steps = self._step(ids, max_new_tokens, sampling, end_token)
         rows = zip(*steps, strict=True)
         return [self.tokenizer.decode_words(token for token in row if token is not None) for row in rows]
 
@@ -81,14 +77,8 @@ class TextGeneration(Pipeline):
         chat: bool = False,
     ) -> Iterator[str]:
         """The continuation of one prompt (with `chat` the answer to it), in pieces as they are decided."""
-        steps = self.stream_tokens(
-            [self.encode(prompt, chat=chat)],
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            seed=seed,
-            end_token=end_token,
-        )
+        sampling = Sampling(temperature=temperature, top_k=top_k, seed=seed)
+        steps = self._step([self.encode(prompt, chat=chat)], max_new_tokens, sampling, end_token)
         return self.tokenizer.decode_stream(step[0] for step in steps if step[0] is not None)
 
     def stream_tokens(
@@ -115,14 +105,13 @@ class TextGeneration(Pipeline):
         Raises:
             InputError: an empty prompt, an id outside the vocabulary, or more tokens than the cache holds.
         """
-        return self._decoder.generate(
-            prompts,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            seed=seed,
-            end_tokens=self._end_tokens if end_token is None else (end_token,),
-        )
+        return self._step(prompts, max_new_tokens, Sampling(temperature=temperature, top_k=top_k, seed=seed), end_token)
+
+    def _step(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int | None, sampling: Sampling, end_token: int | None
+    ) -> Iterator[tuple[int | None, ...]]:
+        end_tokens = self._end_tokens if end_token is None else (end_token,)
+        return self._decoder.generate(prompts, max_new_tokens=max_new_tokens, sampling=sampling, end_tokens=end_tokens)
 
     def answer(self, request: Request) -> Answer:
         require(request, "a prompt", prompts=True)
@@ -130,7 +119,7 @@ class TextGeneration(Pipeline):
             request.prompts,
             max_new_tokens=request.max_new_tokens,
             temperature=request.temperature,
-            top_k=request.draw_among,
+            top_k=request.top_k,
             seed=request.seed,
             chat=request.chat,
         )

@@ -20,6 +20,7 @@ from engines.runtime.fields import take_field
 from engines.runtime.pipelines.base import Pipeline
 from engines.runtime.pipelines.stages.cached_decoder import CachedDecoder
 from engines.runtime.pipelines.stages.media import name_kind, open_media
+from engines.runtime.pipelines.stages.sampling import Sampling
 from engines.runtime.request import Answer, Request
 from engines.runtime.text.tokenizers import list_end_tokens, make_tokenizer
 from specs.bundle import Manifest
@@ -93,9 +94,7 @@ class MediaToText(Pipeline):
         steps = self._decoder.generate(
             [ids],
             max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            seed=seed,
+            sampling=Sampling(temperature=temperature, top_k=top_k, seed=seed),
             end_tokens=self._end_tokens,
             given={"media_embeddings": given},
         )
@@ -121,7 +120,7 @@ class MediaToText(Pipeline):
             request.files,
             max_new_tokens=request.max_new_tokens,
             temperature=request.temperature,
-            top_k=request.draw_among,
+            top_k=request.top_k,
             seed=request.seed,
         )
 

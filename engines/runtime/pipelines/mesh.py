@@ -19,7 +19,7 @@ import numpy as np
 from engines.runtime.fields import take_field, take_graph
 from engines.runtime.pipelines.base import Pipeline
 from engines.runtime.pipelines.stages.batching import get_batch_range, pad_rows
-from engines.runtime.pipelines.stages.decoding import get_axis_range
+from engines.runtime.pipelines.stages.caches import get_axis_range
 from engines.runtime.request import Answer, Mesh, Request, require
 from engines.runtime.text.context import ContextTokenizer
 from specs.bundle import Manifest

@@ -24,8 +24,9 @@ from engines.runtime.fields import take_field, take_graph
 from engines.runtime.pipelines.base import Pipeline
 from engines.runtime.pipelines.codec import CodecDecoder
 from engines.runtime.pipelines.stages.batching import get_batch_range, pad_rows
-from engines.runtime.pipelines.stages.decoding import Sampler, choose_kept, fit_cache, get_axis_range, take_cache_names
+from engines.runtime.pipelines.stages.caches import choose_kept, fit_cache, get_axis_range, take_cache_names
 from engines.runtime.pipelines.stages.latent_diffusion import take_scale
+from engines.runtime.pipelines.stages.sampling import Sampler, Sampling
 from engines.runtime.request import Answer, Request, Sound, require
 from engines.runtime.text.tokenizers import make_tokenizer, require_known_ids
 from specs.bundle import Manifest
@@ -73,7 +74,7 @@ class TextToAudio(Pipeline):
             request.prompts,
             max_new_tokens=request.max_new_tokens,
             temperature=request.temperature,
-            top_k=request.draw_among,
+            top_k=request.top_k,
             seed=request.seed,
         )
         seconds, rate = round(samples.shape[2] / self.sample_rate_hz, 3), self.sample_rate_hz
@@ -134,7 +135,7 @@ class TextToAudio(Pipeline):
         """
         scale = self._guidance_scale if guidance_scale is None else guidance_scale
         steps = self._choose_steps(max_new_tokens)
-        self._check_request(prompts, scale, temperature, top_k)
+        self._check_request(prompts, scale)
         copies = 2 if scale > 1 else 1
         low, high = get_batch_range(self._decode)
         rows = len(prompts) if high is None else high // copies
@@ -144,7 +145,7 @@ class TextToAudio(Pipeline):
                 allowed="guidance_scale 1",
                 fix="export with --dim batch=1:2:8",
             )
-        sampler = Sampler(temperature, top_k, seed)
+        sampler = Sampler(Sampling(temperature=temperature, top_k=top_k, seed=seed))
         blocks = []
         for start in range(0, len(prompts), rows):
             block = prompts[start : start + rows]
@@ -219,7 +220,7 @@ class TextToAudio(Pipeline):
             )
         return max_new_tokens
 
-    def _check_request(self, prompts: Sequence[Sequence[int]], scale: float, temperature: float, top_k: int) -> None:
+    def _check_request(self, prompts: Sequence[Sequence[int]], scale: float) -> None:
         if not prompts or not all(len(prompt) for prompt in prompts):
             raise InputError("a prompt is empty", allowed="one token or more", fix="say what shall be heard")
         _, most = get_axis_range(self._text, "token_ids", 1)
@@ -232,11 +233,11 @@ class TextToAudio(Pipeline):
                     fix="shorten it, or export with a larger `text_tokens`",
                 )
             require_known_ids(prompt, self._text_vocab_size)
-        if not scale >= 1 or not temperature >= 0 or top_k < 0:
+        if not scale >= 1:
             raise InputError(
                 "these settings generate nothing",
-                got=f"guidance_scale {scale}, temperature {temperature}, top_k {top_k}",
-                allowed="guidance_scale from 1, temperature and top_k from 0",
+                got=f"guidance_scale {scale}",
+                allowed="guidance_scale from 1",
                 fix="correct these settings",
             )
 

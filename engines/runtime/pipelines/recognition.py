@@ -22,7 +22,8 @@ from engines.runtime.media.sound import load_sound
 from engines.runtime.pipelines.base import Pipeline
 from engines.runtime.pipelines.stages.batching import get_batch_range, pad_rows
 from engines.runtime.pipelines.stages.cached_decoder import CachedDecoder
-from engines.runtime.pipelines.stages.decoding import take_cache_names
+from engines.runtime.pipelines.stages.caches import take_cache_names
+from engines.runtime.pipelines.stages.sampling import Sampling
 from engines.runtime.request import Answer, Request, require
 from engines.runtime.text.tokenizers import Tokenizer, make_tokenizer
 from specs.bundle import Manifest
@@ -185,9 +186,7 @@ class SpeechRecognition(Pipeline):
         steps = self._decoder.generate(
             prompts.tolist(),
             max_new_tokens=most,
-            temperature=0.0,
-            top_k=0,
-            seed=0,
+            sampling=Sampling(),
             end_tokens=self._end_tokens,
             shared=cross,
             banned=self._banned,

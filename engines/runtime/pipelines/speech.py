@@ -20,7 +20,7 @@ import numpy as np
 from engines.runtime.fields import take_field, take_graph
 from engines.runtime.pipelines.base import Pipeline
 from engines.runtime.pipelines.stages.batching import run_rows
-from engines.runtime.pipelines.stages.decoding import get_axis_range
+from engines.runtime.pipelines.stages.caches import get_axis_range
 from engines.runtime.request import Answer, Request, Sound, require
 from engines.runtime.text.characters import CharacterTokenizer
 from engines.runtime.text.tokenizers import Tokenizer, make_tokenizer, require_known_ids

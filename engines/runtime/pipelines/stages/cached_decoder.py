@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 
 from engines.runtime.fields import take_field, take_graph
-from engines.runtime.pipelines.stages.decoding import Sampler, choose_kept, fit_cache, get_axis_range, take_cache_names
+from engines.runtime.pipelines.stages.caches import choose_kept, fit_cache, get_axis_range, take_cache_names
+from engines.runtime.pipelines.stages.sampling import Sampler, Sampling
 from engines.runtime.text.tokenizers import require_known_ids
 from specs.errors import InputError
 
@@ -59,10 +60,8 @@ class CachedDecoder:
         prompts: Sequence[Sequence[int]],
         *,
         max_new_tokens: int | None,
-        temperature: float,
-        top_k: int,
-        seed: int,
         end_tokens: Sequence[int],
+        sampling: Sampling,
         given: Mapping[str, Array] | None = None,
         shared: Mapping[str, Array] | None = None,
         banned: Sequence[int] = (),
@@ -71,6 +70,7 @@ class CachedDecoder:
         """One tuple a step: the next id of each prompt, or None where one of its `end_tokens` has come before.
 
         Args:
+            sampling: how each token is chosen.
             given, shared: arrays for the inputs that were named when this was made.
             banned, banned_first: ids that are never chosen, and that are not chosen first.
 
@@ -80,8 +80,8 @@ class CachedDecoder:
         room = self.slots + 1 - max((len(prompt) for prompt in prompts), default=0)
         if max_new_tokens is None:
             max_new_tokens = max(1, min(DEFAULT_NEW_TOKENS, room))
-        self._check_request(prompts, max_new_tokens, temperature, top_k)
-        sampler = Sampler(temperature, top_k, seed, banned=banned, banned_first=banned_first)
+        self._check_request(prompts, max_new_tokens)
+        sampler = Sampler(sampling, banned=banned, banned_first=banned_first)
         return self._run(prompts, given or {}, shared or {}, max_new_tokens, sampler, end_tokens)
 
     def read(self, prompts: Sequence[Sequence[int]], given: Mapping[str, Array]) -> dict[str, Array]:
@@ -135,18 +135,16 @@ class CachedDecoder:
         low, high = get_axis_range(graph, tensor, axis)
         return low, min(high or self._max_cache, self._max_cache)
 
-    def _check_request(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, temperature: float, top_k: int
-    ) -> None:
+    def _check_request(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
         if not prompts or not all(len(prompt) for prompt in prompts):
             raise InputError("a prompt is empty", allowed="one token or more", fix="start it with any text")
         for prompt in prompts:
             require_known_ids(prompt, self.vocab_size)
-        if max_new_tokens < 1 or not temperature >= 0 or top_k < 0:
+        if max_new_tokens < 1:
             raise InputError(
                 "these settings generate nothing",
-                got=f"max_new_tokens {max_new_tokens}, temperature {temperature}, top_k {top_k}",
-                allowed="max_new_tokens from 1, temperature and top_k from 0",
+                got=f"max_new_tokens {max_new_tokens}",
+                allowed="max_new_tokens from 1",
                 fix="correct these settings",
             )
         longest, slots = max(len(prompt) for prompt in prompts), self.slots

@@ -16,7 +16,8 @@ from engines.runtime.executors.fixed_sizes import OpenEngine, SizedEngines
 from engines.runtime.executors.tensorrt import TensorRTEngine
 from engines.runtime.graph_session import Choice, GraphSession
 from engines.runtime.pipelines.stages.cached_decoder import CachedDecoder
-from engines.runtime.pipelines.stages.decoding import fit_cache
+from engines.runtime.pipelines.stages.caches import fit_cache
+from engines.runtime.pipelines.stages.sampling import Sampling
 from specs.bundle import Graph, IoTensor
 from tests.engines.runtime import tensorrt_stand_in as stand_in
 from tests.engines.runtime.stand_in_calls import CANDIDATE
@@ -166,7 +167,7 @@ def open_step(folder: Path, *, fixed: Sequence[Mapping[str, int]] = ()) -> Graph
 
 def generate(decode: GraphSession, prompts: Sequence[Sequence[int]], count: int) -> list[tuple[int | None, ...]]:
     decoder = CachedDecoder(CONFIG, {"prefill": open_on_host(PREFILL, prefill), "decode": decode})
-    steps = decoder.generate(prompts, max_new_tokens=count, temperature=0.0, top_k=0, seed=0, end_tokens=())
+    steps = decoder.generate(prompts, max_new_tokens=count, sampling=Sampling(), end_tokens=())
     return list(steps)
 
 

@@ -91,12 +91,12 @@ def test_sampling_repeats_with_its_seed_and_stays_among_the_likeliest(decoder: T
 
 
 def test_sampling_follows_the_softmax() -> None:
-    from engines.runtime.pipelines.stages.decoding import Sampler
+    from engines.runtime.pipelines.stages.sampling import Sampler, Sampling
 
     logits = np.log(np.tile([0.1, 0.2, 0.3, 0.4], (20000, 1))).astype(np.float32)
-    drawn = np.bincount(Sampler(1.0, 0, 0).choose(logits), minlength=4) / len(logits)
+    drawn = np.bincount(Sampler(Sampling(temperature=1.0)).choose(logits), minlength=4) / len(logits)
     assert np.abs(drawn - [0.1, 0.2, 0.3, 0.4]).max() < 0.02
-    drawn = np.bincount(Sampler(1.0, 2, 0).choose(logits), minlength=4) / len(logits)
+    drawn = np.bincount(Sampler(Sampling(temperature=1.0, top_k=2)).choose(logits), minlength=4) / len(logits)
     assert np.abs(drawn - [0, 0, 3 / 7, 4 / 7]).max() < 0.02
 
 
@@ -150,7 +150,9 @@ def test_nan_logits_stop_generation(tmp_path: Path) -> None:
         ([[1]], {"max_new_tokens": 0}, "these settings generate nothing"),
         ([[1]], {"temperature": -1.0}, "these settings generate nothing"),
         ([[1]], {"temperature": float("nan")}, "these settings generate nothing"),
+        ([[1]], {"temperature": float("inf")}, "these settings generate nothing"),
         ([[1]], {"top_k": -1}, "these settings generate nothing"),
+        ([[1]], {"seed": -1}, "these settings generate nothing"),
         ([[1] * (MAX_CACHE + 1)], {}, "the prompt and the new tokens do not fit the cache"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What every decoder's host loop does: choose the next token, and hand one step's cache to the next.
+"""What every decoder's host loop does with keys and values: one step's cache goes to the next.
 
 A cache has a capacity of slots: the size of an engine of its own where one was built and has room, else a power of
 two that doubles when a row needs more. In between a step's cache goes into the next step as it came out, without a
@@ -14,8 +14,6 @@ import numpy as np
 
 from engines.runtime.device.arrays import DeviceArray
 from engines.runtime.fields import take_field
-from engines.runtime.pipelines.stages.batching import softmax
-from specs.errors import ParityError
 
 if TYPE_CHECKING:
     from engines.runtime.arrays import Array
@@ -23,51 +21,6 @@ if TYPE_CHECKING:
 
 _SMALLEST_CACHE = 32  # slots
 MOST_LAYERS = 10_000  # a manifest may say any number
-
-
-class Sampler:
-    """Next tokens [B] from logits [B, V]: the likeliest, or with a temperature a seeded draw among the `top_k`.
-
-    Args:
-        banned: ids that are never chosen. banned_first: ids that are not chosen by the first call.
-    """
-
-    def __init__(
-        self,
-        temperature: float,
-        top_k: int,
-        seed: int,
-        *,
-        banned: Sequence[int] = (),
-        banned_first: Sequence[int] = (),
-    ) -> None:
-        self._temperature, self._top_k = temperature, top_k
-        self._random = np.random.default_rng(seed)
-        self._banned, self._banned_now = list(banned), [*banned, *banned_first]
-
-    def choose(self, logits_BV: Array) -> Array:
-        best = logits_BV.max(axis=1)
-        if not np.isfinite(best).all():
-            raise ParityError(
-                "the decoder's logits are not finite",
-                got=f"a largest logit of {best[~np.isfinite(best)][0]}",
-                fix="metagen-deploy check BUNDLE names the first tensor that is wrong",
-            )
-        if self._banned_now:
-            logits_BV = logits_BV.copy()
-            logits_BV[:, self._banned_now] = -np.inf
-            best = logits_BV.max(axis=1)
-        self._banned_now = self._banned
-        if self._temperature == 0:
-            likeliest: Array = logits_BV.argmax(axis=1)
-            return likeliest
-        scores = (logits_BV.astype(np.float64) - best[:, None]) / self._temperature  # at most 0: cannot overflow
-        if 0 < self._top_k < scores.shape[1]:
-            bars = np.partition(scores, -self._top_k, axis=1)[:, -self._top_k, None]
-            scores = np.where(scores >= bars, scores, -np.inf)
-        shares = softmax(scores).cumsum(axis=1)
-        draws = self._random.random(len(shares)) * shares[:, -1]
-        return np.array([np.searchsorted(row, draw, side="right") for row, draw in zip(shares, draws, strict=True)])
 
 
 def take_cache_names(config: Mapping[str, Any]) -> list[str]:
