@@ -6,7 +6,7 @@ benchmarks/bench_step.py compares it on a GPU.
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -137,17 +137,40 @@ def _run(kernel: ctypes.CDLL, case: Case, given: Tensors) -> list[torch.Tensor]:
 
 def _error(kernel: ctypes.CDLL, case: Case, dtype: torch.dtype) -> float:
     given = _make(case, dtype)
-    worst = 0.0
-    for got, wanted in zip(_run(kernel, case, given), _reference(case, given), strict=True):
-        difference = (got.double() - wanted).abs().max() / wanted.square().mean().sqrt()
-        worst = max(worst, float(difference.nan_to_num(torch.inf)))
-    return worst
+    return _differ(_run(kernel, case, given), _reference(case, given))
+
+
+def _differ(got: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
+    """The largest difference over the root mean square; infinite where something is no number."""
+    pairs = zip(got, wanted, strict=True)
+    return max(
+        float(((one.double() - other).abs().max() / other.square().mean().sqrt()).nan_to_num(torch.inf))
+        for one, other in pairs
+    )
 
 
 @pytest.mark.parametrize("dtype", _LIMITS)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_kernel_answers_as_torch(kernel: ctypes.CDLL, case: Case, dtype: torch.dtype) -> None:
     assert _error(kernel, case, dtype) < _LIMITS[dtype]
+
+
+@pytest.mark.parametrize("dtype", _LIMITS)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_memory_that_is_not_aligned_is_read_value_by_value(
+    kernel: ctypes.CDLL, dtype: torch.dtype, transposed: bool
+) -> None:
+    case = Case(rows=3, columns=(64, 32), norm=True, transposed=transposed)
+    given = _make(case, dtype)
+    moved = replace(given, x=_move(given.x), weights=[_move(weight) for weight in given.weights])
+    assert _differ(_run(kernel, case, moved), _reference(case, given)) < _LIMITS[dtype]
+
+
+def _move(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values, one place behind an address of 64 bytes."""
+    room = torch.empty(tensor.numel() + 1, dtype=tensor.dtype)
+    room[1:] = tensor.flatten()
+    return room[1:].view(tensor.shape)
 
 
 _MUTANTS = {

@@ -65,9 +65,11 @@ void launch(Product const& p, cudaStream_t stream) {
 template <typename T>
 void choose(Product const& p, cudaStream_t stream) {
     constexpr int kPack = 16 / sizeof(T);
+    bool whole = p.shape.depth % kPack == 0 && isAligned(p.data.x);
+    for (int i = 0; i < p.shape.weights; ++i) whole = whole && isAligned(p.data.weights[i]);
     chooseRows(p.shape.rows, [&](auto rows) {
         constexpr int kRows = decltype(rows)::value;
-        p.shape.depth % kPack == 0 ? launch<T, kRows, kPack>(p, stream) : launch<T, kRows, 1>(p, stream);
+        whole ? launch<T, kRows, kPack>(p, stream) : launch<T, kRows, 1>(p, stream);
     });
 }
 

@@ -116,7 +116,8 @@ template <typename T>
 void choose(Product const& p, cudaStream_t stream) {
     constexpr int kPack = 16 / sizeof(T);
     bool whole = true;
-    for (int i = 0; i < p.shape.weights; ++i) whole = whole && p.shape.columns[i] % kPack == 0;
+    for (int i = 0; i < p.shape.weights; ++i)
+        whole = whole && p.shape.columns[i] % kPack == 0 && isAligned(p.data.weights[i]);
     bool const gated = p.options.gate != Gate::kNone;
     chooseRows(p.shape.rows, [&](auto rows) {
         constexpr int kRows = decltype(rows)::value;

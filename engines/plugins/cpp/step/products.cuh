@@ -17,6 +17,9 @@ struct Product {
     int vectors;
 };
 
+// Whether sixteen bytes can be read at once from here on; TensorRT's own memory always is so.
+inline bool isAligned(void const* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+
 // Blocks that own `width` columns of each matrix; a gate's two matrices are read together.
 inline int countGroups(LinearShape const& s, bool gated, int width) {
     int groups = 0;

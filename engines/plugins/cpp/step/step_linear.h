@@ -24,8 +24,8 @@ struct LinearShape {
 };
 
 // x [rows, depth], norm [depth], biases [columns[i]], residual and out [rows, columns[i]]; matrices [depth, columns[i]], or
-// [columns[i], depth] when they lie transposed. Contiguous, all float32 or all float16, aligned to 16 bytes. norm, biases
-// and residual may be null.
+// [columns[i], depth] when they lie transposed. Contiguous, all float32 or all float16. norm, biases and residual may be
+// null.
 struct LinearData {
     void const* x;
     void const* weights[3];
