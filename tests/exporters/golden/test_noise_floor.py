@@ -170,9 +170,15 @@ class Overflowing(nn.Module):
         return torch.where(torch.isinf(x * 0 + 1e300), x, torch.nan)  # 1e300 is infinite in float32 alone
 
 
+class Narrowing(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x * 3).float()
+
+
 @pytest.mark.parametrize(
     ("module", "reason"),
     [
+        (Narrowing(), "the module itself answers 'y' in float32"),
         (Rounding(), "the module does not run in float64: "),
         (Overflowing(), "in float64 'y' holds NaN or infinity"),
     ],
@@ -181,6 +187,25 @@ def test_a_module_without_a_floor_says_why(module: nn.Module, reason: str) -> No
     graph = make_graph(module)
     floor = measure_noise_floor(graph, draw(), compute_outputs(graph, draw()))
     assert not floor.values and floor.unknown.startswith(reason)
+
+
+class Several(nn.Module):
+    """A number, whole numbers, and nothing at all."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return x / 3, x.argmax(1), x[:, :0]
+
+
+def test_only_numbers_with_a_fraction_have_a_floor() -> None:
+    graph = make_graph(Several())
+    named = [("y", "float32"), ("ids", "int64"), ("none", "float32")]
+    outputs = tuple(TensorSpec(name=name, dtype=dtype, shape=("batch", 8)) for name, dtype in named)  # type: ignore[arg-type]
+    graph = replace(graph, outputs=outputs)
+    floor = measure_noise_floor(graph, draw(), compute_outputs(graph, draw()))
+    assert floor.unknown == "" and list(floor.values) == ["y"]
+    x = draw()["x"]
+    exact = x.astype(np.float64) / 3
+    assert floor.values["y"] == np.abs((x / np.float32(3)).astype(np.float64) - exact).max() > 0
 
 
 def measure_real_bytes(run: Callable[[GraphModule, Arrays], Arrays], graph: GraphModule, inputs: Arrays) -> int:
