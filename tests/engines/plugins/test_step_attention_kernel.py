@@ -157,6 +157,10 @@ def test_the_cache_stays_as_it_was_but_for_one_slot(kernel: ctypes.CDLL) -> None
 
 
 _MUTANTS = {
+    "queries not waited for": ("        __syncthreads();\n\n        Sums<kEach> sums;", "        Sums<kEach> sums;"),
+    "warps not waited for": ("        __syncthreads();\n        for (int index = threadIdx.x; index < heads * s.size",
+                             "        for (int index = threadIdx.x; index < heads * s.size"),
+    "teams not waited for": ("    value[threadIdx.x] = sum;\n    __syncthreads();", "    value[threadIdx.x] = sum;"),
     "one slot too many": ("if (slot > start ||", "if (slot > start + 1 ||"),
     "a window off by one": ("slot <= start - call.options.window", "slot < start - call.options.window"),
     "turned the other way": ("d < half ? -widen", "d < half ? widen"),

@@ -174,6 +174,7 @@ def _move(tensor: torch.Tensor) -> torch.Tensor:
 
 
 _MUTANTS = {
+    "warps not waited for": ("    __syncthreads();\n\n    for (int index", "    for (int index"),
     "no epsilon": ("static_cast<float>(p.shape.depth) + p.options.epsilon)", "static_cast<float>(p.shape.depth))"),
     "a lost warp": ("for (int w = 0; w < kWarps; ++w) {\n            float const* const from",
                     "for (int w = 1; w < kWarps; ++w) {\n            float const* const from"),

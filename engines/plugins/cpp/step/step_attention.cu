@@ -143,8 +143,7 @@ __global__ void __launch_bounds__(kThreads) attend(Call call) {
             float* const part = call.parts + ((queryHead + h) * call.chunks + blockIdx.x) * (s.size + 2);
             if (d == 0) part[0] = most, part[1] = total;
             part[2 + d] = sum;
-        }
-        __syncthreads();  // before the next queries overwrite what was shared
+        }  // the next turn writes here again only when all have met at its queries
     }
 }
 
