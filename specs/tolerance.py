@@ -10,14 +10,20 @@ Standard library only. What is judged, per output y against its reference r:
                      of ONNX Runtime's CPU kernels is right to some 2^-24 of 1, not of p
     top-1 loss       top1(fp32) - top1(y)      on the labelled data, where a graph has some
 
-An int8 graph of a user's ONNX file is judged on several samples that calibrated nothing, together: r is all of them.
+A lower precision of a user's ONNX file is judged on several samples that calibrated nothing, together: r is all.
 
-    every sample     rms of y - r over rms(r) at most `most`, and the cosine of all: else int8 loses the answers
+    every sample     rms of y - r over rms(r) at most `most`, and the cosine of all: else it loses the answers
     all together     rms error at most `fine`, or `sure_floors` times what rounding alone makes of this very model
                      (`exporters.onnx_models.rounding_noise`): else it is not rounding, and the graph is wrong
-    every element    at most `most` of rms(r), or `sure_floors` times the largest that rounding makes. A maximum grows
-                     with the elements, and where most are 0 (the probabilities of 200 classes) one that moves by 0.1 is
-                     1.2 of their rms: one limit cannot serve a scalar and those
+    every element    at most `least` of rms(r), or `sure_floors` times the largest that rounding makes, or `unknown`
+                     where that is not known. A maximum grows with the elements, and where most are 0 (the
+                     probabilities of 200 classes) one that moves by 0.1 is 1.2 of their rms: one limit cannot serve a
+                     scalar and those
+
+Measured 2026-11 in floors, eleven models (convolutions, transformers, LSTMs, a U-Net, a detector, a reader of 6625
+characters): fp16 for CPUs 0.4 to 1.1, rms as largest; for TensorRT, run in ONNX Runtime, which rounds less than a GPU,
+0.1 to 0.6. A weight off by 1 % is 3.2 to 24 of them. Where the file's original is known
+to no floor, the golden sample judges a half graph as that of a spec.
 
 The limit of the relative error follows the graph's own noise floor where it is known: the floor is torch's max |fp32 -
 fp64| for this very graph and input, so a shallow graph gets a sharp limit and a deep one a fair limit:
@@ -91,6 +97,8 @@ TOLERANCES: Mapping[str, Tolerance] = {
         nothing=2**-9,
         top1_loss=0.005,
         reason="fp16 rounds 2^13 times coarser than fp32: at most 0.64 of that measured, doubled for fp16 sums",
+        sure_floors=3.0,
+        fine=2**-13,
     ),
     "bf16": Tolerance(
         floor_factor=2.0 * 2**16,
@@ -101,6 +109,8 @@ TOLERANCES: Mapping[str, Tolerance] = {
         nothing=2**-6,
         top1_loss=0.01,
         reason="bf16 rounds 2^16 times coarser than fp32: at most 0.8 of that measured, doubled",
+        sure_floors=3.0,
+        fine=2**-10,
     ),
     "int8": Tolerance(
         floor_factor=None,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.backends.base import Availability, CompileRequest, CompileResult
-from engines.onnx_files.read import read_onnx
+from engines.onnx_files.read import parse_onnx, read_onnx
 from engines.runtime.executors.onnxruntime import make_ort_session
 from specs.errors import BuildError, GraphError, MetagenError, missing_dependency
 from specs.progress import Progress
@@ -117,7 +117,8 @@ def make_session(path: Path, model_bytes: bytes | None = None, *, spare_memory: 
     try:
         if spare_memory and has_large_weights(path):
             return make_mapped_session(path, options, providers=list_providers(), model_bytes=model_bytes)
-        return make_ort_session(model, options, list_providers())
+        file = read_onnx(path) if model_bytes is None else parse_onnx(model_bytes, path)
+        return make_ort_session(model, options, list_providers(), half=file.has_halves())
     except list_exceptions() as error:
         raise translate_error(error, path) from None
 

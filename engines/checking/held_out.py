@@ -1,7 +1,7 @@
-"""An int8 graph judged on samples that calibrated nothing, all together: see `specs.tolerance`.
+"""A graph of lower precision judged on samples that calibrated nothing, all together: see `specs.tolerance`.
 
-    golden sample, held-out samples --> rms error of each, of the rms of all    at most 0.3
-                                        cosine of all                           at least 0.99
+    golden sample, held-out samples --> rms error of each, of the rms of all    at most 0.3         in fp16 0.03
+                                        cosine of all                           at least 0.99       0.9999
                                         rms and largest error of all            at most what rounding explains, or
                                                                                 so small that nothing needs explaining
                                         integers                                equal, but for one in 200
@@ -76,7 +76,7 @@ def _judge_floats(
     errors = [_measure_rms(value, reference) / rms for value, reference in zip(values, wanted, strict=True)]
     worst = int(np.argmax(errors))
     largest = difference.max_abs / rms
-    allowed = max(limits.most, limits.sure_floors * (rounding.largest if rounding else 0.0) / rms)
+    allowed = max(limits.least, limits.sure_floors * rounding.largest / rms) if rounding else limits.unknown
     squares = sum(error**2 * value.size for error, value in zip(errors, values, strict=True))
     mean = math.sqrt(squares / max(1, sum(value.size for value in values)))
     reason = ""
@@ -88,13 +88,22 @@ def _judge_floats(
         reason = f"cosine {difference.cosine:.6f} over {len(values)} samples, at least {limits.cosine:g} needed"
     elif rounding and mean > max(limits.fine, limits.sure_floors * rounding.rms / rms):
         reason = (
-            f"rms error {mean:.3g} of the rms, and rounding to 8 bits alone makes {rounding.rms / rms:.3g}: "
+            f"rms error {mean:.3g} of the rms, and rounding to {where.precision} alone makes {rounding.rms / rms:.3g}: "
             "the graph is wrong, report it with the model"
         )
     elif not largest <= allowed:
-        explained = "" if rounding is None else f"; rounding to 8 bits alone makes {rounding.largest / rms:.3g}"
+        explained = (
+            "" if rounding is None else f"; rounding to {where.precision} alone makes {rounding.largest / rms:.3g}"
+        )
         reason = f"largest error {largest:.3g} of the rms, allowed {allowed:.3g}{explained}"
-    return replace(row, needed_relative=errors[worst], passed=not reason, reason=reason, samples=len(values))
+    return replace(
+        row,
+        limit_relative=limits.most,
+        needed_relative=errors[worst],
+        passed=not reason,
+        reason=reason,
+        samples=len(values),
+    )
 
 
 def _judge_probabilities(

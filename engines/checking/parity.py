@@ -2,7 +2,7 @@
 
     golden.npz --feed--> stage --outputs--> gates --> measure --> judge --> rows
                                             names and their order, dtype, shape, NaN and infinity
-    held_out.npz --> the same of int8, on samples of a user's file that calibrated nothing (`held_out`)
+    held_out.npz --> the same of lower precisions, on samples of a user's file that calibrated nothing (`held_out`)
     evaluation.npz --feed--> stage --> top-1, beside that of the fp32 graph
     an engine of fixed sizes is compared with the one of all sizes, which is compared with the golden data
 
@@ -144,7 +144,7 @@ def _check_stage(
         require_listed_weights(folder, manifest, where.stage)
     feed, golden = read_golden(folder, graph)
     fixed = stage.engine is not None and bool(stage.engine.sizes)
-    held = read_held_out(folder, graph, stage.target) if where.precision == "int8" and not fixed else HeldOut()
+    held = HeldOut() if fixed else read_held_out(folder, graph, stage.target, where.precision)
     evaluation = None if fixed else read_evaluation(folder, graph)
     batches = list(split_batches(evaluation[0], graph, manifest)) if evaluation else []
     try:

@@ -2,7 +2,8 @@
 
 <graph>.golden.npz       input:<name>, output:<name>: what torch answered in fp32
 <graph>.evaluation.npz   input:<name>, labels: held-out data, where the spec names some
-<graph>.held_out.npz     0:input:<name>, 0:output:<name>, ..., rounding:<target>:<output>: of a user's ONNX file
+<graph>.held_out.npz     0:input:<name>, 0:output:<name>, ..., rounding:<target>-<precision>:<output>: of
+                         a user's ONNX file
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def _has_shape(value: Array, tensor: IoTensor) -> bool:
 
 @dataclass(frozen=True)
 class Rounding:
-    """How far rounding to 8 bits alone moves an output on any of the samples, in its units."""
+    """How far rounding to a lower precision alone moves an output on any of the samples, in its units."""
 
     largest: float
     rms: float
@@ -103,16 +104,22 @@ class Rounding:
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """Samples that calibrated nothing: what the original answers, and what rounding to 8 bits alone makes of that."""
+    """Samples that calibrated nothing: what the original answers, and what rounding alone makes of that."""
 
     feeds: tuple[dict[str, Array], ...] = ()
     answers: tuple[dict[str, Array], ...] = ()
     rounding: Mapping[str, Rounding] = field(default_factory=dict)  # by output; missing where it is not known
 
 
-def read_held_out(folder: Path, graph: Graph, target: str) -> HeldOut:
-    """The held-out samples of a graph for one target; empty when it has none. Raises BundleError."""
-    if graph.held_out is None:
+def read_held_out(folder: Path, graph: Graph, target: str, precision: str) -> HeldOut:
+    """The held-out samples of a graph for one target and precision; empty where it is not judged on any.
+
+    Half precision is judged on them where it is known what rounding explains, else int8 alone.
+
+    Raises:
+        BundleError: the file cannot be read, or lacks an array.
+    """
+    if graph.held_out is None or precision == "fp32":
         return HeldOut()
     path = resolve_inside(folder, graph.held_out)
     arrays = _read_arrays(path)
@@ -126,8 +133,14 @@ def read_held_out(folder: Path, graph: Graph, target: str) -> HeldOut:
             where=str(path),
             fix="export the bundle again",
         ) from None
-    far = {t.name: value for t in graph.outputs if (value := arrays.get(f"rounding:{target}:{t.name}")) is not None}
+    far = {
+        t.name: value
+        for t in graph.outputs
+        if (value := arrays.get(f"rounding:{target}-{precision}:{t.name}")) is not None
+    }
     rounding = {name: Rounding(*map(float, value)) for name, value in far.items() if value.shape == (2,)}
+    if not rounding and precision != "int8":
+        return HeldOut()
     return HeldOut(feeds=feeds, answers=answers, rounding=rounding)
 
 

@@ -18,6 +18,8 @@ DTYPES: Mapping[int, str] = {
 #: Bits of one element, where it is not numpy's own itemsize.
 _BITS = {"uint4": 4, "int4": 4, "float4_e2m1fn": 4, "uint2": 2, "int2": 2, "bool": 8, "str": 0}
 
+_HALVES = ("float16", "bfloat16")
+
 Shape = tuple[int | str | None, ...]  # a size, the name of a dimension, or an unnamed unknown one
 
 
@@ -108,6 +110,15 @@ class OnnxFile:
         yield from _walk(self.graph.nodes)
         for body in self.functions.values():
             yield from _walk(body)
+
+    def has_halves(self) -> bool:
+        """Whether float16 or bfloat16 is more than how weights are stored: an input, or what a node makes."""
+        return any(value.dtype in _HALVES for value in self.graph.inputs) or any(
+            DTYPES.get(kind) in _HALVES
+            for node in self.walk_nodes()
+            for kind in (node.attributes.get("to"), node.attributes.get("dtype"))
+            if isinstance(kind, int)
+        )
 
     def walk_weights(self) -> Iterator[Weight]:
         """Every stored tensor: initializers of all graphs, and the tensors of Constant nodes."""

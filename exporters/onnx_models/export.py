@@ -20,7 +20,7 @@ from exporters.calibration.measure import measure_ranges
 from exporters.finish import finish_bundle, list_versions
 from exporters.garbage import collect_rarely
 from exporters.golden.data import write_golden
-from exporters.onnx_models.held_out import HeldOut, answer_held_out, split_samples, write_held_out
+from exporters.onnx_models.held_out import HALVES, HeldOut, answer_held_out, split_samples, write_held_out
 from exporters.onnx_models.known_branches import take_known_branches
 from exporters.onnx_models.probabilities import list_probabilities
 from exporters.onnx_models.read import Source, read_source
@@ -77,23 +77,21 @@ def export_model(
         CalibrationError: the calibration data does not fit the inputs.
     """
     read, inputs, ranges = _read(source, dims, calibration, progress)
-    model = read.model
     progress("golden data from ONNX Runtime", None)
     near = choose_sizes(ranges, near=_GOLDEN_NEAR)
     samples = read_samples(calibration, inputs, ranges, near) if calibration else []
-    kept, held_feeds = split_samples(samples) if "int8" in precisions else (samples, [])
+    kept, held_feeds = _split(samples, precisions)
     reference = find_reference(read, inputs, ranges, held_feeds or samples, chosen=dims)
-    _require_standard_operators(model, targets, source)
-    graph, pool = _write_portable(model, folder, inputs, reference)
-    del model
+    _require_standard_operators(read.model, targets, source)
+    graph, pool = _write_portable(read.model, folder, inputs, reference)
     own = find_precision(folder / graph.file)
     _require_reachable(own, precisions, source)
     if own == "fp32":
         graph = replace(graph, noise_floor=reference.noise_floor, no_noise_floor=reference.no_noise_floor)
     write_golden(folder / graph.golden, reference.feed, reference.outputs)
-    if "int8" in precisions and not samples:
-        held_feeds = list(_make_samples(inputs, reference, _HELD_OUT_SEEDS))
-    held = answer_held_out(read, held_feeds) if own != "int8" else HeldOut()
+    judged = _list_rounding(precisions, own)
+    held_feeds = held_feeds if samples else list(_make_samples(inputs, reference, _HELD_OUT_SEEDS))
+    held = answer_held_out(read, held_feeds) if judged else HeldOut()
     del read
     calibrating = kept or _make_samples(inputs, reference, _CALIBRATION_SEEDS)
     measure = _Calibration(folder / graph.file, calibrating, progress=progress)
@@ -108,9 +106,9 @@ def export_model(
     )
     graph = replace(graph, precision=own, typed=typed, held_out=_HELD_OUT_FILE if held.feeds else None)
     if graph.held_out:
-        progress("what rounding to 8 bits does to samples that are held out", None)
-        golden = (reference.feed, reference.outputs)
-        write_held_out(folder / graph.held_out, held, golden, folder / graph.file, measure.ranges, targets)
+        progress("what rounding alone does to samples that are held out", None)
+        golden, portable = (reference.feed, reference.outputs), folder / graph.file
+        write_held_out(folder / graph.held_out, held, golden, portable, measure.ranges, targets, judged)
     return finish_bundle(folder, _make_manifest(source, ranges, graph), components={COMPONENT: pool})
 
 
@@ -266,6 +264,19 @@ def _require_reachable(own: Precision, asked: Sequence[Precision], source: Path)
             allowed=f"{own}, or a lower precision",
             fix="leave --precision away to keep the file's own, or give the model as it was before it was converted",
         )
+
+
+def _split(samples: Sequence[Feed], precisions: Sequence[Precision]) -> tuple[Sequence[Feed], Sequence[Feed]]:
+    """(to calibrate with, held out)."""
+    if not _list_rounding(precisions, "fp32"):
+        return samples, []
+    return split_samples(samples, calibrating="int8" in precisions)
+
+
+def _list_rounding(precisions: Sequence[Precision], own: Precision) -> list[Precision]:
+    """The precisions among these that are judged by what rounding a file of `own` precision explains."""
+    found = [p for p in precisions if p == "int8" != own or (p in HALVES and own == "fp32")]
+    return list(dict.fromkeys(found))
 
 
 def _has_branches(model: ir.Model) -> bool:

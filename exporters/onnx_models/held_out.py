@@ -1,33 +1,43 @@
 """Samples on which no range of int8 is measured, and what the user's file answers to them.
 
-    --calibration, 8 feeds and more     every fourth feed is held out, up to 16
-    made-up inputs                      8 more of them
-                                        --> <graph>.held_out.npz: 0:input:<name>, 0:output:<name>, 1:input:..., and
-                                            rounding:<target>:<output>, [largest, rms] of what rounding alone does
+    --calibration, for int8     of 8 feeds and more every fourth is held out, up to 16
+    --calibration, for halves   all of them, which calibrate nothing; of more than 16 as many, evenly spread
+    made-up inputs              8 more of them
+                                --> <graph>.held_out.npz: 0:input:<name>, 0:output:<name>, 1:input:..., and
+                                    rounding:<target>-<precision>:<output>, [largest, rms] of what rounding alone does
 
-One sample does not show what int8 does to a model: a voice detector was right on 23 of 24 and lost the other. Not here:
-what int8 may do to them (`engines.checking.held_out`).
+One sample does not show what a lower precision does to a model: in int8 a voice detector was right on 23 of 24 and lost
+the other; in fp16 a text reader was refused for one element of 265000. Not here: what it may do to them
+(`engines.checking.held_out`).
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
+from exporters.onnx_models.half_noise import add_half_noise
+from exporters.onnx_models.int8_noise import add_int8_noise
 from exporters.onnx_models.read import Source
 from exporters.onnx_models.reference import place_runnable
 from exporters.onnx_models.rounding_noise import measure_rounding
 from exporters.onnx_models.run_apart import RefusedError, running_apart
 from exporters.onnx_models.samples import Feed
 from exporters.passes import Range
+from specs.schema import Precision
 from specs.targets import Target
 
+#: What is judged on them.
+HALVES = ("fp16", "bf16")
 #: Fewer samples than this all calibrate.
 _LEAST_SAMPLES = 8
 _EVERY = 4
@@ -46,11 +56,11 @@ class HeldOut:
     answers: tuple[Answers, ...] = ()
 
 
-def split_samples(samples: Sequence[Feed]) -> tuple[list[Feed], list[Feed]]:
+def split_samples(samples: Sequence[Feed], *, calibrating: bool = True) -> tuple[list[Feed], list[Feed]]:
     """(to calibrate with, held out)."""
-    if len(samples) < _LEAST_SAMPLES:
+    if calibrating and len(samples) < _LEAST_SAMPLES:
         return list(samples), []
-    every = max(_EVERY, -(-len(samples) // _MOST))
+    every = max(_EVERY if calibrating else 1, -(-len(samples) // _MOST))
     held = range(0, len(samples), every)
     return [sample for index, sample in enumerate(samples) if index not in held], [samples[index] for index in held]
 
@@ -84,30 +94,47 @@ def write_held_out(
     portable: Path,
     ranges: Mapping[str, Range],
     targets: Collection[Target],
+    precisions: Collection[Precision],
 ) -> None:
-    """Write what `held` has beside how far rounding alone moves it and the `golden` sample, for every target."""
+    """Write what `held` has beside how far rounding alone moves it and the `golden` sample.
+
+    Args:
+        portable: the float32 graph.
+        ranges: of the tensors that int8 rounds; empty where it does not, and then it moves nothing.
+        precisions: those that round, for every one of `targets`.
+    """
     arrays = {
         f"{index}:{kind}:{name}": array
         for index, pair in enumerate(zip(held.feeds, held.answers, strict=True))
         for kind, named in zip(("input", "output"), pair, strict=True)
         for name, array in named.items()
     }
-    measured: dict[bool, dict[str, NDArray[np.float64]]] = {}
-    for target in targets:
+    measured: dict[tuple[str, str], dict[str, NDArray[np.float64]]] = {}
+    for target, precision in product(targets, precisions):
         by_rows = target.lowering == "onnxruntime"
-        if by_rows not in measured:
-            measured[by_rows] = dict(_measure(portable, ranges, held, golden, by_rows=by_rows))
-        arrays |= {f"rounding:{target.name}:{name}": moved for name, moved in measured[by_rows].items()}
+        add_noise: Callable[[ir.Model, int], ir.Model | None]
+        key: tuple[str, str] = target.lowering, precision
+        if precision == "int8":
+            key = str(by_rows), precision
+            add_noise = partial(add_int8_noise, ranges=ranges, by_rows=by_rows)
+        else:
+            add_noise = partial(add_half_noise, lowering=target.lowering, precision=precision)
+        if key not in measured:
+            measured[key] = dict(_measure(portable, add_noise, held, golden))
+        arrays |= {f"rounding:{target.name}-{precision}:{name}": moved for name, moved in measured[key].items()}
     np.savez(path, **arrays)  # type: ignore[arg-type]  # numpy's stub takes `allow_pickle` for one of the arrays
 
 
 def _measure(
-    portable: Path, ranges: Mapping[str, Range], held: HeldOut, golden: tuple[Feed, Answers], *, by_rows: bool
+    portable: Path,
+    add_noise: Callable[[ir.Model, int], ir.Model | None],
+    held: HeldOut,
+    golden: tuple[Feed, Answers],
 ) -> Iterator[tuple[str, NDArray[np.float64]]]:
     """Output -> [largest, rms] of how far rounding moved it on all samples; missing where it could not be told."""
     feeds, answers = (golden[0], *held.feeds), (golden[1], *held.answers)
     with tempfile.TemporaryDirectory() as scratch:
-        found = measure_rounding(portable, ranges, feeds, answers, by_rows=by_rows, scratch=Path(scratch))
+        found = measure_rounding(portable, add_noise, feeds, answers, scratch=Path(scratch))
     for name in found[0] if found else ():
         if all(name in one for one in found):
             errors = np.concatenate([one[name] for one in found])

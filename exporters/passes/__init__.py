@@ -74,6 +74,7 @@ __all__ = [
     "Decided",
     "PipelineResult",
     "Range",
+    "copy_for_half",
     "copy_for_int8",
     "list_quantizable_tensors",
     "run_pipeline",
@@ -263,6 +264,18 @@ def copy_for_int8(model: ir.Model) -> ir.Model:
     copy = model.clone()
     for step in (*_BODY, FoldTransposedWeights()):
         step(copy)
+    return copy
+
+
+def copy_for_half(model: ir.Model, lowering: str, precision: str) -> ir.Model:
+    """A copy with the operators that half pipelines type: functions inlined, those that the target's opset lacks too.
+
+    Raises:
+        TargetError, GraphError: as `run_pipeline` does.
+    """
+    copy = model.clone()
+    passes = _find_pipeline(lowering, precision)
+    run_passes(copy, (*_BODY, *(step for step in passes if isinstance(step, SetOpset)), _INFER_TYPES), done=())
     return copy
 
 

@@ -84,27 +84,33 @@ class ConvertToFloat16(ir.passes.InPlacePass):
             if errors:
                 raise ir.passes.PostconditionError(f"{describe_node(node)}: {errors[0]}")
 
-    def _plan(self, model: ir.Model) -> dict[ir.Node, _HalfPorts]:
+    def _plan(self, model: ir.Model) -> dict[ir.Node, HalfPorts]:
         """The ports of every node that turn to half precision; notes the others with their reasons."""
-        kept, notes = find_kept(model, self.half), notes_of(model)
-        planned: dict[ir.Node, _HalfPorts] = {}
-        for node in model.graph.all_nodes():
-            if not any(_mentions_float(value) for value in (*node.inputs, *node.outputs)):
-                continue
-            ports = kept.get(node) or _plan_node(node, find_schema(node, model.opset_imports), self.half)
+        planned: dict[ir.Node, HalfPorts] = {}
+        for node, ports in plan_half(model, self.half).items():
             if isinstance(ports, str):
-                notes.keep_fp32[node.name or describe_node(node)] = ports
+                notes_of(model).keep_fp32[node.name or describe_node(node)] = ports
             else:
                 planned[node] = ports
         return planned
 
 
-class _HalfPorts:
+class HalfPorts:
     """Indices of the inputs and outputs of one node that are half precision."""
 
     def __init__(self, inputs: Iterable[int] = (), outputs: Iterable[int] = ()) -> None:
         self.inputs: set[int] = set(inputs)
         self.outputs: set[int] = set(outputs)
+
+
+def plan_half(model: ir.Model, half: ir.DataType) -> dict[ir.Node, HalfPorts | str]:
+    """For every node with float32 values, in graph order: what of it turns to half precision, or why nothing does."""
+    kept = find_kept(model, half)
+    return {
+        node: kept.get(node) or _plan_node(node, find_schema(node, model.opset_imports), half)
+        for node in model.graph.all_nodes()
+        if any(_mentions_float(value) for value in (*node.inputs, *node.outputs))
+    }
 
 
 def _mentions_float(value: ir.Value | None) -> bool:
@@ -117,16 +123,16 @@ def _require_plain_constants(model: ir.Model) -> None:
             raise refuse(node, "sparse constants are not supported", fix="store the constant densely")
 
 
-def _plan_node(node: ir.Node, schema: onnx.defs.OpSchema | None, half: ir.DataType) -> _HalfPorts | str:
+def _plan_node(node: ir.Node, schema: onnx.defs.OpSchema | None, half: ir.DataType) -> HalfPorts | str:
     """The ports that can be half precision by the schema, or why there are none."""
     if any(True for _ in list_subgraphs(node)):
         return "control flow: its inputs and outputs stay float32, its body is converted"
     if is_plugin(node):
         inputs, outputs = HALF_PORTS[node.op_type]
-        return _HalfPorts(inputs & {*range(len(node.inputs))}, outputs & {*range(len(node.outputs))})
+        return HalfPorts(inputs & {*range(len(node.inputs))}, outputs & {*range(len(node.outputs))})
     if schema is None:
         return "not an operator of onnx: nothing is known about the types it takes"
-    ports, bound = _HalfPorts(), set()
+    ports, bound = HalfPorts(), set()
     for port in list_ports(node, schema):
         spelled = spell_type(port.value.type)
         if spelled is None:
@@ -158,7 +164,7 @@ def _sets_own_type(node: ir.Node) -> bool:
 class _Rewriter:
     """Retypes what was planned and casts where two types meet."""
 
-    def __init__(self, model: ir.Model, half: ir.DataType, ports: dict[ir.Node, _HalfPorts]) -> None:
+    def __init__(self, model: ir.Model, half: ir.DataType, ports: dict[ir.Node, HalfPorts]) -> None:
         self.model, self.half, self.ports = model, half, ports
         self.namer = Namer(model)
         self.log = notes_of(model).log
@@ -187,7 +193,7 @@ class _Rewriter:
                 assert value.name is not None
                 del graph.initializers[value.name]
 
-    def _set_type_attribute(self, node: ir.Node, ports: _HalfPorts) -> None:
+    def _set_type_attribute(self, node: ir.Node, ports: HalfPorts) -> None:
         if 0 not in ports.outputs:
             return
         if is_onnx(node, "Cast"):

@@ -69,12 +69,7 @@ class _Flattener:
                 node.replace_input_with(index, self._stack(value))
 
     def _is_tokens(self, value: ir.Value) -> bool:
-        return value in self.sizes or (
-            read_constant(value) is None
-            and value.shape is not None
-            and len(value.shape) == 3
-            and all(isinstance(size, int) and size > 0 for size in value.shape[1:])
-        )
+        return value in self.sizes or (read_constant(value) is None and _has_tokens(value.shape))
 
     def _read_shape(self, value: ir.Value) -> ir.Shape:
         shape = self.sizes.get(value, value.shape)
@@ -82,8 +77,8 @@ class _Flattener:
         return shape
 
     def _works_on_tokens(self, node: ir.Node) -> bool:
-        if any(output.shape is None or len(output.shape) != 3 for output in node.outputs):
-            return False
+        if not all(_has_tokens(output.shape) for output in node.outputs):
+            return False  # inference may lose what of an input is static
         if any(use.node.graph is not self.graph for output in node.outputs for use in output.uses()):
             return False  # the body of an If or a Loop reads it as it is
         if is_onnx(node, *_UNARY):
@@ -164,6 +159,11 @@ class _Flattener:
     def _constant(self, sizes: list[object], origin: ir.Value) -> ir.Value:
         tensor = ir.tensor(np.array(sizes, np.int64))
         return add_initializer(self.graph, tensor, self.namer(f"{origin.name}/sizes"))
+
+
+def _has_tokens(shape: ir.Shape | None) -> bool:
+    """[B, T, C] of static T and C."""
+    return shape is not None and len(shape) == 3 and all(isinstance(size, int) and size > 0 for size in shape[1:])
 
 
 def _are_equal(first: ir.Shape, second: ir.Shape) -> bool:

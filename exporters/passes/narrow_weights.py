@@ -13,6 +13,8 @@ what a float16 graph keeps (`keep_float32`): spectra, and weights that do not fi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import onnx_ir as ir
 
 from exporters.passes.convert_to_float16 import narrow_lazily
@@ -28,25 +30,31 @@ class NarrowWeights(ir.passes.InPlacePass):
     """Fires on float32 initializers of two axes and more; needs types (InferTypes)."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        kept, notes = find_kept(model, _HALF), notes_of(model)
+        notes = notes_of(model)
         count = 0
-        for graph in list_graphs(model):
-            for value in graph.initializers.values():
-                tensor = read_constant(value)
-                if not _is_wide(tensor):
-                    continue
-                assert tensor is not None
-                users = [use.node for use in value.uses()]
-                if reason := _find_reason(value, tensor, users, kept):
-                    products = [node for node in users if is_onnx(node, *_PRODUCTS)]
-                    notes.keep_fp32.update({node.name or "": reason for node in products})
-                    continue
-                name = value.name
-                value.const_value = widen_lazily(narrow_lazily(tensor, _HALF, None))
-                value.const_value.name = name
-                count += 1
+        for value, reason in find_narrow_weights(model):
+            if reason:
+                products = [use.node for use in value.uses() if is_onnx(use.node, *_PRODUCTS)]
+                notes.keep_fp32.update({node.name or "": reason for node in products})
+                continue
+            name, tensor = value.name, value.const_value
+            assert tensor is not None
+            value.const_value = widen_lazily(narrow_lazily(tensor, _HALF, None))
+            value.const_value.name = name
+            count += 1
         notes.log.append(f"NarrowWeights: {count} weights are stored in float16")
         return ir.passes.PassResult(model, modified=bool(count))
+
+
+def find_narrow_weights(model: ir.Model) -> Iterator[tuple[ir.Value, str]]:
+    """Every float32 initializer of two axes and more, and why it stays float32, or ""."""
+    kept = find_kept(model, _HALF)
+    for graph in list_graphs(model):
+        for value in graph.initializers.values():
+            tensor = read_constant(value)
+            if _is_wide(tensor):
+                assert tensor is not None
+                yield value, _find_reason(value, tensor, [use.node for use in value.uses()], kept)
 
 
 def _is_wide(tensor: ir.TensorProtocol | None) -> bool:

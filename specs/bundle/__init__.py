@@ -91,7 +91,7 @@ class Graph:
     no_noise_floor: str = ""  # why that was not measured
     probabilities: tuple[str, ...] = ()  # outputs that a Sigmoid or a Softmax bounds: their scale is 1
     evaluation: str | None = None
-    held_out: str | None = None  # answers of a user's file to samples that no range was measured on, for int8
+    held_out: str | None = None  # answers of a user's file to samples that lower precisions are judged on
     typed: tuple[TypedGraph, ...] = ()
     engines: tuple[EngineFile, ...] = ()
 

@@ -23,26 +23,35 @@ _DTYPES = {
 #: Moves Q/DQ pairs past a Reshape. Where the values are int8 and the opset has `output_dtype` (21 and later), a later
 #: step makes the moved zero point uint8 and forgets the attribute (ONNX Runtime 1.31; its issues 27845 and 28491).
 _SPOILING_OPTIMIZER = "QDQPropagationTransformer"
+#: Lays out convolutions anew, float32 ones. Behind a Cast of float16 to float32 it follows a pointer to nothing, and
+#: the process ends (ONNX Runtime 1.24 to 1.31; its issue 28392).
+_CRASHING_OPTIMIZER = "NchwcTransformer"
+_HALVES = ("fp16", "bf16")
 _SPOILED = "output_dtype INT8 does not match y_zero_point type UINT8"
 #: By default int4 weights behind a DequantizeLinear are multiplied with inputs rounded to 8 bits: 2 % of the rms away.
 _INT4_PRODUCTS = ("session.qdq_matmulnbits_accuracy_level", "1")  # 1: float32, as the file says
 _FATAL_ONLY = 4  # ONNX Runtime's log severity; its errors reach the caller as exceptions
 
 
-def make_ort_session(model: str | bytes, options: Any, providers: Sequence[str]) -> Any:
-    """A session over a file or its bytes that computes what it says: without the one optimiser that makes some sound
+def make_ort_session(model: str | bytes, options: Any, providers: Sequence[str], *, half: bool = False) -> Any:
+    """A session over a file or its bytes that computes what it says: without the optimisers that make some sound
     graphs unsound, and in no less than float32 where the file does. `options` are added to.
+
+    Args:
+        half: values between nodes are in half precision.
 
     Raises: what ONNX Runtime raises; its exception classes share no base but Exception.
     """
     ort = importlib.import_module("onnxruntime")
     options.add_session_config_entry(*_INT4_PRODUCTS)
+    disabled = [_CRASHING_OPTIMIZER] if half else []
     try:
-        return ort.InferenceSession(model, options, providers=providers)
+        return ort.InferenceSession(model, options, providers=providers, disabled_optimizers=disabled)
     except Exception as error:
         if _SPOILED not in str(error):
             raise
-    return ort.InferenceSession(model, options, providers=providers, disabled_optimizers=[_SPOILING_OPTIMIZER])
+    disabled.append(_SPOILING_OPTIMIZER)
+    return ort.InferenceSession(model, options, providers=providers, disabled_optimizers=disabled)
 
 
 def open_onnx(
@@ -63,7 +72,7 @@ def open_onnx(
     if candidate.backend == ONNXRUNTIME_CUDA:
         providers.insert(0, "CUDAExecutionProvider")
     try:
-        session = make_ort_session(str(path), options, providers)
+        session = make_ort_session(str(path), options, providers, half=graph.precision in _HALVES)
     except Exception as error:  # its exception classes share no base but this one
         raise PreflightError(
             f"ONNX Runtime {ort.__version__} cannot load this graph",

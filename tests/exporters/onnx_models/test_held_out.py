@@ -8,84 +8,24 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import numpy_helper
 
-from engines.checking import apart, parity
 from engines.checking.compare import StageName
 from engines.checking.held_out import judge_held_out
-from engines.checking.reference import Rounding, read_golden, read_held_out
+from engines.checking.reference import Rounding, read_held_out
 from exporters.onnx_models.held_out import split_samples
-from metagen_deploy import pipeline
-from specs.bundle import Graph, IoTensor, Manifest
+from specs.bundle import Graph, IoTensor
 from specs.errors import BundleError, ParityError
-from specs.report import ParityReport, ParityRow
-
-Export = Callable[..., tuple[Manifest, ParityReport]]
-
-WIDTH, CLASSES, SAMPLES = 64, 200, 40
-
-
-def write_model(folder: Path, tail: str = "y = Identity(c)") -> Path:
-    """Three products; `tail` makes y [N, 200] of the last one's c."""
-    rng = np.random.default_rng(4)
-    model = onnx.parser.parse_model(
-        f'<ir_version: 8, opset_import: ["": 17]> g (float[N, {WIDTH}] x) => (float[N, K] y) {{'
-        f" m = MatMul(x, u) n = Add(m, b) a = Relu(n) p = MatMul(a, v) q = Relu(p) c = MatMul(q, w) {tail} }}"
-    )
-    sizes = {"u": (WIDTH, WIDTH), "v": (WIDTH, 4 * WIDTH), "w": (4 * WIDTH, CLASSES), "b": (WIDTH,)}
-    for name, shape in sizes.items():
-        array = (rng.standard_normal(shape) / np.sqrt(shape[0] / 2)).astype(np.float32)
-        sure = 3 if name == "w" and "Softmax" in tail else 1
-        model.graph.initializer.append(numpy_helper.from_array(array * np.float32(sure), name))
-    path = folder / "m.onnx"
-    path.write_bytes(model.SerializeToString())
-    return path
-
-
-def make_inputs(seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal((SAMPLES, WIDTH), dtype=np.float32)
-
-
-@pytest.fixture
-def export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Export:
-    monkeypatch.setattr(apart.BundleChecker, "start", lambda self: None)
-    monkeypatch.setattr(
-        apart.BundleChecker,
-        "check",
-        lambda self, folder, progress: parity.check_bundle(folder, progress=progress),
-    )
-
-    def run(path: Path, *targets: str, inputs: np.ndarray | None = None) -> tuple[Manifest, ParityReport]:
-        if inputs is not None:
-            np.savez(tmp_path / "c.npz", x=inputs[:, None])
-        return pipeline.export(
-            str(path),
-            output=tmp_path / "o.bundle",
-            targets=targets,
-            precisions=("int8",),
-            calibration=tmp_path / "c.npz" if inputs is not None else None,
-            progress=lambda *_: None,
-        )
-
-    return run
-
-
-def judge(folder: Path, manifest: Manifest, change: Callable[[onnx.ModelProto], None], target: str) -> list[ParityRow]:
-    """The rows of the typed graph after `change`, as a check makes them."""
-    (graph,) = manifest.graphs
-    typed = next(typed for typed in graph.typed if typed.target == target)
-    proto = onnx.load(folder / typed.file)
-    change(proto)
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    feed, golden = read_golden(folder, graph)
-    held = read_held_out(folder, graph, target)
-    names = [tensor.name for tensor in graph.outputs]
-    results = [dict(zip(names, session.run(None, one), strict=True)) for one in (feed, *held.feeds)]
-    where = StageName(graph=graph.name, stage=typed.file, backend="onnxruntime", precision="int8")
-    return judge_held_out(where, graph, results, [golden, *held.answers], held.rounding)
-
+from specs.report import ParityRow
+from tests.exporters.onnx_models.judged_models import (
+    Export,
+    change_weight,
+    drop_bias,
+    judge,
+    make_inputs,
+    write_model,
+)
 
 # What is held out.
 
@@ -103,14 +43,14 @@ def test_every_fourth_sample_is_held_out_and_calibrates_nothing() -> None:
 def test_the_bundle_keeps_them_with_what_rounding_makes(tmp_path: Path, export: Export) -> None:
     manifest, report = export(write_model(tmp_path), "cpu", "rtx-4090", inputs=make_inputs())
     (graph,) = manifest.graphs
-    held = read_held_out(tmp_path / "o.bundle", graph, "cpu")
+    held = read_held_out(tmp_path / "o.bundle", graph, "cpu", "int8")
     assert len(held.feeds) == 10
     assert np.array_equal(held.feeds[3]["x"], make_inputs()[12:13])
     rows = {row.stage: row for row in report.rows}
     for target in ("cpu", "rtx-4090"):
         row = rows[f"model/model.{target}-int8.onnx"]
         assert row.samples == 11
-        rounding = read_held_out(tmp_path / "o.bundle", graph, target).rounding["y"].largest
+        rounding = read_held_out(tmp_path / "o.bundle", graph, target, "int8").rounding["y"].largest
         assert rounding / 3 < row.difference.max_abs < 2 * rounding, "noise of the same steps is as far"
     assert rows["model/model.onnx"].samples == 1
 
@@ -127,7 +67,7 @@ def test_held_out_data_that_lacks_an_output_is_refused(tmp_path: Path, export: E
         rest = {key: arrays[key] for key in arrays if key != "2:output:y"}
     np.savez(path, **rest)
     with pytest.raises(BundleError, match="lacks '2:output:y'"):
-        read_held_out(tmp_path / "o.bundle", manifest.graphs[0], "cpu")
+        read_held_out(tmp_path / "o.bundle", manifest.graphs[0], "cpu", "int8")
 
 
 # A right graph passes.
@@ -158,20 +98,6 @@ def scale(proto: onnx.ModelProto, op_type: str, factor: float) -> None:
             node.input[1] = "mutated"
             return
     raise AssertionError(f"no {op_type}")
-
-
-def change_weight(proto: onnx.ModelProto, change: Callable[[np.ndarray], np.ndarray]) -> None:
-    tensor = max(proto.graph.initializer, key=lambda one: np.prod(one.dims))
-    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(change(numpy_helper.to_array(tensor))), tensor.name))
-
-
-def drop_bias(proto: onnx.ModelProto) -> None:
-    for node in proto.graph.node:
-        if node.op_type == "Add" and "b" in " ".join(node.input):
-            node.op_type = "Identity"
-            del node.input[1]
-            return
-    raise AssertionError("no bias")
 
 
 MUTANTS: dict[str, Callable[[onnx.ModelProto], None]] = {
@@ -234,7 +160,7 @@ def test_the_largest_error_must_be_small_or_rounding() -> None:
     assert not rows_of(got, wanted).passed
     assert not rows_of(got, wanted, rounding=0.1).passed
     assert rows_of(got, wanted, rounding=0.2).passed
-    assert "rounding to 8 bits alone makes 0.1" in rows_of(got, wanted, rounding=0.1).reason
+    assert "rounding to int8 alone makes 0.1" in rows_of(got, wanted, rounding=0.1).reason
 
 
 def test_an_error_that_is_small_and_still_not_rounding_fails() -> None:

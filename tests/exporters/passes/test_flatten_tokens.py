@@ -149,6 +149,16 @@ def test_rows_in_the_wrong_order_are_found_out() -> None:
     assert differ(before, run(model, feed)) > 0.1
 
 
+def test_an_output_whose_sizes_are_declared_open_is_left_stacked() -> None:
+    """Torch's old exporter gives every size of an output a name of its own, also where the input's is fixed."""
+    model, feed = make(LAYER.replace("float[B,{T},8] y", "float[B,S,W] y"))
+    before = run(model, feed)
+    assert FlattenTokens()(model).modified
+    InferTypes()(model)
+    assert ranks(model, "LayerNormalization") == [2, 2]
+    assert differ(before, run(model, feed)) < 2e-6
+
+
 @pytest.mark.parametrize(("lowering", "flat"), [("tensorrt-8", 2), ("tensorrt-10", 3), ("onnxruntime", 3)])
 def test_only_tensorrt_8_flattens(lowering: str, flat: int) -> None:
     model, feed = make()
