@@ -2,8 +2,9 @@
 
 Taken: one document, a mapping, of mappings, lists and scalars, in YAML 1.2's core reading (`no` is text, `1e-5` is a
 number, `010` is ten). Refused, each with its line: a key written twice, a key that is not text, aliases and anchors
-(they can grow without bound), tags, several documents, NaN and infinities, deep nesting, more than 1 MB, bytes that
-are not UTF-8. Nothing is ever constructed from a tag.
+(they can grow without bound), tags, several documents, NaN and infinities, deep nesting, more than 1 MB, more keys or
+values than a spec can need (they would only take long to refuse), bytes that are not UTF-8. Nothing is ever constructed
+from a tag.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from specs.errors import SpecError
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 32
+MAX_KEYS = 1_000  # of one mapping
+MAX_VALUES = 50_000  # keys and values in all: the names of 21,841 classes fit
 
 Path_ = tuple[str | int, ...]
 Scalar = str | int | float | bool | None
@@ -177,6 +180,7 @@ class _Reader:
         self.text, self.source = text, source
         self.lines: dict[Path_, int] = {(): 1}
         self.loader: Any = None  # PyYAML's parser has no types
+        self.count = 0  # of keys and values
 
     def _error(
         self, problem: str, event: Any, *, fix: str, got: str | None = None, allowed: str | None = None
@@ -212,6 +216,13 @@ class _Reader:
 
     def _read(self, path: Path_, depth: int) -> Any:
         event = self.loader.get_event()
+        self.count += 1
+        if self.count > MAX_VALUES:
+            raise self._error(
+                f"this holds more than {MAX_VALUES} keys and values",
+                event,
+                fix="give a spec's YAML file; weights and data are files of their own",
+            )
         if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
             raise self._error(
                 f"anchors and aliases are not taken: '{event.anchor}'",
@@ -249,6 +260,13 @@ class _Reader:
             if not isinstance(key, str):
                 raise self._error(
                     f"a key must be text, and this is {name_type(key)}", event, fix="quote it, if it is meant"
+                )
+            if len(values) == MAX_KEYS:
+                raise self._error(
+                    f"this mapping has more than {MAX_KEYS} keys",
+                    event,
+                    got=f"'{key}' after {MAX_KEYS} others",
+                    fix="write the keys that metagen-deploy show --schema lists",
                 )
             at = (*path, key)
             if key in values:

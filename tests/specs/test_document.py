@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from specs.document import MAX_KEYS, MAX_VALUES, parse_document
 from specs.errors import MetagenError, SpecError
 from tests.specs.small_specs import require_refusal
 
@@ -78,3 +79,34 @@ BAD = [
 @pytest.mark.parametrize(("old", "new", "kind", "text"), BAD)
 def test_text_that_is_no_document(old: str, new: str, kind: type[MetagenError], text: str) -> None:
     require_refusal(old, new, kind, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("".join(f"key_{i}: {i}\n" for i in range(60_000)), "this mapping has more than 1000 keys"),
+        (
+            "name: x\ncomponents:\n" + "".join(f"  c{i}: {{kind: vision.vit}}\n" for i in range(30_000)),
+            "this mapping has more than 1000 keys",
+        ),
+        (f"labels: [{', '.join('1' * 200_000)}]", "this holds more than 50000 keys and values"),
+        (f"a: [{', '.join(['[1, 2]'] * 100_000)}]", "this holds more than 50000 keys and values"),
+    ],
+    ids=["keys", "components", "items", "lists"],
+)
+def test_nonsense_of_a_megabyte_is_refused_before_it_is_read(text: str, problem: str) -> None:
+    """The reader stops where a spec must have ended; by that it takes a part of the time, whatever the machine."""
+    with pytest.raises(SpecError) as caught:
+        parse_document(text, source="my.yaml")
+    assert caught.value.problem == problem
+    assert caught.value.where is not None and caught.value.where.startswith("my.yaml:")
+
+
+def test_as_many_keys_and_values_as_are_allowed_are_read() -> None:
+    keys = "".join(f"k{i}: {i}\n" for i in range(MAX_KEYS))
+    assert len(parse_document(keys, source="my.yaml").data) == MAX_KEYS
+    room = MAX_VALUES - 3  # the mapping, its key, the list
+    names = parse_document(f"labels: [{', '.join('1' * room)}]", source="my.yaml").data["labels"]
+    assert len(names) == room
+    with pytest.raises(SpecError, match="more than 50000"):
+        parse_document(f"labels: [{', '.join('1' * (room + 1))}]", source="my.yaml")
