@@ -21,6 +21,7 @@ from exporters.passes.convert_to_float16 import HalfPorts, plan_half
 from exporters.passes.narrow_weights import find_narrow_weights
 from exporters.passes.shared.graph import Namer, add_initializer, read_constant
 from exporters.passes.shared.keep_float32 import is_float
+from specs.errors import GraphError
 
 _HALVES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 #: A quarter of the last place of a number just above a power of two, relative: an eighth just below the next.
@@ -28,8 +29,14 @@ _DITHER = {ir.DataType.FLOAT16: 2.0**-12, ir.DataType.BFLOAT16: 2.0**-9}
 
 
 def add_half_noise(model: ir.Model, seed: int, *, lowering: str, precision: str) -> ir.Model | None:
-    """A copy with the noise of `precision`, fp16 or bf16; None where nothing would be rounded."""
-    noisy = copy_for_half(model, lowering, precision)
+    """A copy with the noise of `precision`, fp16 or bf16; None where nothing would be rounded.
+
+    Also where the target's opset lacks what only the rewrites of its pipeline take out of the graph.
+    """
+    try:
+        noisy = copy_for_half(model, lowering, precision)
+    except GraphError:
+        return None
     half = _HALVES[precision]
     if lowering == "onnxruntime":
         return noisy if _move_weights(noisy, half, seed) else None

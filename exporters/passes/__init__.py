@@ -18,6 +18,8 @@
     tensorrt-10    body                      body, or the plugin
     tensorrt-11    GroupNormalization 21     body, or the plugin
 
+    AffineGrid of known sizes: a product, for every TensorRT (`lower_affine_grid`)
+
     lowering       a decode step of one token, of 16 rows at most
     tensorrt-8     fp32, fp16: as above, or the plugins of linears and attention (`fuse_step`); int8: as above
     others         as above
@@ -51,6 +53,7 @@ from exporters.passes.int8.ranges import Range, set_ranges
 from exporters.passes.int8.scaling import Decided, set_decided
 from exporters.passes.int8.weighted import find_weighted, list_activations
 from exporters.passes.keep_plugins import KeepPlugins, has_plugin_ops
+from exporters.passes.lower_affine_grid import LowerAffineGrid
 from exporters.passes.lower_attention import LowerAttention
 from exporters.passes.lower_cached_attention import LowerCachedAttention
 from exporters.passes.lower_cached_step import LowerCachedStep
@@ -85,7 +88,7 @@ __all__ = [
 
 _BF16 = ir.DataType.BFLOAT16
 # one object each, so that pipelines begin alike (`beginnings`)
-_KEEP_PLUGINS, _INFER_TYPES = KeepPlugins(), InferTypes()
+_KEEP_PLUGINS, _INFER_TYPES, _AFFINE_GRID = KeepPlugins(), InferTypes(), LowerAffineGrid()
 _FUSE_STEP: Pipeline = (WidenWeights(), _INFER_TYPES, FuseStep())
 _MARK_HALVES: Pipeline = (MarkHalves(),)
 _BODY: Pipeline = (
@@ -117,6 +120,7 @@ _TRT8: Pipeline = (
     LowerCachedStep(),
     UniteGroupNorm(),
     *_BODY,
+    _AFFINE_GRID,
     FoldIntegerBiases(),
     SelectMaskedScores(),
     MultiplyPatches(),
@@ -126,9 +130,9 @@ _TRT8: Pipeline = (
     _INFER_TYPES,
 )
 _TRT8_INT8: Pipeline = (*_TRT8, SetOpset(minimum=13, maximum=17), _INFER_TYPES)
-_TRT10_FORM: Pipeline = (UniteGroupNorm(), *_BODY, FoldIntegerBiases())
+_TRT10_FORM: Pipeline = (UniteGroupNorm(), *_BODY, _AFFINE_GRID, FoldIntegerBiases())
 _TRT10: Pipeline = (*_TRT10_FORM, SetOpset(minimum=9, maximum=20), _INFER_TYPES)
-_TRT11_FORM: Pipeline = (LowerGroupNorm(), *_BODY, FoldIntegerBiases(), FuseGelu(), SpellElu())
+_TRT11_FORM: Pipeline = (LowerGroupNorm(), *_BODY, _AFFINE_GRID, FoldIntegerBiases(), FuseGelu(), SpellElu())
 _TRT11: Pipeline = (*_TRT11_FORM, SetOpset(minimum=9, maximum=24), _INFER_TYPES)
 _TRT11_HALF: Pipeline = (*_ATTENTION_4D, *_TRT11)
 # float16 scales exist from opset 19
@@ -274,8 +278,8 @@ def copy_for_half(model: ir.Model, lowering: str, precision: str) -> ir.Model:
         TargetError, GraphError: as `run_pipeline` does.
     """
     copy = model.clone()
-    passes = _find_pipeline(lowering, precision)
-    run_passes(copy, (*_BODY, *(step for step in passes if isinstance(step, SetOpset)), _INFER_TYPES), done=())
+    operators = [step for step in _find_pipeline(lowering, precision) if isinstance(step, (LowerAffineGrid, SetOpset))]
+    run_passes(copy, (*_BODY, *operators, _INFER_TYPES), done=())
     return copy
 
 

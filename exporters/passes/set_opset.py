@@ -14,6 +14,7 @@ Models must be inlined first. Not here: other domains.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -154,16 +155,22 @@ def _raise(model: ir.Model, version: int, target: int) -> None:
 def _convert_with_onnx(model: ir.Model, target: int) -> bool:
     """onnx's converter, which keeps the names of nodes but not their metadata."""
     metadata = {node.name: dict(node.metadata_props) for node in model.graph.all_nodes()}
-    logger = logging.getLogger(version_converter.__name__)
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)  # it announces the fallback that is asked for
-    try:
+    with _silence(version_converter.__name__):  # it announces the fallback that is asked for
         converted = version_converter.ConvertVersionPass(target, fallback=True)(model).modified
-    finally:
-        logger.setLevel(level)
     for node in model.graph.all_nodes():
         node.metadata_props.update(metadata.get(node.name, {}))
     return converted and model.opset_imports[""] == target
+
+
+@contextlib.contextmanager
+def _silence(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _needs_adapter(model: ir.Model, version: int, target: int) -> bool:
@@ -195,7 +202,8 @@ def _lower(model: ir.Model, version: int, target: int) -> None:
         common.InlinePass()(model)
         common.NameFixPass()(model)
         # bodies compute their axes, which older reductions take as attributes
-        optimizer.fold_constants(model, input_size_limit=_SHAPE_SIZED, output_size_limit=_SHAPE_SIZED)
+        with _silence(optimizer.__name__):  # it says of every Split that it is left
+            optimizer.fold_constants(model, input_size_limit=_SHAPE_SIZED, output_size_limit=_SHAPE_SIZED)
     for node in _list_nodes(model):
         _lower_node(node, version, target)
     _set_version(model, target)
