@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from specs.graphs import count_macs, count_parameters
+from specs.graphs import count_activations, count_macs, count_parameters
 from specs.handlers import get_handler
 from specs.load import load_spec
 from specs.sources import list_zoo
@@ -45,3 +45,18 @@ def test_tiny_is_tiny(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in DOCUMENTED if name in list_zoo()])
 def test_full_size_is_the_documents(name: str) -> None:
     assert sum(count_parameters(load_spec(name)).values()) == pytest.approx(DOCUMENTED[name], rel=0.05)
+
+
+@pytest.mark.parametrize("name", list_tiny_specs())
+def test_three_samples_hold_three_times_as_much(name: str) -> None:
+    """Of every part; a similarity compares each of a batch with each. No size makes a part hold less."""
+    spec = load_spec(name)
+    sizes = {dim: size.opt for dim, size in spec.dims.items()} | {"batch": 2}
+    two, six = (count_activations(spec, {**sizes, "batch": batch}) for batch in (2, 6))
+    for part, component in spec.components.items():
+        if part in two and component.kind not in ("fusion.late", "fusion.sigmoid"):
+            assert six[part] == (3 * two[part].layer, 3 * two[part].interface), part
+    for dim in sizes:
+        more = count_activations(spec, sizes | {dim: 2 * sizes[dim]})
+        for part, held in two.items():
+            assert more[part].layer >= held.layer and more[part].interface >= held.interface, (dim, part)
