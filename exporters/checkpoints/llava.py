@@ -131,7 +131,15 @@ def count_pieces(tower: Mapping[str, Any], projector: Mapping[str, Any]) -> int:
             where=".".join(map(str, first["loc"])) or None,
             fix="restore config.json: it belongs to the checkpoint",
         ) from None
-    return config.num_tokens - int(projector["skip_tokens"])
+    pieces = config.num_tokens - int(projector["skip_tokens"])
+    if pieces < 1:
+        raise CheckpointError(
+            "the checkpoint's config contradicts itself: a picture would become no token",
+            where="vision_config",
+            got=f"image_size {tower['image_size']}, patch_size {tower['patch_size']}",
+            fix="restore config.json: it belongs to the checkpoint",
+        )
+    return pieces
 
 
 def _describe_decoder(config: Config) -> tuple[dict[str, Any], int]:
@@ -142,6 +150,7 @@ def _describe_decoder(config: Config) -> tuple[dict[str, Any], int]:
     refuse_quantised(text)
     require_causal(text)
     decoder = _DECODERS[kind].describe(text)
+    decoder.pop("logit_softcap", None)  # the library's LLaVA has a head of its own, without Gemma 2's cap
     if config.take("tie_word_embeddings", bool, False):
         decoder["tie_embeddings"] = True
     return decoder, text.take("max_position_embeddings", int, 2048)

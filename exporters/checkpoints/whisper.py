@@ -28,6 +28,20 @@ from specs.schema import Spec
 
 #: What the library's config says where these keys are missing, which then is what it generates with.
 _USUAL_TOKENS = {"eos_token_id": 50256, "begin_suppress_tokens": [220, 50256]}
+#: What `generate` would follow and the host loop does not -> the values that change nothing.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "return_timestamps": (False,),
+    "repetition_penalty": (1.0,),
+    "encoder_repetition_penalty": (1.0,),
+    "no_repeat_ngram_size": (0,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "min_length": (0,),
+    "min_new_tokens": (0,),
+    "bad_words_ids": ([],),
+    "sequence_bias": ([], {}),
+    "forced_bos_token_id": (),
+    "forced_eos_token_id": (),
+}
 _ATTENTION = {"query": "q_proj", "value": "v_proj", "out": "out_proj"}
 
 
@@ -133,6 +147,7 @@ def _map_layers(ours: str, theirs: str, count: int, attentions: Mapping[str, str
 def read_tokens(config: Config, generation: Config) -> dict[str, Any]:
     """What the decoder is told first, what ends a text, and what is never said."""
     source = generation if generation.data else Config({**_USUAL_TOKENS, **config.data}, config.where)
+    _refuse_processors(source)
     vocab_size = config.take("vocab_size", int, 51865)
     start = source.take("decoder_start_token_id", int, config.take("decoder_start_token_id", int, 50257))
     ends = source.data.get("eos_token_id", config.data.get("eos_token_id"))
@@ -155,6 +170,18 @@ def read_tokens(config: Config, generation: Config) -> dict[str, Any]:
     if most > 0:
         tokens["max_new_tokens"] = most
     return tokens if last < 0 else tokens | {"no_timestamps_token": last}
+
+
+def _refuse_processors(source: Config) -> None:
+    for key, allowed in _NEUTRAL.items():
+        if key in source and source.data[key] not in allowed:
+            raise CheckpointError(
+                f"'{key}' of the generation config changes what is said, and is not implemented",
+                where=source.where,
+                got=repr(source.data[key])[:80],
+                allowed=", ".join(map(repr, allowed)) or "null",
+                fix=f"remove '{key}': the transcript is then what generate gives without it",
+            )
 
 
 def _list_prompt(

@@ -31,6 +31,7 @@ TEXTS = {
     "Llama": (hf.LlamaConfig, {"num_key_value_heads": 1}),
     "Mistral": (hf.MistralConfig, {"sliding_window": 9, "num_key_value_heads": 2, "head_dim": 10}),
     "Qwen2": (hf.Qwen2Config, {"num_key_value_heads": 2, "tie_word_embeddings": True}),
+    "Gemma2": (hf.Gemma2Config, {"num_key_value_heads": 2, "head_dim": 8, "final_logit_softcapping": 1.5}),
 }
 TOWERS = {
     "CLIP": (hf.CLIPVisionConfig, {"image_size": 12, "patch_size": 4}),
@@ -58,6 +59,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Qwen2",
         {"vision_feature_layer": -1, "vision_feature_select_strategy": "full", "projector_hidden_act": "gelu_new"},
     ),
+    "CLIP, Gemma 2": ("CLIP", "Gemma2", {"vision_feature_layer": -1}),
     "SigLIP, Llama, first token away": ("SigLIP", "Llama", {"vision_feature_layer": 2}),
 }
 STEPS = 5
@@ -162,6 +164,19 @@ def test_what_is_not_read_is_explained(tmp_path: Path) -> None:
     }
 
 
+def test_a_cap_on_the_logits_would_be_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gemma 2's own head has one; LLaVA's has none, whatever its text_config says."""
+    monkeypatch.delenv(ROWS, raising=False)
+    model = make_model("CLIP, Gemma 2")
+    checkpoint = open_checkpoint(save(model, tmp_path / "model"))
+    capped = checkpoint.spec.components["decoder"].model_copy(update={"logit_softcap": 1.5})
+    components = {**checkpoint.spec.components, "decoder": capped}
+    spec = checkpoint.spec.model_copy(update={"components": components})
+    graphs = get_handler(spec).build(spec, parameters=checkpoint.source)
+    with pytest.raises(AssertionError, match="more than"):
+        check("mutant, cap", "mutant", model, [graph.module for graph in graphs], 9)
+
+
 @pytest.mark.parametrize(
     ("mutant", "changes"),
     [
@@ -194,6 +209,7 @@ def test_the_comparison_would_notice(
         ({"vision_feature_select_strategy": "mean"}, "'vision_feature_select_strategy' is 'mean'"),
         ({"text_config": {"model_type": "opt"}}, "'model_type' is 'opt'"),
         ({"vision_config": {"model_type": "pixtral"}}, "'model_type' is 'pixtral'"),
+        ({"vision_config": {**TINY_TOWER, "patch_size": 32}}, "a picture would become no token"),
         ({"image_token_index": 401}, "the image token is outside the decoder's vocabulary"),
         ({"multimodal_projector_bias": False}, "has no place in the model that its config describes"),
         ({"vision_config": {**TINY_TOWER, "num_hidden_layers": 2}}, "has no place in the model that its config"),

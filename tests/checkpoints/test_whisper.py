@@ -290,6 +290,16 @@ BAD: dict[str, tuple[Callable[[Path], object], type[MetagenError], str]] = {
         CheckpointError,
         "the checkpoint's language 'klingon' is not among its 'lang_to_id'",
     ),
+    "timestamps": (
+        lambda f: edit(f, "generation_config.json", return_timestamps=True),
+        CheckpointError,
+        "'return_timestamps' of the generation config changes what is said",
+    ),
+    "penalty": (
+        lambda f: edit(f, "generation_config.json", no_repeat_ngram_size=2),
+        CheckpointError,
+        "'no_repeat_ngram_size' of the generation config changes what is said",
+    ),
     "dither": (
         lambda f: edit(f, "preprocessor_config.json", dither=1e-4),
         CheckpointError,

@@ -72,6 +72,7 @@ class FileTokenizer(Tokenizer):
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._cut_side = "right"
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -91,13 +92,15 @@ class FileTokenizer(Tokenizer):
                 got=str(error),
                 fix="pip install --upgrade tokenizers, or copy the bundle again",
             ) from error
+        self._cut_side = (tokenizer.truncation or {}).get("direction", "right")
         tokenizer.no_truncation()  # a file may remember how its last batch was cut and padded
         tokenizer.no_padding()
         return tokenizer
 
     def encode(self, text: str, *, longest: int | None = None) -> list[int]:
         if longest is not None:
-            self._tokenizer.enable_truncation(longest)
+            tokenizer = self._tokenizer  # opened first: it says which end is cut
+            tokenizer.enable_truncation(longest, direction=self._cut_side)
         try:
             return [int(token) for token in self._tokenizer.encode(text).ids]
         finally:

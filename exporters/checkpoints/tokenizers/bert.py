@@ -10,6 +10,7 @@ from typing import Any
 
 from exporters.checkpoints.base import Folder
 from exporters.checkpoints.files.config import Config
+from exporters.checkpoints.tokenizers.flags import follow_beside
 from specs.errors import CheckpointError
 
 _SPECIAL = {
@@ -59,14 +60,13 @@ def make_word_piece(vocabulary: Path) -> dict[str, Any]:
                 got=f"{len(ids)} tokens",
                 fix="copy or download the checkpoint again",
             )
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     start, end = tokens["cls_token"], tokens["sep_token"]
     special = {token: {"id": token, "ids": [ids[token]], "tokens": [token]} for token in (start, end)}
-    return {
+    made: dict[str, Any] = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": ids[token], "content": token, **flags} for token in ids if token in tokens.values()],
+        "added_tokens": [],
         "normalizer": {
             "type": "BertNormalizer",
             "clean_text": True,
@@ -91,6 +91,9 @@ def make_word_piece(vocabulary: Path) -> dict[str, Any]:
             "vocab": ids,
         },
     }
+    kind = config.take("tokenizer_class", str, "BertTokenizer").removesuffix("Fast")
+    follow_beside(made, vocabulary.parent, kind, _SPECIAL)
+    return made
 
 
 def _place(token: str, segment: int = 0) -> dict[str, Any]:

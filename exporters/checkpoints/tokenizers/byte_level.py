@@ -11,6 +11,7 @@ from typing import Any
 
 from exporters.checkpoints.base import Folder
 from exporters.checkpoints.files.config import Config, read_config
+from exporters.checkpoints.tokenizers.flags import follow_beside
 from exporters.checkpoints.tokenizers.merges import read_merges
 
 _QWEN2_SPLIT = (
@@ -25,8 +26,6 @@ MODELS = {
     "RobertaTokenizer": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
     | {"cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"},
 }
-#: Those that mark every text's beginning and end, whatever their config says of it.
-_MARKED = {"RobertaTokenizer": ("cls_token", "sep_token")}
 
 
 def make_byte_tokenizer(vocabulary: Path, name: str) -> dict[str, Any]:
@@ -41,22 +40,19 @@ def make_byte_tokenizer(vocabulary: Path, name: str) -> dict[str, Any]:
     folder = Folder(vocabulary.parent)
     config = folder.find_config("tokenizer_config.json")
     ids = dict(read_config(vocabulary).data)
+    named = {**MODELS[name], **folder.find_config("special_tokens_map.json").data, **config.data}
     byte_level = {"type": "ByteLevel", "trim_offsets": True}
     prefixed = config.take("add_prefix_space", bool, False)
     letters = {**byte_level, "add_prefix_space": prefixed, "use_regex": name != "Qwen2Tokenizer"}
     split = {"type": "Split", "pattern": {"Regex": _QWEN2_SPLIT}, "behavior": "Isolated", "invert": False}
-    named: dict[str, Any] = {**MODELS[name], **folder.find_config("special_tokens_map.json").data, **config.data}
-    added = _list_added(folder, config, ids, named)
-    return {
+    made: dict[str, Any] = {
         "version": "1.0",
-        "added_tokens": added,
+        "added_tokens": [],
         "normalizer": {"type": "NFC"} if name == "Qwen2Tokenizer" else None,
         "pre_tokenizer": letters
         if name != "Qwen2Tokenizer"
         else {"type": "Sequence", "pretokenizers": [split, letters]},
-        "post_processor": _make_template(
-            _list_marks(config, name), named, ids | {token["content"]: token["id"] for token in added}
-        ),
+        "post_processor": None,
         "decoder": {**byte_level, "add_prefix_space": True, "use_regex": True},
         "model": {
             "type": "BPE",
@@ -67,35 +63,15 @@ def make_byte_tokenizer(vocabulary: Path, name: str) -> dict[str, Any]:
             "merges": read_merges(vocabulary.with_name("merges.txt")),
         },
     }
+    follow_beside(made, folder.path, name, MODELS[name])
+    if made["post_processor"] is None:
+        known = ids | {token["content"]: token["id"] for token in made["added_tokens"]}
+        made["post_processor"] = _make_template(_list_marks(config), named, known)
+    return made
 
 
-def _list_added(folder: Folder, config: Config, ids: dict[str, int], named: dict[str, Any]) -> list[dict[str, Any]]:
-    """Tokens that are looked for before the text is split: what the configs list, and the special ones they name."""
-    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
-    special = {**plain, "normalized": False, "special": True}
-    found: dict[str, dict[str, Any]] = {}
-    for token, number in folder.find_config("added_tokens.json").data.items():
-        found[token] = {"id": number, "content": token, **plain}
-    for number, entry in config.take_config("added_tokens_decoder").data.items():
-        flags = {key: value for key, value in entry.items() if key in plain}
-        found[entry["content"]] = {"id": int(number), "content": entry["content"], **plain, **flags}
-    others = named.get("additional_special_tokens") or []
-    mask, words = named.get("mask_token"), _read_text(named.get("mask_token"))
-    if isinstance(mask, dict) and mask.get("lstrip") and words in ids:  # takes the blank before it along
-        found.setdefault(str(words), {"id": ids[str(words)], "content": words, **special, "lstrip": True})
-    keys = (*_SPECIAL, "cls_token", "sep_token", "mask_token")
-    for text in map(_read_text, (*map(named.get, keys), *others)):
-        if text is not None:
-            number = found.get(text, {}).get("id", ids.get(text))
-            if number is not None and not found.get(text, {}).get("special"):
-                found[text] = {"id": number, "content": text, **special}
-    return sorted(found.values(), key=lambda token: int(token["id"]))
-
-
-def _list_marks(config: Config, name: str) -> tuple[str | None, str | None]:
-    """What stands before and behind every text: by the class, or where tokenizer_config.json asks for it."""
-    if name in _MARKED:
-        return _MARKED[name]
+def _list_marks(config: Config) -> tuple[str | None, str | None]:
+    """What stands before and behind every text, where tokenizer_config.json asks for it."""
     begins, ends = (config.take(flag, bool, False) for flag in ("add_bos_token", "add_eos_token"))
     return "bos_token" if begins else None, "eos_token" if ends else None
 

@@ -13,11 +13,13 @@ from typing import Any
 
 from exporters.checkpoints.base import Folder
 from exporters.checkpoints.files.config import read_config
+from exporters.checkpoints.tokenizers.flags import follow_beside
 from exporters.checkpoints.tokenizers.merges import read_merges
 from specs.errors import CheckpointError
 
 _SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _START, _END = "<|startoftext|>", "<|endoftext|>"
+_USUAL = {"bos_token": _START, "eos_token": _END, "unk_token": _END, "pad_token": _END}
 
 
 def describe_clip_tokenizer(folder: Folder) -> dict[str, Any] | None:
@@ -41,10 +43,9 @@ def make_clip_tokenizer(vocabulary: Path) -> dict[str, Any]:
     """
     ids = _read_ids(vocabulary)
     start, end = (_find_id(ids, token, token, vocabulary) for token in (_START, _END))
-    special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    return {
+    made: dict[str, Any] = {
         "version": "1.0",
-        "added_tokens": [{"id": start, "content": _START, **special}, {"id": end, "content": _END, **special}],
+        "added_tokens": [],
         "normalizer": {
             "type": "Sequence",
             "normalizers": [
@@ -77,6 +78,8 @@ def make_clip_tokenizer(vocabulary: Path) -> dict[str, Any]:
             "merges": read_merges(vocabulary.with_name("merges.txt")),
         },
     }
+    follow_beside(made, vocabulary.parent, "CLIPTokenizer", _USUAL)
+    return made
 
 
 def _read_ids(path: Path) -> dict[str, int]:

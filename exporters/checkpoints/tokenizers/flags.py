@@ -3,18 +3,21 @@
     BertNormalizer's lowercase, strip_accents, handle_chinese_chars <- do_lower_case, strip_accents,
                                                                        tokenize_chinese_chars
     ByteLevel's add_prefix_space                                    <- add_prefix_space
+    added tokens, and those around every text                       <- added.py
+    the side on which a long text is cut                            <- truncation_side
 
 A named class makes these steps anew, of its flags or, where one is absent, of its defaults. A class of no model
-(PreTrainedTokenizerFast) takes the file as it is.
+(PreTrainedTokenizerFast) takes the file's steps as they are.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from exporters.checkpoints.tokenizers.added import Beside, follow_added
 from specs.errors import CheckpointError
 
 _BERT = ("BertTokenizer", "DistilBertTokenizer", "MPNetTokenizer")
@@ -33,25 +36,44 @@ def follow_flags(source: Path) -> bytes:
     """The bytes of a tokenizer.json; others than the file's where the files beside it say so.
 
     Raises:
-        CheckpointError: the tokenizer.json is damaged, which is noticed only where there are flags to follow.
+        CheckpointError: a file is damaged, or says what no tokenizer.json can.
     """
     content = source.read_bytes()
-    config = _read(source.parent / "tokenizer_config.json")
-    named = config.get("tokenizer_class") or _BY_MODEL.get(str(_read(source.parent / "config.json").get("model_type")))
-    kind = str(named).removesuffix("Fast")
-    if kind not in (*_BERT, *_BYTES):
-        return content
+    config, kind = _read(source.parent / "tokenizer_config.json"), _name_class(source.parent)
     try:
         data = json.loads(content)
         changed = [_set(step, key, value) for step, key, value in _list_wanted(data, config, kind)]
-    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        changed.append(follow_beside(data, source.parent, kind))
+    except (ValueError, AttributeError, TypeError, KeyError, IndexError, RecursionError) as error:
         raise CheckpointError(
-            "tokenizer.json cannot be read",
+            "tokenizer.json and the files beside it cannot be read together",
             where=str(source),
-            got=str(error)[:160],
+            got=f"{type(error).__name__}: {error}"[:160],
             fix="copy or download the checkpoint again",
         ) from None
     return json.dumps(data, ensure_ascii=False).encode() if any(changed) else content
+
+
+def follow_beside(data: dict[str, Any], folder: Path, kind: str, usual: Mapping[str, str] | None = None) -> bool:
+    """Add what the folder's other files add to the mapping of a tokenizer.json; whether there was anything.
+
+    Args:
+        kind: the tokenizer's class, without "Fast".
+        usual: special tokens by key where the files do not name them; of a tokenizer that is made anew.
+
+    Raises:
+        CheckpointError: as `follow_added`.
+    """
+    config = {**(usual or {}), **_read(folder / "tokenizer_config.json")}
+    special, added = (_read(folder / name) for name in ("special_tokens_map.json", "added_tokens.json"))
+    changed = follow_added(data, Beside(config=config, special=special, added=added), kind)
+    return _set_side(data, config.get("truncation_side")) or changed
+
+
+def _name_class(folder: Path) -> str:
+    """The tokenizer's class without "Fast"; of a folder that names none, by its `model_type`."""
+    named = _read(folder / "tokenizer_config.json").get("tokenizer_class")
+    return str(named or _BY_MODEL.get(str(_read(folder / "config.json").get("model_type")))).removesuffix("Fast")
 
 
 def _list_wanted(data: dict[str, Any], config: dict[str, Any], kind: str) -> Iterator[tuple[dict[str, Any], str, Any]]:
@@ -60,6 +82,8 @@ def _list_wanted(data: dict[str, Any], config: dict[str, Any], kind: str) -> Ite
         for step in _walk(data.get("normalizer"), "normalizers"):
             if step.get("type") == "BertNormalizer":
                 yield from ((step, key, config.get(flag, usual)) for key, (flag, usual) in _NORMALISES.items())
+        return
+    if kind not in _BYTES:
         return
     for step in _walk(data.get("pre_tokenizer"), "pretokenizers"):
         if step.get("type") == "ByteLevel":
@@ -72,6 +96,16 @@ def _walk(step: dict[str, Any] | None, parts: str) -> Iterator[dict[str, Any]]:
         yield step
         for one in step.get(parts, []):
             yield from _walk(one, parts)
+
+
+def _set_side(data: dict[str, Any], side: Any) -> bool:
+    """Which end of a long text is cut: where the file has no word of it, it gets one, for `FileTokenizer` to read."""
+    cut = data.get("truncation")
+    if side not in ("left", "right") or (cut is None and side == "right"):
+        return False
+    if cut is None:
+        cut = data["truncation"] = {"max_length": 512, "strategy": "LongestFirst", "stride": 0}
+    return _set(cut, "direction", side.capitalize())
 
 
 def _set(step: dict[str, Any], key: str, value: Any) -> bool:
