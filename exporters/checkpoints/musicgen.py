@@ -15,6 +15,7 @@ from exporters.checkpoints.files.config import USE_ONNX, Config
 from exporters.checkpoints.files.recipes import Recipe, stack, stack_linear, take_linear, take_module
 from exporters.checkpoints.parts.activations import read_activation
 from exporters.checkpoints.parts.decoder import require_causal
+from exporters.checkpoints.parts.generation import require_plain_generation
 from exporters.checkpoints.parts.t5 import explain_t5, make_t5, map_t5
 from exporters.checkpoints.tokenizers.assets import describe_tokenizer
 from specs.components.audio.encodec import EncodecComponent
@@ -95,6 +96,8 @@ def _make_decoder(config: Config, generation: Config, text_size: int) -> dict[st
         config.require("hidden_size", (text_size,), 1024)
     vocab_size = config.take("vocab_size", int, 2048)
     _check_start(generation, config, vocab_size)
+    _refuse_end(generation, vocab_size)
+    require_plain_generation(generation)
     return {
         "kind": "audio.musicgen",
         "vocab_size": vocab_size,
@@ -122,6 +125,18 @@ def _check_start(generation: Config, config: Config, vocab_size: int) -> None:
                     allowed=str(vocab_size),
                     fix=USE_ONNX,
                 )
+
+
+def _refuse_end(generation: Config, vocab_size: int) -> None:
+    """A piece of music is as long as was asked for; `generate` ends it at a code, where the config names one."""
+    ends = generation.data.get("eos_token_id")
+    if any(type(end) is int and 0 <= end < vocab_size for end in (ends if isinstance(ends, list) else [ends])):
+        raise CheckpointError(
+            "'eos_token_id' of the generation config is a code, and would end the music",
+            where=generation.where,
+            got=str(ends)[:80],
+            fix="remove 'eos_token_id': the music is then as long as was asked for",
+        )
 
 
 def _map_decoder(config: MusicgenComponent) -> dict[str, Recipe]:

@@ -60,6 +60,16 @@ def read_text(config: Config) -> dict[str, Any]:
     }
 
 
+def read_tokenizer(folder: Folder) -> dict[str, Any] | None:
+    """The `tokenizers` entry: texts are filled up behind their end, and what is pooled is the last token.
+
+    Raises:
+        CheckpointError: a tokenizer that fills texts up in front.
+    """
+    folder.find_config("tokenizer_config.json").require("padding_side", ("right",), "right")
+    return describe_tokenizer(folder)
+
+
 def map_siglip_vision(ours: str, theirs: str, config: VisionTransformerComponent) -> dict[str, Recipe]:
     """The tower, and its head where it pools by attention."""
     recipes = map_vision(ours, theirs, config)
@@ -91,7 +101,7 @@ class SiglipImporter(Importer):
         if has_tensor(folder, ("SiglipForImageClassification",), "classifier.weight"):
             return make_classifier_spec(vision, read_labels(config))
         text = read_text(config.take_config("text_config"))
-        return make_pair_spec(vision, text, {"kind": "fusion.sigmoid"}, describe_tokenizer(folder))
+        return make_pair_spec(vision, text, {"kind": "fusion.sigmoid"}, read_tokenizer(folder))
 
     def map_tensors(self, spec: Spec, folder: Folder) -> Mapping[str, Recipe]:
         if "classifier" in spec.components:
@@ -139,7 +149,7 @@ class SiglipTextImporter(Importer):
     model_types = ("siglip_text_model",)
 
     def make_spec(self, folder: Folder) -> dict[str, Any]:
-        return make_text_spec(read_text(folder.config), describe_tokenizer(folder))
+        return make_text_spec(read_text(folder.config), read_tokenizer(folder))
 
     def map_tensors(self, spec: Spec, folder: Folder) -> Mapping[str, Recipe]:
         config = cast(ClipTextComponent, spec.components["encoder"])

@@ -19,6 +19,7 @@ from exporters.checkpoints.files.config import Config
 from exporters.checkpoints.files.recipes import Recipe, take, take_linear, take_module
 from exporters.checkpoints.parts.activations import read_activation
 from exporters.checkpoints.parts.decoder import check_tied, require_causal
+from exporters.checkpoints.parts.generation import require_plain_generation
 from exporters.checkpoints.parts.sound import describe_speech, find_feature_extractor
 from exporters.checkpoints.tokenizers.assets import describe_tokenizer
 from exporters.checkpoints.tokenizers.languages import LANGUAGE_CODES
@@ -28,20 +29,6 @@ from specs.schema import Spec
 
 #: What the library's config says where these keys are missing, which then is what it generates with.
 _USUAL_TOKENS = {"eos_token_id": 50256, "begin_suppress_tokens": [220, 50256]}
-#: What `generate` would follow and the host loop does not -> the values that change nothing.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "return_timestamps": (False,),
-    "repetition_penalty": (1.0,),
-    "encoder_repetition_penalty": (1.0,),
-    "no_repeat_ngram_size": (0,),
-    "encoder_no_repeat_ngram_size": (0,),
-    "min_length": (0,),
-    "min_new_tokens": (0,),
-    "bad_words_ids": ([],),
-    "sequence_bias": ([], {}),
-    "forced_bos_token_id": (),
-    "forced_eos_token_id": (),
-}
 _ATTENTION = {"query": "q_proj", "value": "v_proj", "out": "out_proj"}
 
 
@@ -147,7 +134,7 @@ def _map_layers(ours: str, theirs: str, count: int, attentions: Mapping[str, str
 def read_tokens(config: Config, generation: Config) -> dict[str, Any]:
     """What the decoder is told first, what ends a text, and what is never said."""
     source = generation if generation.data else Config({**_USUAL_TOKENS, **config.data}, config.where)
-    _refuse_processors(source)
+    require_plain_generation(source, {"return_timestamps": (False,)})
     vocab_size = config.take("vocab_size", int, 51865)
     start = source.take("decoder_start_token_id", int, config.take("decoder_start_token_id", int, 50257))
     ends = source.data.get("eos_token_id", config.data.get("eos_token_id"))
@@ -170,18 +157,6 @@ def read_tokens(config: Config, generation: Config) -> dict[str, Any]:
     if most > 0:
         tokens["max_new_tokens"] = most
     return tokens if last < 0 else tokens | {"no_timestamps_token": last}
-
-
-def _refuse_processors(source: Config) -> None:
-    for key, allowed in _NEUTRAL.items():
-        if key in source and source.data[key] not in allowed:
-            raise CheckpointError(
-                f"'{key}' of the generation config changes what is said, and is not implemented",
-                where=source.where,
-                got=repr(source.data[key])[:80],
-                allowed=", ".join(map(repr, allowed)) or "null",
-                fix=f"remove '{key}': the transcript is then what generate gives without it",
-            )
 
 
 def _list_prompt(

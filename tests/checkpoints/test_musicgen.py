@@ -256,6 +256,14 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda folder: edit_config(folder, "generation_config.json", decoder_start_token_id=0),
         "'decoder_start_token_id' is 0",
     ),
+    "end-among-the-codes": (
+        lambda folder: edit_config(folder, "generation_config.json", eos_token_id=3),
+        "'eos_token_id' of the generation config is a code",
+    ),
+    "penalty": (
+        lambda folder: edit_config(folder, "generation_config.json", repetition_penalty=1.2),
+        "'repetition_penalty' of the generation config changes what is made",
+    ),
     "padding-among-the-codes": (edit("decoder", pad_token_id=3), "'pad_token_id' is 3"),
     "other-width-without-projection": (
         edit("decoder", cross_attention_hidden_size=24),

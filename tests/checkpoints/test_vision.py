@@ -275,6 +275,17 @@ def test_old_configs_of_clip(tmp_path: Path) -> None:
     assert open_checkpoint(folder).spec == wanted
 
 
+def test_siglips_tokenizer_fills_up_behind_a_text(tmp_path: Path) -> None:
+    """What is pooled is the last token: padding's, or with padding in front the text's."""
+    folder = save(make_model(TEXTS["SigLIP, text tower"]), tmp_path)
+    path = folder / "tokenizer_config.json"
+    path.write_text('{"padding_side": "right"}')
+    open_checkpoint(folder)
+    path.write_text('{"padding_side": "left"}')
+    with pytest.raises(CheckpointError, match="'padding_side' is 'left'"):
+        open_checkpoint(folder)
+
+
 def change_config(folder: Path, **changes: Any) -> None:
     edit_config(folder, **changes)
 

@@ -27,7 +27,7 @@ from specs.models.audio import vits as ours
 from specs.parsing.parse import parse_spec
 from specs.sources import ZOO
 from tests.checkpoints.compare import compare, enliven, export, open_portable
-from tests.checkpoints.speech import Run, build, open_loop, run_torch
+from tests.checkpoints.speech import Run, build, open_loop, run_onnx, run_torch
 from tests.checkpoints.support import edit_config
 from tests.checkpoints.tiny_vits import (
     CASES,
@@ -100,6 +100,14 @@ def test_onnx_equals_transformers(voice: tuple[Path, Path, Any], tmp_path: Path)
     runs = {name: run_onnx(name) for name in graphs}
     check("bf16, shards", "onnx", model, graphs, runs)
     check_loop("bf16, shards", "onnx", model, open_loop(spec, graphs, runs, tmp_path), speaker=1)
+
+
+def test_one_layer_that_hears_the_speaker_is_a_graph(tmp_path: Path) -> None:
+    """Its shifts are one tensor: cut in one, they were a list of tensors that ONNX Runtime does not read."""
+    model = make_model("plain, speakers", prior_encoder_num_wavenet_layers=1)
+    spec, graphs = build(save(model, tmp_path / "model"))
+    flow = {"flow": graphs["flow"]}
+    check("one layer", "onnx", model, flow, {"flow": run_onnx(spec, graphs["flow"], tmp_path)})
 
 
 def test_weight_norm_as_it_was_spelled_before(tmp_path: Path) -> None:

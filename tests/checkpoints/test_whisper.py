@@ -293,12 +293,12 @@ BAD: dict[str, tuple[Callable[[Path], object], type[MetagenError], str]] = {
     "timestamps": (
         lambda f: edit(f, "generation_config.json", return_timestamps=True),
         CheckpointError,
-        "'return_timestamps' of the generation config changes what is said",
+        "'return_timestamps' of the generation config changes what is made",
     ),
     "penalty": (
         lambda f: edit(f, "generation_config.json", no_repeat_ngram_size=2),
         CheckpointError,
-        "'no_repeat_ngram_size' of the generation config changes what is said",
+        "'no_repeat_ngram_size' of the generation config changes what is made",
     ),
     "dither": (
         lambda f: edit(f, "preprocessor_config.json", dither=1e-4),

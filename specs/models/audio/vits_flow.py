@@ -31,9 +31,10 @@ class WaveNet(nn.Module):
         )
 
     def forward(self, x_BCF: Tensor, mask_B1F: Tensor, speaker_BE: tuple[Tensor, ...]) -> Tensor:
-        shifts = None
+        shifts: tuple[Tensor, ...] | None = None
         if self.speaker is not None:
-            shifts = self.speaker(speaker_BE[0][:, :, None]).chunk(len(self.gates), dim=1)
+            all_shifts = self.speaker(speaker_BE[0][:, :, None])  # cut in one, the exporter leaves a list of tensors
+            shifts = all_shifts.chunk(len(self.gates), dim=1) if len(self.gates) > 1 else (all_shifts,)
         skips = torch.zeros_like(x_BCF)
         for layer, (gate, output) in enumerate(zip(self.gates, self.outputs, strict=True)):
             gated_BCF = gate(x_BCF) if shifts is None else gate(x_BCF) + shifts[layer]
