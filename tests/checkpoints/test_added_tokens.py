@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from engines.runtime.text.tokenizers import FileTokenizer
 from exporters.checkpoints.tokenizers import added, flags
 from exporters.checkpoints.tokenizers.assets import write_tokenizer
-from specs.errors import CheckpointError
+from specs.errors import CheckpointError, InputError
 from tests.checkpoints.test_decoder_text import CORPUS, save_fast, train_bytes, train_pieces
 
 TEXTS = (
@@ -161,6 +161,18 @@ def test_vocabularies_without_a_tokenizer_json(name: str, tmp_path: Path) -> Non
             (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{pair}\n" for pair in pairs))
         source = folder / ("vocab.txt" if name == "BERT" else "vocab.json")
         assert encode(source, tmp_path / "asset.json") == encode_theirs(folder), what
+
+
+def test_a_token_that_the_model_has_no_row_for(tmp_path: Path) -> None:
+    """The library's model fails too; a graph on a GPU would read what lies behind its table."""
+    make_generic(tmp_path / "model")
+    edit(tmp_path / "model", "llama", EDITS["extra"])
+    write_tokenizer(tmp_path / "model" / "tokenizer.json", tmp_path / "asset.json")
+    ours = FileTokenizer(tmp_path / "asset.json", vocab_size=400)
+    assert ours.encode("the fox") == hf.AutoTokenizer.from_pretrained(tmp_path / "model")("the fox")["input_ids"]
+    for encode_text in (ours.encode, ours.encode_whole):
+        with pytest.raises(InputError, match="a token id is outside the vocabulary"):
+            encode_text("the <|x|> fox")
 
 
 def test_files_that_agree_stay_byte_for_byte(tmp_path: Path) -> None:

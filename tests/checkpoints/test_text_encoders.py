@@ -208,6 +208,7 @@ def test_sentences_to_vectors(bundle: tuple[Path, Any]) -> None:
     with load(folder) as session:
         pipeline = session.pipeline
         assert isinstance(pipeline, TextEmbedding)
+        assert pipeline._settings["vocab_size"] == len(WORDS)  # what a text's ids are held against
         for text in TEXTS:
             assert pipeline.tokenize(text) == model.tokenize([text])["input_ids"][0].tolist()
         vectors = pipeline.encode(list(TEXTS))

@@ -68,10 +68,15 @@ class BytesTokenizer(Tokenizer):
 
 @final
 class FileTokenizer(Tokenizer):
-    """A Hugging Face `tokenizer.json`, through the `tokenizers` package."""
+    """A Hugging Face `tokenizer.json`, through the `tokenizers` package.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    Args:
+        vocab_size: how many ids the model knows; None where the bundle does not say. A text that holds a token behind
+            them is an InputError.
+    """
+
+    def __init__(self, path: Path, *, vocab_size: int | None = None) -> None:
+        self._path, self._vocab_size = path, vocab_size
         self._cut_side = "right"
 
     @cached_property
@@ -102,12 +107,18 @@ class FileTokenizer(Tokenizer):
             tokenizer = self._tokenizer  # opened first: it says which end is cut
             tokenizer.enable_truncation(longest, direction=self._cut_side)
         try:
-            return [int(token) for token in self._tokenizer.encode(text).ids]
+            return self._check(self._tokenizer.encode(text).ids)
         finally:
             self._tokenizer.no_truncation()
 
     def encode_whole(self, text: str) -> list[int]:
-        return [int(token) for token in self._tokenizer.encode(text, add_special_tokens=False).ids]
+        return self._check(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def _check(self, ids: Iterable[int]) -> list[int]:
+        found = [int(token) for token in ids]
+        if self._vocab_size is not None:
+            require_known_ids(found, self._vocab_size)
+        return found
 
     def decode_words(self, ids: Iterable[int]) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
@@ -175,7 +186,8 @@ def make_tokenizer(folder: Path, manifest: Manifest, config: Mapping[str, Any]) 
     if kind == "tokenizers":
         file = take_field(config, "file", str, "assets/tokenizer.json", at="pipeline.tokenizer")
         verify_files(folder, manifest, (file,))
-        return FileTokenizer(resolve_inside(folder, file))
+        size = config.get("vocab_size")
+        return FileTokenizer(resolve_inside(folder, file), vocab_size=size if type(size) is int else None)
     raise BundleError(
         f"unknown tokenizer kind '{kind}'",
         where=str(folder),

@@ -28,6 +28,8 @@ def describe_tokenizer(spec: Spec, component: str, *, vocab_size: int) -> dict[s
         "end_tokens": list(tokenizer.end_tokens),
         "pad_token": tokenizer.pad_token,
     }
+    if vocab_size:
+        described["vocab_size"] = vocab_size  # a tokenizer may know tokens that the model has no row for
     if tokenizer.chat_template:
         described |= {"chat_template": tokenizer.chat_template, "special_tokens": dict(tokenizer.special_tokens)}
     return described
