@@ -18,6 +18,7 @@ from exporters.checkpoints.files.recipes import Recipe, reshape, stack_linear, t
 from exporters.checkpoints.files.tensors import Tensors
 from exporters.checkpoints.files.weight_norm import take_normed
 from exporters.checkpoints.parts.activations import read_activation
+from exporters.checkpoints.tokenizers.added import list_special, spell_token
 from specs.components import HifiganComponent, VitsDurationComponent, VitsFlowComponent, VitsTextComponent
 from specs.errors import CheckpointError
 from specs.schema import Spec
@@ -127,10 +128,16 @@ def _describe_characters(folder: Folder) -> dict[str, Any]:
             allowed=f"0 to {size - 1}, each once",
             fix="copy or download the checkpoint again",
         )
+    named = {**folder.find_config("special_tokens_map.json").data, **tokenizer.data}
+    special = list_special(
+        {"pad_token": "<pad>", "unk_token": "<unk>", **named}, folder.find_config("added_tokens.json")
+    )
     spelled = {token: character for character, token in ids.items()}
     return {
         "characters": [spelled.get(token, "") for token in range(max(spelled) + 1)],
         "add_blank": tokenizer.take("add_blank", bool, True),
+        "unknown": spell_token(named.get("unk_token")) or "<unk>",
+        "special_tokens": [token for token in special if token in ids],
         "normalise": tokenizer.take("normalize", bool, True),
         "romanised": tokenizer.take("is_uroman", bool, False),
         "language": tokenizer.take("language", str, ""),

@@ -69,5 +69,5 @@ class TextToSpeechHandler(Handler):
 def _describe_tokenizer(spec: Spec, name: str, config: VitsTextComponent) -> dict[str, Any]:
     if not config.characters:
         return describe_tokenizer(spec, name, vocab_size=config.vocab_size)
-    keys = {"characters", "add_blank", "normalise", "romanised", "language"}
+    keys = {"characters", "add_blank", "unknown", "special_tokens", "normalise", "romanised", "language"}
     return {"kind": "characters", **config.model_dump(mode="json", include=keys)}

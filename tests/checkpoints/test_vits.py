@@ -19,10 +19,11 @@ from torch.nn import functional
 from engines.runtime import load
 from engines.runtime.media.sound import read_wav
 from engines.runtime.pipelines import TextToSpeech
+from engines.runtime.text.characters import CharacterTokenizer
 from exporters.checkpoints import open_checkpoint
 from specs.errors import CheckpointError, InputError, MetagenError, SpecError, WeightsError
 from specs.graphs import count_parameters
-from specs.handlers import GraphModule
+from specs.handlers import GraphModule, get_handler
 from specs.models.audio import vits as ours
 from specs.parsing.parse import parse_spec
 from specs.sources import ZOO
@@ -138,6 +139,8 @@ def test_what_is_not_read_is_explained(tmp_path: Path) -> None:
         ({"phonemize": False, "add_blank": False, "language": "ron"}, ["\u021bar\u0103", "a\u0163"]),
         ({"phonemize": False, "normalize": False}, ["abc", "xyz ?"]),
         ({"phonemize": False, "is_uroman": True}, ["Hallo", "it's"]),
+        ({"phonemize": False, "pad_token": "k"}, ["Kick the bookkeeper's book", "ok", "k"]),
+        ({"phonemize": False, "normalize": False, "unk_token": "'"}, ["se\u00f1or?", "it's <unk>"]),
     ],
 )
 def test_ids_equal_the_librarys(options: dict[str, Any], texts: list[str], tmp_path: Path) -> None:
@@ -153,6 +156,17 @@ def test_ids_equal_the_librarys(options: dict[str, Any], texts: list[str], tmp_p
     if options.get("is_uroman"):
         with pytest.raises(InputError, match="trained on text in Latin letters"):
             loop.tokenizer.encode("\u0434\u0430")
+
+
+@pytest.mark.parametrize("mutant", [{"special_tokens": []}, {"unknown": "<unk>"}])
+def test_ids_without_special_tokens_would_be_others(mutant: dict[str, Any], tmp_path: Path) -> None:
+    options = {"phonemize": False, "normalize": False, "pad_token": "k", "unk_token": "'"}
+    folder = save(make_model("plain"), tmp_path / "model", tokenizer=options)
+    spec = open_checkpoint(folder).spec
+    described = get_handler(spec).describe_pipeline(spec)["tokenizer"]
+    wanted = hf.VitsTokenizer.from_pretrained(folder)("?look")["input_ids"]
+    assert CharacterTokenizer(described).encode("?look") == wanted
+    assert CharacterTokenizer({**described, **mutant}).encode("?look") != wanted
 
 
 def test_a_voice_of_phonemes_takes_ids(tmp_path: Path) -> None:

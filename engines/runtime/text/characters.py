@@ -1,18 +1,21 @@
 """Text to the ids of its characters, as models of speech read it (MMS and VITS, Pratap et al. 2023).
 
-text -> lower case, what has no id left out -> an id each -> id 0 before, between and behind them
+text -> lower case, what has no id left out -> parts between special tokens -> an id each -> id 0 before, between and
+behind them
+
+A special token is an id without blanks. MMS calls whatever has id 0 its padding, which is a letter: a text that begins
+with it begins without a blank.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, final
 
 from engines.runtime.fields import take_field, take_strings
 from engines.runtime.text.tokenizers import Tokenizer
 from specs.errors import InputError
-
-_UNKNOWN = "<unk>"
 
 
 @final
@@ -23,6 +26,8 @@ class CharacterTokenizer(Tokenizer):
         self._characters = take_strings(config, "characters")
         self._ids = {spelled: token for token, spelled in enumerate(self._characters)}
         self._add_blank = take_field(config, "add_blank", bool, at="pipeline.tokenizer")
+        self._unknown = str(config.get("unknown", "<unk>"))
+        self._special = take_strings(config, "special_tokens") if "special_tokens" in config else ()
         self._normalise = take_field(config, "normalise", bool, at="pipeline.tokenizer")
         self._romanised = bool(config.get("romanised"))
         self._language = str(config.get("language", ""))
@@ -33,7 +38,7 @@ class CharacterTokenizer(Tokenizer):
         Raises:
             InputError: none of its characters has an id; or one has none, and may not be left out.
         """
-        ids = [self._find(character) for character in self.spell(text)]
+        ids = [token for part in self._part(self.spell(text)) for token in self._read(part)]
         if not ids:
             raise InputError(
                 "nothing in this text can be spoken",
@@ -41,9 +46,20 @@ class CharacterTokenizer(Tokenizer):
                 allowed="".join(one for one in self._characters if len(one) == 1),
                 fix="write words in these characters",
             )
-        if self._add_blank:
-            ids = [0, *(one for token in ids for one in (token, 0))]
         return ids[:longest]
+
+    def _part(self, text: str) -> list[str]:
+        """Special tokens, the longest first, and what is between them."""
+        names = sorted(filter(None, self._special), key=len, reverse=True)
+        parts = re.split("(" + "|".join(map(re.escape, names)) + ")", text) if names else [text]
+        return [part for part in parts if part]
+
+    def _read(self, part: str) -> list[int]:
+        """The ids of a special token, or of characters with their blanks."""
+        if part in self._special:
+            return [self._ids[part]]
+        ids = [self._find(character) for character in part]
+        return [0, *(one for token in ids for one in (token, 0))] if self._add_blank else ids
 
     def spell(self, text: str) -> str:
         """The text as it is spoken: in lower case, without what has no id."""
@@ -70,7 +86,7 @@ class CharacterTokenizer(Tokenizer):
         return "".join(lowered)
 
     def _find(self, character: str) -> int:
-        token = self._ids.get(character, self._ids.get(_UNKNOWN))
+        token = self._ids.get(character, self._ids.get(self._unknown))
         if token is None:
             raise InputError(
                 "this voice has no id for a character of the text",

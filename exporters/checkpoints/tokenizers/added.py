@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
+from exporters.checkpoints.files.config import Config
 from specs.errors import CheckpointError
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -82,7 +83,7 @@ def follow_added(data: dict[str, Any], beside: Beside, kind: str) -> bool:
         special = token["special"] or found.get(content, token)["special"]  # what was special is never written
         found[content] = {"id": number, **token, "special": special}
     if kind == "Qwen2Tokenizer":  # once more, plain
-        for content in map(_spell, (*_list_named(config), *_list_extra(config))):
+        for content in map(spell_token, (*_list_named(config), *_list_extra(config))):
             if content in found:
                 found[content] = {"id": found[content]["id"], **_fill({"content": content, "special": True})}
     tokens = sorted(found.values(), key=lambda token: int(token["id"]))
@@ -93,11 +94,18 @@ def follow_added(data: dict[str, Any], beside: Beside, kind: str) -> bool:
     return _follow_marks(data, config, kind, numbers) or changed
 
 
+def list_special(config: Mapping[str, Any], added: Config) -> list[str]:
+    """Every token that the files name, once: of tokenizers that are no tokenizer.json."""
+    decoder = list((config.get("added_tokens_decoder") or {}).values())
+    named = [*_list_named(config), *_list_extra(config), *decoder, *added.data]
+    return list(dict.fromkeys(filter(None, map(spell_token, named))))
+
+
 def _list_known(
     stored: list[dict[str, Any]], config: Mapping[str, Any], added: Mapping[str, Any]
 ) -> dict[int, dict[str, Any]]:
     """Without an `added_tokens_decoder`: added_tokens.json, and the file's own."""
-    special = {_spell(config.get(key)) for key in _NAMED} | {_spell(one) for one in _list_extra(config)}
+    special = {spell_token(config.get(key)) for key in _NAMED} | {spell_token(one) for one in _list_extra(config)}
     known = {
         int(number): {"content": content, "special": content in special, "normalized": content not in special}
         for content, number in added.items()
@@ -111,12 +119,12 @@ def _list_tokens(
     """What the library adds, in its order: the known ones, and those that are named and not among them."""
     spelled = {str(token.get("content")): token for token in known.values()}
     named = _list_named(config)
-    texts = {_spell(token) for token in named}
+    texts = {spell_token(token) for token in named}
     for _, token in sorted(known.items()):
         yield _fill(token, special=token.get("content") in texts)
     seen, told = before | set(spelled), []
     for token in (*named, *_list_extra(config)):
-        content = _spell(token)
+        content = spell_token(token)
         if not content or content in seen or token in told:  # named twice, with other flags: the last ones count
             continue
         told.append(token)
@@ -150,7 +158,7 @@ def _follow_marks(data: dict[str, Any], config: Mapping[str, Any], kind: str, id
     """The tokens around every text, where the class puts them there itself."""
     if kind not in _MARKS:
         return False
-    begin, end = ([_spell(config.get(mark[0])) or mark[1]] if mark else [] for mark in _MARKS[kind])
+    begin, end = ([spell_token(config.get(mark[0])) or mark[1]] if mark else [] for mark in _MARKS[kind])
     wanted = begin + end
     if _read_marks(data.get("post_processor")) == wanted or not all(token in ids for token in wanted):
         return False
@@ -197,6 +205,7 @@ def _mark_special(value: Any) -> Any:
     return {**value, "special": True} if isinstance(value, dict) and "content" in value else value
 
 
-def _spell(token: Any) -> str | None:
+def spell_token(token: Any) -> str | None:
+    """A token is stored as its text, or as a mapping with its `content`."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None

@@ -45,6 +45,10 @@ class VitsTextComponent(MeasuredComponent):
         default=(), description="what each id spells; bytes or bare ids are taken when absent"
     )
     add_blank: bool = Field(default=True, description="id 0 stands before, between and behind the characters")
+    unknown: str = Field(default="<unk>", description="what a character without an id is read as")
+    special_tokens: tuple[str, ...] = Field(
+        default=(), description="of `characters`: those that part a text, and have no blanks of their own around them"
+    )
     normalise: bool = Field(default=True, description="lower case, and what has no id is left out")
     romanised: bool = Field(default=False, description="trained on text in Latin letters (uroman)")
     language: str = ""
