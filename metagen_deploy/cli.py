@@ -7,12 +7,13 @@ keeps its traceback. Answers go to stdout, progress and errors to stderr. Heavy 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _PROGRAM = "metagen-deploy"
 _COMPLETION = "_METAGEN_DEPLOY_COMPLETE"
+_INTERRUPTED = 128  # and the signal's number: an exit status as shells have it
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "int4", "auto")
 BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
@@ -304,7 +306,17 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # a terminal that lacks a character shows `?`, and the command goes on
     with Interrupter():
         status = run_command(sys.argv[1:])
+    if status > _INTERRUPTED:
+        _leave_at_once(status)
     sys.exit(status)
+
+
+def _leave_at_once(status: int) -> NoReturn:
+    """All is cleaned up; Python would now take every module apart, which lasts seconds where torch is among them."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # whoever read it has gone, or closed it
+            stream.flush()
+    os._exit(status)
 
 
 def run_command(arguments: list[str]) -> int:
@@ -315,7 +327,7 @@ def run_command(arguments: list[str]) -> int:
     except KeyboardInterrupt as error:
         disarm()
         click.echo("\ninterrupted, nothing was left half-written", err=True)
-        return 128 + (error.number if isinstance(error, Interrupted) else signal.SIGINT)
+        return _INTERRUPTED + (error.number if isinstance(error, Interrupted) else signal.SIGINT)
     except MetagenError as error:
         _print_error(error)
         return 1

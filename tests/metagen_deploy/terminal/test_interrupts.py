@@ -118,3 +118,34 @@ def test_a_signal_at_the_moment_of_disarming_is_no_news(monkeypatch: pytest.Monk
     monkeypatch.setattr(signal, "setitimer", set_timer)
     disarm()
     assert asked == [0, 0]
+
+
+LINGERING = """
+import atexit, sys, time
+from metagen_deploy import cli
+
+def stop(arguments):
+    if {interrupted}:
+        raise KeyboardInterrupt
+    print("done", end="")
+    return 0
+
+cli._invoke = stop
+atexit.register(print, "taken apart")
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("interrupted", "status", "said"), [(True, 130, ""), (False, 0, "donetaken apart\n")], ids=["interrupted", "done"]
+)
+def test_an_interrupted_command_does_not_wait_for_python_to_end(
+    interrupted: bool, status: int, said: str, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """With torch loaded that takes seconds, and everything of a user's has been cleaned up by then."""
+    code = LINGERING.format(interrupted=interrupted)
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (ran.returncode, ran.stdout) == (status, said)
+    assert ran.stderr.strip() == ("interrupted, nothing was left half-written" if interrupted else "")
