@@ -58,6 +58,8 @@ def _find_mismatch(values: Sequence[Array], wanted: Sequence[Array], dtype: str)
     for index, (value, reference) in enumerate(zip(values, wanted, strict=True)):
         if value.dtype.name != dtype:
             return f"dtype {value.dtype.name}, the manifest has {dtype}"
+        if reference.dtype.kind != value.dtype.kind:
+            return f"sample {index} of the original is of type {reference.dtype.name}"
         if value.shape != reference.shape:
             return f"shape {value.shape} on sample {index}, the original has {reference.shape}"
     return ""

@@ -117,31 +117,46 @@ def read_held_out(folder: Path, graph: Graph, target: str, precision: str) -> He
     Half precision is judged on them where it is known what rounding explains, else int8 alone.
 
     Raises:
-        BundleError: the file cannot be read, or lacks an array.
+        BundleError: the file cannot be read, or an array is missing or of another kind.
     """
     if graph.held_out is None or precision == "fp32":
         return HeldOut()
     path = resolve_inside(folder, graph.held_out)
     arrays = _read_arrays(path)
     count = len({key.partition(":")[0] for key in arrays if not key.startswith("rounding:")})
-    try:
-        feeds = tuple({t.name: arrays[f"{i}:input:{t.name}"] for t in graph.inputs} for i in range(count))
-        answers = tuple({t.name: arrays[f"{i}:output:{t.name}"] for t in graph.outputs} for i in range(count))
-    except KeyError as error:
-        raise BundleError(
-            f"the held-out data of graph '{graph.name}' lacks {error}",
-            where=str(path),
-            fix="export the bundle again",
-        ) from None
-    far = {
-        t.name: value
-        for t in graph.outputs
-        if (value := arrays.get(f"rounding:{target}-{precision}:{t.name}")) is not None
-    }
-    rounding = {name: Rounding(*map(float, value)) for name, value in far.items() if value.shape == (2,)}
+    _require_samples(arrays, count, graph, path)
+    feeds = tuple({t.name: arrays[f"{i}:input:{t.name}"] for t in graph.inputs} for i in range(count))
+    answers = tuple({t.name: arrays[f"{i}:output:{t.name}"] for t in graph.outputs} for i in range(count))
+    rounding = {}
+    for tensor in graph.outputs:
+        value = arrays.get(key := f"rounding:{target}-{precision}:{tensor.name}")
+        if value is not None:
+            if value.shape != (2,) or value.dtype.kind != "f" or not np.isfinite(value).all() or (value < 0).any():
+                raise _refuse_held_out(graph, f"{path}: {key}", value, "2 finite numbers from 0: largest error and rms")
+            rounding[tensor.name] = Rounding(*map(float, value))
     if not rounding and precision != "int8":
         return HeldOut()
     return HeldOut(feeds=feeds, answers=answers, rounding=rounding)
+
+
+def _require_samples(arrays: Mapping[str, Array], count: int, graph: Graph, path: Path) -> None:
+    """BundleError unless there are samples 0 to `count`, each with every input and output as the manifest has them."""
+    listed = [("input", t) for t in graph.inputs] + [("output", t) for t in graph.outputs]
+    for index in range(max(count, 1)):
+        for kind, tensor in listed:
+            value = arrays.get(key := f"{index}:{kind}:{tensor.name}")
+            if value is None or value.dtype.name != tensor.dtype or not _has_shape(value, tensor):
+                raise _refuse_held_out(graph, f"{path}: {key}", value, f"{tensor.dtype} {list(tensor.shape)}")
+
+
+def _refuse_held_out(graph: Graph, where: str, value: Array | None, allowed: str) -> BundleError:
+    return BundleError(
+        f"the held-out data of graph '{graph.name}' does not fit it",
+        where=where,
+        got="nothing" if value is None else f"{value.dtype} {list(value.shape)}",
+        allowed=allowed,
+        fix="export the bundle again",
+    )
 
 
 def _is_row(value: Array, tensor: IoTensor) -> bool:

@@ -138,5 +138,5 @@ def _measure(
     for name in found[0] if found else ():
         if all(name in one for one in found):
             errors = np.concatenate([one[name] for one in found])
-            if errors.size:
+            if errors.size and np.isfinite(errors).all():
                 yield name, np.array([np.abs(errors).max(), np.sqrt(np.mean(np.square(errors)))])

@@ -50,8 +50,7 @@ def _list_references(manifest: Manifest) -> Iterator[str]:
     for graph in manifest.graphs:
         yield graph.file
         yield graph.golden
-        if graph.evaluation:
-            yield graph.evaluation
+        yield from (file for file in (graph.evaluation, graph.held_out) if file)
         yield from (typed.file for typed in graph.typed)
         yield from (typed.plugin_file for typed in graph.typed if typed.plugin_file)
         yield from (engine.file for engine in graph.engines)

@@ -17,6 +17,9 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from exporters.checkpoints import IMPORTERS, open_checkpoint, read_spec
+from exporters.checkpoints.base import Folder
+from exporters.checkpoints.tokenizers.assets import write_tokenizer
+from exporters.checkpoints.tokenizers.chat import describe_chat
 from specs.errors import MetagenError
 
 Spoil = Callable[[Path], object]
@@ -212,6 +215,42 @@ ODD_VALUES: tuple[Any, ...] = (
     None, "x", "", "../x", -1, 0, 10**12, 10**40, 1.5, float("nan"), float("inf"), True, [], [1, "a"], [[1]], {},
     {"a": 1},
 )  # fmt: skip
+
+
+TOGETHER = "the files beside it do not make one"
+BAD_TOKENIZERS = {
+    "an id that is text": ({"vocab.json": '{"a": "x"}'}, "vocab.json does not map tokens to ids"),
+    "an id below 0": ({"vocab.json": '{"a": -1}'}, "vocab.json does not map tokens to ids"),
+    "an id that no library stores": ({"vocab.json": '{"a": 4294967296}'}, "vocab.json does not map tokens to ids"),
+    "an id twice": ({"vocab.json": '{"a": 0, "b": 0}'}, "two tokens of vocab.json have one id"),
+    "merges of unknown tokens": ({"merges.txt": "zz yy"}, "the tokenizer cannot be read"),
+    "half of a character": ({"vocab.json": '{"\\ud800": 0}', "merges.txt": ""}, TOGETHER),
+    "an added token of no id": ({"added_tokens.json": '{"c": null}'}, TOGETHER),
+    "a key that is no id": ({"tokenizer_config.json": '{"added_tokens_decoder": {"x": {"content": "y"}}}'}, TOGETHER),
+    "an added token without text": ({"tokenizer_config.json": '{"added_tokens_decoder": {"5": {}}}'}, TOGETHER),
+    "an added token that is text": ({"tokenizer_config.json": '{"added_tokens_decoder": {"5": "y"}}'}, TOGETHER),
+    "added tokens that are a list": ({"tokenizer_config.json": '{"added_tokens_decoder": [1]}'}, TOGETHER),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TOKENIZERS)
+def test_a_tokenizer_that_cannot_be_made_is_refused_before_a_bundle_carries_it(case: str, tmp_path: Path) -> None:
+    files, words = BAD_TOKENIZERS[case]
+    whole = {"config.json": '{"model_type": "gpt2"}'}
+    whole |= {"vocab.json": '{"a": 0, "b": 1, "ab": 2}', "merges.txt": "a b"}
+    for name, text in (whole | files).items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(MetagenError) as caught:
+        write_tokenizer(tmp_path / "vocab.json", tmp_path / "made.json")
+    assert words in str(caught.value)
+    assert caught.value.fix
+    assert not (tmp_path / "made.json").exists()
+
+
+@pytest.mark.parametrize("names", [[{"name": [1], "template": "x"}], [1, []], [{"name": "tool_use", "template": "x"}]])
+def test_a_list_of_chat_templates_without_a_usual_one(names: list[object], tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": names}))
+    assert describe_chat(Folder(tmp_path)) == {}
 
 
 def test_config_with_any_value_for_any_key(folder: Path) -> None:

@@ -252,7 +252,26 @@ def test_a_chat_template_is_filled_in_as_in_transformers(name: str, place: str, 
     ("template", "kind", "words"),
     [
         ("", InputError, "this bundle has no chat template"),
-        ("{{ messages[0]['content'] * 9000000 }}", InputError, "the chat template makes too much of this prompt"),
+        ("{{ messages[0]['content'] * 9000000 }}", InputError, "larger than any in a conversation"),
+        ("{% for a in range(9999) %}{{ 'hello' * 999 }}{% endfor %}", InputError, "makes too much of this prompt"),
+        ("{{ 9**(9**9) }}", InputError, "larger than any in a conversation"),
+        (
+            "{% set n = namespace(x='a') %}{% for a in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+            InputError,
+            "larger",
+        ),
+        (
+            "{% set n = namespace(x='a') %}{% for a in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
+            InputError,
+            "larger",
+        ),
+        ("{{ '%2000000000d'|format(1) }}{{ 'a'|center(9999999999) }}", InputError, "larger than any"),
+        ("{{ '{:2000000000}'.format(1) }}", InputError, "larger than any"),
+        ("{{ 'a'.center(9999999999) }}", InputError, "larger than any"),
+        ("{{ '%2000000000d' % 1 }}", InputError, "larger than any"),
+        ("{{ 5|dictsort }}", InputError, "has no attribute"),
+        ("{{" + "(" * 5000 + "}}", BundleError, "no Jinja that is known here"),
+        ("{% for a in messages %}" * 30 + "{% endfor %}" * 30, BundleError, "no Jinja that is known here"),
         ("{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}", InputError, "does not take this prompt"),
         ("{{ raise_exception('only a system may speak') }}", InputError, "only a system may speak"),
         ("{% for %}", BundleError, "no Jinja that is known here"),
@@ -265,6 +284,20 @@ def test_a_bad_chat_template(template: str, kind: type[MetagenError], words: str
     with pytest.raises(kind) as caught:
         render_chat({"chat_template": template, "special_tokens": {}}, "hello")
     assert words in str(caught.value)
+
+
+def test_a_chat_template_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop that writes nothing is stopped, and what traced before traces on; what the sandbox bounds still works."""
+    monkeypatch.setattr("engines.runtime.text.sandbox.LONGEST_SECONDS", 0.2)
+    loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    before = sys.gettrace()
+    with pytest.raises(InputError, match="the chat template does not end"):
+        render_chat({"chat_template": loop}, "hello")
+    assert sys.gettrace() is before
+    usual = (
+        "{{ 'a' ~ 1 + 2 ~ 'b' * 2 }} {{ 2 ** -1 }} {{ '%3d|{}'|format(7) }} {{ '{:>3}'.format(7 % 4) }} {{ x ~ '' }}"
+    )
+    assert render_chat({"chat_template": usual}, "hello") == "a12bb 0.5   7|{}   3 "
 
 
 def test_a_prompt_in_its_chat_template(bundle: tuple[Path, Any, Any]) -> None:

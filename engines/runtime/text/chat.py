@@ -2,24 +2,20 @@
 
     prompt -> [{"role": "user", "content": prompt}] --template--> text, which says its own beginning and turns
 
-The template is Jinja, rendered by the package of that name in its sandbox for untrusted text, with what transformers'
-`apply_chat_template` gives it: `messages`, `add_generation_prompt`, the special tokens, `raise_exception`,
-`strftime_now`, `tojson` without HTML escapes, loop controls and `{% generation %}`.
+The template is Jinja, rendered in `sandbox.py`.
 """
 
 from __future__ import annotations
 
-import datetime
 import importlib
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from engines.runtime.fields import take_field
+from engines.runtime.text.sandbox import LONGEST, LONGEST_SECONDS, limit_time, make_environment
 from specs.errors import BundleError, InputError, MissingDependency
 
 _AT = "pipeline.tokenizer"
-_LONGEST = 1 << 24  # characters; a template may repeat what it is given
 
 
 def has_chat_template(config: Mapping[str, Any]) -> bool:
@@ -43,64 +39,55 @@ def render_chat(config: Mapping[str, Any], prompt: str) -> str:
         )
     template = take_field(config, "chat_template", str, at=_AT)
     tokens = take_field(config, "special_tokens", dict, {}, at=_AT)
-    jinja = _import_jinja()
-    try:
-        made = _make_environment().from_string(template)
-    except jinja.TemplateError as error:
-        raise BundleError(
-            "the chat template is no Jinja that is known here", where=_AT, got=str(error)[:160], fix="leave out --chat"
-        ) from None
+    _require_jinja()
     messages = [{"role": "user", "content": prompt}]
+    known = {**tokens, "messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
     try:
-        text: str = made.render(messages=messages, tools=None, documents=None, add_generation_prompt=True, **tokens)
-    except (jinja.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
-        raise InputError(
-            "the chat template does not take this prompt", got=str(error)[:160], fix="leave out --chat"
+        made = make_environment().from_string(template)
+    except Exception as error:  # noqa: BLE001 - also what Python says of nesting, and of numbers of many digits
+        raise BundleError(
+            "the chat template is no Jinja that is known here", where=_AT, got=_word(error), fix="leave out --chat"
         ) from None
-    if len(text) > _LONGEST:
-        raise InputError(
-            "the chat template makes too much of this prompt",
-            got=f"{len(text)} characters",
-            allowed=f"at most {_LONGEST}",
-            fix="leave out --chat",
-        )
-    return text
-
-
-def _import_jinja() -> Any:
     try:
-        return importlib.import_module("jinja2")
+        with limit_time():
+            return _join(made.generate(known))
+    except InputError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever the template does with Python's values
+        late = isinstance(error, TimeoutError)
+        raise InputError(
+            "the chat template does not end" if late else "the chat template does not take this prompt",
+            got=_word(error),
+            allowed=f"{LONGEST_SECONDS:g} seconds" if late else None,
+            fix="leave out --chat",
+        ) from None
+
+
+def _word(error: Exception) -> str:
+    return (str(error) or type(error).__name__)[:160]
+
+
+def _join(pieces: Iterator[str]) -> str:
+    """The text of `pieces`; InputError as soon as it is longer than any."""
+    text, size = [], 0
+    for piece in pieces:
+        text.append(piece)
+        size += len(piece)
+        if size > LONGEST:
+            raise InputError(
+                "the chat template makes too much of this prompt",
+                got=f"more than {LONGEST} characters",
+                allowed=f"at most {LONGEST}",
+                fix="leave out --chat",
+            )
+    return "".join(text)
+
+
+def _require_jinja() -> None:
+    try:
+        importlib.import_module("jinja2")
     except ImportError:
         raise MissingDependency(
             "a chat template needs the package 'jinja2', which is not installed",
             fix="pip install jinja2, or leave out --chat and write the turns into the prompt",
         ) from None
-
-
-def _make_environment() -> Any:
-    """Jinja as transformers sets it up: nothing can be changed, and no attribute of Python reached."""
-    sandbox = importlib.import_module("jinja2.sandbox")
-    extensions = importlib.import_module("jinja2.ext")
-
-    class Generation(extensions.Extension):  # type: ignore[name-defined,misc]
-        """`{% generation %}` marks what an assistant said, for training; the text is what stands in it."""
-
-        tags = {"generation"}  # noqa: RUF012 - as the package wants it
-
-        def parse(self, parser: Any) -> Any:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    def refuse(message: str) -> None:
-        raise _import_jinja().TemplateError(message)
-
-    def spell_json(value: Any, indent: int | None = None) -> str:
-        return json.dumps(value, ensure_ascii=False, indent=indent)
-
-    environment = sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, extensions.loopcontrols]
-    )
-    environment.filters["tojson"] = spell_json
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda pattern: datetime.datetime.now().astimezone().strftime(pattern)
-    return environment

@@ -90,7 +90,9 @@ class FileTokenizer(Tokenizer):
             ) from None
         try:
             tokenizer = module.Tokenizer.from_file(str(self._path))
-        except Exception as error:  # the package raises plain Exception
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # plain Exception, and for a panic of its Rust a BaseException
             raise BundleError(
                 "the tokenizer cannot be read",
                 where=str(self._path),
@@ -107,15 +109,25 @@ class FileTokenizer(Tokenizer):
             tokenizer = self._tokenizer  # opened first: it says which end is cut
             tokenizer.enable_truncation(longest, direction=self._cut_side)
         try:
-            return self._check(self._tokenizer.encode(text).ids)
+            return self._find_ids(text)
         finally:
             self._tokenizer.no_truncation()
 
     def encode_whole(self, text: str) -> list[int]:
-        return self._check(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return self._find_ids(text, add_special_tokens=False)
 
-    def _check(self, ids: Iterable[int]) -> list[int]:
-        found = [int(token) for token in ids]
+    def _find_ids(self, text: str, **options: bool) -> list[int]:
+        try:
+            found = [int(token) for token in self._tokenizer.encode(text, **options).ids]
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # plain Exception, and for a panic of its Rust a BaseException
+            raise BundleError(
+                "the tokenizer has no ids for this text",
+                where=str(self._path),
+                got=str(error)[:160],
+                fix="change the text; or mend the checkpoint's tokenizer.json, and export again",
+            ) from error
         if self._vocab_size is not None:
             require_known_ids(found, self._vocab_size)
         return found

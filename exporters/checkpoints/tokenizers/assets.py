@@ -4,8 +4,8 @@
     vocab.txt                    made: BERT's pieces of words
     vocab.json and merges.txt    made: byte-level BPE as GPT-2, Qwen 2, Whisper and CLIP have it
 
-Nothing here needs transformers or tokenizers: all these files are JSON and text. Where tokenizers is installed, a file
-that is copied is tried with it: it is what `run` opens it with.
+Nothing here needs transformers or tokenizers: all these files are JSON and text. Where tokenizers is installed, what is
+written is tried with it: it is what `run` opens it with.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from exporters.checkpoints.tokenizers.bert import make_word_piece
 from exporters.checkpoints.tokenizers.byte_level import MODELS, make_byte_tokenizer
 from exporters.checkpoints.tokenizers.chat import describe_chat
 from exporters.checkpoints.tokenizers.clip import make_clip_tokenizer
-from exporters.checkpoints.tokenizers.flags import follow_flags
+from exporters.checkpoints.tokenizers.flags import UNREADABLE, follow_flags, refuse_together
 from specs.errors import CheckpointError
 
 #: model_type -> the tokenizer's class, of folders that do not say it.
@@ -67,17 +67,21 @@ def write_tokenizer(source: Path, path: Path) -> None:
     Raises:
         CheckpointError: a file is damaged, or merges.txt is missing.
     """
-    if source.name not in ("vocab.json", "vocab.txt"):
-        data = follow_flags(source)
-        _try_tokenizer(source, data)
-        path.write_bytes(data)
-        return
+    data = _make_tokenizer(source) if source.name in ("vocab.json", "vocab.txt") else follow_flags(source)
+    _try_tokenizer(source, data)
+    path.write_bytes(data)
+
+
+def _make_tokenizer(source: Path) -> bytes:
     name = _name_class(source.parent)
-    if source.name == "vocab.txt":
-        made = make_word_piece(source)
-    else:
-        made = make_byte_tokenizer(source, name) if name in MODELS else make_clip_tokenizer(source)
-    path.write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
+    try:
+        if source.name == "vocab.txt":
+            made = make_word_piece(source)
+        else:
+            made = make_byte_tokenizer(source, name) if name in MODELS else make_clip_tokenizer(source)
+        return json.dumps(made, ensure_ascii=False).encode()
+    except UNREADABLE as error:
+        raise refuse_together(source, error) from None
 
 
 def _try_tokenizer(source: Path, data: bytes) -> None:
@@ -86,12 +90,14 @@ def _try_tokenizer(source: Path, data: bytes) -> None:
         json.loads(data)
         if importlib.util.find_spec("tokenizers"):
             importlib.import_module("tokenizers").Tokenizer.from_buffer(data)
-    except Exception as error:  # noqa: BLE001 - the package raises plain Exception
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # noqa: BLE001 - plain Exception, and for a panic of its Rust a BaseException
         raise CheckpointError(
             "the tokenizer cannot be read",
             where=str(source),
             got=str(error).split("\n")[0][:160],
-            allowed="a tokenizer.json of the tokenizers library",
+            allowed="what the tokenizers library takes",
             fix="copy or download the checkpoint again",
         ) from None
 

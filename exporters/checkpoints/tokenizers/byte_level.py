@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from exporters.checkpoints.base import Folder
-from exporters.checkpoints.files.config import Config, read_config
+from exporters.checkpoints.files.config import Config
 from exporters.checkpoints.tokenizers.flags import follow_beside
-from exporters.checkpoints.tokenizers.merges import read_merges
+from exporters.checkpoints.tokenizers.pairs import read_ids, read_merges
 
 _QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -39,7 +39,7 @@ def make_byte_tokenizer(vocabulary: Path, name: str) -> dict[str, Any]:
     """
     folder = Folder(vocabulary.parent)
     config = folder.find_config("tokenizer_config.json")
-    ids = dict(read_config(vocabulary).data)
+    ids = read_ids(vocabulary)
     named = {**MODELS[name], **folder.find_config("special_tokens_map.json").data, **config.data}
     byte_level = {"type": "ByteLevel", "trim_offsets": True}
     prefixed = config.take("add_prefix_space", bool, False)

@@ -30,8 +30,8 @@ def describe_chat(folder: Folder) -> dict[str, Any]:
     if path.is_file():
         template = path.read_text(encoding="utf-8", errors="replace")
     if isinstance(template, list):
-        named = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
-        template = named.get("default")
+        named = (one for one in template if isinstance(one, dict) and one.get("name") == "default")
+        template = next(named, {}).get("template")
     if template is None or template == "":
         return {}
     if not isinstance(template, str) or len(template) > _LONGEST:

@@ -14,7 +14,7 @@ from typing import Any
 from exporters.checkpoints.base import Folder
 from exporters.checkpoints.files.config import read_config
 from exporters.checkpoints.tokenizers.flags import follow_beside
-from exporters.checkpoints.tokenizers.merges import read_merges
+from exporters.checkpoints.tokenizers.pairs import read_ids, read_merges
 from specs.errors import CheckpointError
 
 _SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -84,9 +84,9 @@ def make_clip_tokenizer(vocabulary: Path) -> dict[str, Any]:
 
 def _read_ids(path: Path) -> dict[str, int]:
     """token -> id of a vocab.json or a tokenizer.json."""
-    data = read_config(path)
     if path.name == "vocab.json":
-        return dict(data.data)
+        return read_ids(path)
+    data = read_config(path)
     ids = dict(data.take_config("model").take("vocab", dict))
     return ids | {token.take("content", str): token.take("id", int) for token in data.take_configs("added_tokens")}
 

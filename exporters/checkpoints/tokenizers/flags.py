@@ -31,6 +31,9 @@ _NORMALISES = {
     "handle_chinese_chars": ("tokenize_chinese_chars", True),
 }
 
+#: What reading free-form JSON as a tokenizer's raises where it is something else.
+UNREADABLE = (ValueError, AttributeError, TypeError, KeyError, IndexError, RecursionError)
+
 
 def follow_flags(source: Path) -> bytes:
     """The bytes of a tokenizer.json; others than the file's where the files beside it say so.
@@ -44,14 +47,19 @@ def follow_flags(source: Path) -> bytes:
         data = json.loads(content)
         changed = [_set(step, key, value) for step, key, value in _list_wanted(data, config, kind)]
         changed.append(follow_beside(data, source.parent, kind))
-    except (ValueError, AttributeError, TypeError, KeyError, IndexError, RecursionError) as error:
-        raise CheckpointError(
-            "tokenizer.json and the files beside it cannot be read together",
-            where=str(source),
-            got=f"{type(error).__name__}: {error}"[:160],
-            fix="copy or download the checkpoint again",
-        ) from None
-    return json.dumps(data, ensure_ascii=False).encode() if any(changed) else content
+        return json.dumps(data, ensure_ascii=False).encode() if any(changed) else content
+    except UNREADABLE as error:
+        raise refuse_together(source, error) from None
+
+
+def refuse_together(source: Path, error: Exception) -> CheckpointError:
+    """For one of `UNREADABLE`: these files are JSON, and not what the library writes."""
+    return CheckpointError(
+        f"the tokenizer cannot be read: {source.name} and the files beside it do not make one",
+        where=str(source),
+        got=f"{type(error).__name__}: {error}"[:160],
+        fix="copy or download the checkpoint again",
+    )
 
 
 def follow_beside(data: dict[str, Any], folder: Path, kind: str, usual: Mapping[str, str] | None = None) -> bool:

@@ -263,7 +263,9 @@ def test_errors_name_the_field(tmp_path: Path, path: tuple[Any, ...], value: Any
         ("graphs", 0, "file"),
         ("graphs", 0, "golden"),
         ("graphs", 0, "evaluation"),
+        ("graphs", 0, "held_out"),
         ("graphs", 0, "typed", 0, "file"),
+        ("graphs", 0, "typed", 0, "plugin_file"),
         ("graphs", 0, "engines", 0, "file"),
     ],
 )
