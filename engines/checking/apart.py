@@ -36,8 +36,7 @@ class BundleChecker:
 
     def __exit__(self, *error: object) -> None:
         if self._worker is not None:
-            if self._worker.poll() is None:
-                self._worker.kill()
+            self._worker.kill()  # nothing, where it has ended
             self._worker.communicate()
 
     def start(self) -> None:

@@ -37,6 +37,8 @@ def test_weights_are_rounded_once_and_nothing_else_is() -> None:
     model, kept = lower(WEIGHTS)
     stored = {name: value.dtype for name, value in model.graph.initializers.items() if value.dtype.is_floating_point()}  # type: ignore[union-attr]
     halves = {name for name, dtype in stored.items() if dtype == ir.DataType.FLOAT16}
+    log = run_pipeline(parse(TEXT, WEIGHTS), lowering="onnxruntime", precision="fp16").log
+    assert "NarrowWeights: 3 weights are stored in float16" in log
     assert len(halves) == 3 and stored["b"] == ir.DataType.FLOAT and kept == ()
     assert count_ops(model)["Cast"] == 3  # what an embedding looks up is widened behind it
     rounded = {n: w.astype(np.float16).astype(np.float32) if w.ndim > 1 else w for n, w in WEIGHTS.items()}
