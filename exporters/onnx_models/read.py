@@ -21,6 +21,7 @@ from onnx.external_data_helper import uses_external_data
 
 from exporters.onnx_models.function_sizes import require_finite_functions
 from exporters.onnx_models.normalize import list_inner_tensors, list_nodes, normalize
+from exporters.onnx_models.zip_maps import remove_zip_maps, require_no_maps
 from specs.errors import GraphError
 
 OLDEST_OPSET = 7
@@ -38,7 +39,10 @@ _RUNTIME_DOMAINS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A file that was read: `runnable` is the file itself, or its repaired bytes where no runtime takes it as it is."""
+    """A file that was read: `runnable` is the file itself, or its changed bytes.
+
+    These are run where no runtime takes the file as it is, or where what it answers is no tensor.
+    """
 
     path: Path
     model: ir.Model
@@ -65,8 +69,10 @@ def read_source(path: Path) -> Source:
         if uses_external_data(tensor):
             _require_data(path, tensor)
     names = [node.name for node in list_nodes(proto)]
-    notes = normalize(path, proto)
-    repaired = max(Counter(filter(None, names)).values(), default=1) > 1
+    changed = remove_zip_maps(proto)
+    require_no_maps(path, proto)
+    notes = changed + normalize(path, proto)
+    repaired = bool(changed) or max(Counter(filter(None, names)).values(), default=1) > 1
     _require_interface(path, proto)
     _require_operators(path, proto)
     require_finite_functions(path, proto)

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from exporters.passes.convert_to_float16 import narrow_lazily
 from exporters.passes.shared.derived import find_stored, widen_lazily
@@ -47,7 +48,8 @@ class NarrowWeights(ir.passes.InPlacePass):
 
 
 def find_narrow_weights(model: ir.Model) -> Iterator[tuple[ir.Value, str]]:
-    """Every float32 initializer of two axes and more, and why it stays float32, or ""."""
+    """Every float32 weight of two axes and more, and why it stays float32, or ""; those in Constants are lifted."""
+    common.LiftConstantsToInitializersPass()(model)
     kept = find_kept(model, _HALF)
     for graph in list_graphs(model):
         for value in graph.initializers.values():

@@ -70,6 +70,17 @@ def test_what_is_stored_narrow_stays_as_it_is() -> None:
     assert stored.dtype == ir.DataType.BFLOAT16
 
 
+def test_small_weights_in_constants_are_stored_so_too() -> None:
+    """As paddle2onnx writes them all."""
+    text = """<ir_version: 8, opset_import: ["": 13]> g (float[B,4] x) => (float[B,5] y) {
+        w = Constant <value = float[4,5] {1.1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20}> ()
+        y = MatMul (x, w)
+    }"""
+    result = run_pipeline(parse(text), lowering="onnxruntime", precision="fp16")
+    (stored,) = result.model.graph.initializers.values()
+    assert stored.dtype == ir.DataType.FLOAT16
+
+
 def test_a_weight_that_is_not_is_seen(tmp_path: Path) -> None:
     """What a build demands of such a graph, and that the float32 graph would not pass for it."""
     path = tmp_path / "m.onnx"
