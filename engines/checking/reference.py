@@ -46,6 +46,15 @@ def read_golden(folder: Path, graph: Graph) -> tuple[dict[str, Array], dict[str,
                 fix="export the bundle again",
             )
     feed = {t.name: arrays[f"input:{t.name}"] for t in graph.inputs}
+    for tensor in graph.inputs:
+        if feed[tensor.name].dtype.name != tensor.dtype and tensor.dtype != "object":
+            raise BundleError(
+                f"the golden data of graph '{graph.name}' has another type than the manifest says",
+                where=f"{path}: input:{tensor.name}",
+                got=feed[tensor.name].dtype.name,
+                allowed=tensor.dtype,
+                fix="export the bundle again",
+            )
     return feed, {t.name: arrays[f"output:{t.name}"] for t in graph.outputs}
 
 

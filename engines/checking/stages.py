@@ -22,7 +22,7 @@ from engines.checking.compare import (
 )
 from engines.plugins import locate_files
 from specs.bundle import EngineFile, Graph, Manifest
-from specs.errors import BuildError
+from specs.errors import BuildError, GraphError
 
 _ONNXRUNTIME = "onnxruntime"
 
@@ -64,7 +64,25 @@ def find_obstacle(stage: Stage, versions: dict[str, str]) -> str:
 
 def load_runner(folder: Path, manifest: Manifest, stage: Stage) -> Any:
     plugins = locate_files(manifest, stage.engine) if stage.engine else ()
-    return load_backend(stage.where.backend).load(folder / stage.where.stage, [folder / file for file in plugins])
+    runner = load_backend(stage.where.backend).load(folder / stage.where.stage, [folder / file for file in plugins])
+    if stage.engine is None:  # an engine was built of one of these
+        _require_inputs(runner, stage)
+    return runner
+
+
+def _require_inputs(runner: Any, stage: Stage) -> None:
+    """GraphError where a runner takes other inputs than the manifest lists: Polygraphy makes up what a feed lacks."""
+    with quiet_polygraphy(), hide_torch(), runner:
+        taken = sorted(runner.get_input_metadata(use_numpy_dtypes=False))
+    listed = sorted(tensor.name for tensor in stage.graph.inputs)
+    if taken != listed:
+        raise GraphError(
+            "the graph's inputs are not those of the manifest",
+            where=stage.where.stage,
+            got=", ".join(taken),
+            allowed=", ".join(listed) or "none",
+            fix="export the bundle again",
+        )
 
 
 def ask_general(folder: Path, manifest: Manifest, stage: Stage, feed: Mapping[str, Array]) -> dict[str, Array]:

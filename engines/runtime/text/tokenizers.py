@@ -117,8 +117,9 @@ class FileTokenizer(Tokenizer):
         return self._find_ids(text, add_special_tokens=False)
 
     def _find_ids(self, text: str, **options: bool) -> list[int]:
+        tokenizer = self._tokenizer  # what hinders opening it has words of its own
         try:
-            found = [int(token) for token in self._tokenizer.encode(text, **options).ids]
+            found = [int(token) for token in tokenizer.encode(text, **options).ids]
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # plain Exception, and for a panic of its Rust a BaseException

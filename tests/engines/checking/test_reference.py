@@ -63,3 +63,21 @@ def test_golden_data_of_another_kind(bundle: Path) -> None:
     assert not report.passed
     reasons = {row.reason for row in report.rows if row.difference.name == "logits"}
     assert reasons == {"the golden data is of type void32"}
+
+
+@pytest.mark.parametrize("dtype", [STRUCT, np.dtype("U3"), np.dtype(np.complex64), np.dtype(np.float64)])
+def test_golden_inputs_of_another_type(dtype: np.dtype[Any], bundle: Path) -> None:
+    (graph,) = read_manifest(bundle).graphs
+    rewrite(bundle, graph.golden, lambda a: a | {"input:tokens": np.zeros(a["input:tokens"].shape, dtype)})
+    with pytest.raises(BundleError, match="the golden data of graph 'block' has another type than the manifest says"):
+        check_bundle(bundle)
+
+
+def test_a_manifest_that_lacks_an_input(bundle: Path) -> None:
+    """The golden data then lacks nothing that the manifest names, and the graph still wants it."""
+    manifest = read_manifest(bundle)
+    (graph,) = manifest.graphs
+    write_manifest(bundle, replace(manifest, graphs=(replace(graph, inputs=(), evaluation=None),)))
+    report = check_bundle(bundle)
+    assert not report.passed
+    assert all("the graph's inputs are not those of the manifest" in row.reason for row in report.rows)

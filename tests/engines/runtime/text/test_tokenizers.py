@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
+import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from engines.runtime.text.tokenizers import FileTokenizer
+from specs.errors import BundleError, MissingDependency
 
 TEXT = "aü€ 𝄞b"
 
@@ -34,3 +38,21 @@ def test_a_character_that_is_never_completed_is_shown_as_such(tmp_path: Path) ->
     tokenizer = make_byte_tokenizer(tmp_path)
     ids = tokenizer.encode("aü")[:-1]
     assert "".join(tokenizer.decode_stream(ids)) == "a\ufffd"
+
+
+def test_a_text_that_has_no_ids_is_refused(tmp_path: Path) -> None:
+    """A model of whole words without one for the unknown ones."""
+    model = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "[UNK]"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
+    tokenizer = FileTokenizer(tmp_path / "tokenizer.json")
+    assert tokenizer.encode("a") == [0]
+    for encode in (tokenizer.encode, tokenizer.encode_whole):
+        with pytest.raises(BundleError, match="the tokenizer has no ids for this text") as caught:
+            encode("b")
+        assert caught.value.fix
+
+
+def test_the_package_is_asked_for_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(MissingDependency, match="needs the package 'tokenizers'"):
+        FileTokenizer(tmp_path / "tokenizer.json").encode("a")
