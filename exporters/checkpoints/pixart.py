@@ -12,16 +12,14 @@ from exporters.checkpoints.base import Folder, Importer
 from exporters.checkpoints.files.config import Config
 from exporters.checkpoints.files.recipes import Recipe, take
 from exporters.checkpoints.files.rename import list_parameters, rename_all
+from exporters.checkpoints.parts.diffusers_words import ATTENTION_WORDS
 from specs.components import DitComponent
 from specs.schema import Spec
 
 _WORDS = (
     (r"^layers\.", "transformer_blocks."),
     (r"^(transformer_blocks\.\d+)\.modulation$", r"\1.scale_shift_table"),
-    (r"\.attention([12])\.query", r".attn\1.to_q"),
-    (r"\.attention([12])\.key", r".attn\1.to_k"),
-    (r"\.attention([12])\.value", r".attn\1.to_v"),
-    (r"\.attention([12])\.out\.", r".attn\1.to_out.0."),
+    *ATTENTION_WORDS,
     (r"^(transformer_blocks\.\d+)\.up\.", r"\1.ff.net.0.proj."),
     (r"^(transformer_blocks\.\d+)\.down\.", r"\1.ff.net.2."),
     (r"^patch_embedding", "pos_embed.proj"),

@@ -16,6 +16,7 @@ from exporters.checkpoints.files.config import USE_ONNX, Config
 from exporters.checkpoints.files.recipes import Recipe, reshape, take
 from exporters.checkpoints.files.rename import list_parameters, rename_all
 from exporters.checkpoints.files.tensors import Tensors
+from exporters.checkpoints.parts.diffusers_words import ATTENTION_WORDS
 from specs.components import UNetComponent
 from specs.errors import CheckpointError
 from specs.schema import Spec
@@ -52,10 +53,7 @@ _WORDS = (
     (r"^(up_blocks\.\d+)\.resample", r"\1.upsamplers.0"),
     (r"\.transformers\.", ".attentions."),
     (r"(\.attentions\.\d+)\.layers\.", r"\1.transformer_blocks."),
-    (r"\.attention([12])\.query", r".attn\1.to_q"),
-    (r"\.attention([12])\.key", r".attn\1.to_k"),
-    (r"\.attention([12])\.value", r".attn\1.to_v"),
-    (r"\.attention([12])\.out\.", r".attn\1.to_out.0."),
+    *ATTENTION_WORDS,
     (r"\.mlp\.up\.", ".ff.net.0.proj."),
     (r"\.mlp\.down\.", ".ff.net.2."),
     (r"\.time_projection\.", ".time_emb_proj."),
