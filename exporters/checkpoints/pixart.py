@@ -32,6 +32,9 @@ _WORDS = (
 )
 
 
+_SIZES = "use_additional_conditions"  # null, as the library saves what it was not told, is its default and no "no"
+
+
 @final
 class PixArtImporter(Importer):
     """PixArt-alpha and -sigma."""
@@ -89,7 +92,7 @@ def read_dit(config: Config) -> dict[str, Any]:
         "num_heads": heads,
         "patch_size": config.take("patch_size", int) if old else config.take("patch_size", int, 2),
         "attention_bias": config.take("attention_bias", bool, not old),
-        "size_conditions": config.take("use_additional_conditions", bool, side == 128),
+        "size_conditions": config.take(_SIZES, bool) if _SIZES in config else side == 128,
         "interpolation_scale": config.take("interpolation_scale", float, float(max(side // 64, 1))),
         "base_size": side,
         "upcast_attention": config.take("upcast_attention", bool, False),

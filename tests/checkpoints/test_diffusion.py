@@ -229,6 +229,21 @@ def test_dit(case: str, model_folder: Path) -> None:
     assert np.abs(unmasked - ours)[1].max() > 1e-3, "the mask changes nothing, and would prove nothing"
 
 
+def test_size_conditions_that_nobody_named(model_folder: Path) -> None:
+    """The library saves what it was not told as null, and takes conditions where a picture has 1,024 pixels."""
+    dit = make_dit(sample_size=128, patch_size=16, caption_channels=20, cross_attention_dim=48)
+    dit.save_pretrained(model_folder)
+    assert json.loads((model_folder / "config.json").read_text())["use_additional_conditions"] is None
+    sizes = {"resolution": torch.tensor([[512.0, 768], [640, 480]]), "aspect_ratio": torch.tensor([[0.6], [1.3]])}
+    feed = make_dit_feed("by default", dit, 128) | sizes
+    (graph,) = build(model_folder).values()
+    assert [tensor.name for tensor in graph.inputs] == list(feed)
+    with torch.no_grad():
+        ours = graph.module(*feed.values()).numpy()
+    fp32, fp64 = run_dit(dit, feed, torch.float32), run_dit(copy.deepcopy(dit).double(), feed, torch.float64)
+    compare("PixArtTransformer2DModel", "sizes by default", "torch", "sample", ours, fp32, fp64)
+
+
 def test_dit_as_a_graph(tmp_path: Path) -> None:
     dit = make_dit(**DITS["sizes"])
     dit.save_pretrained(tmp_path / "dit")
