@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, final
 
 import numpy as np
@@ -34,13 +35,18 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf") or self.top_k < 0 or self.seed < 0:
+        numbers = _are(Real, self.temperature) and _are(Integral, self.top_k, self.seed)
+        if not numbers or not 0 <= self.temperature < float("inf") or self.top_k < 0 or self.seed < 0:
             raise InputError(
                 "these settings generate nothing",
                 got=f"temperature {self.temperature}, top_k {self.top_k}, seed {self.seed}",
-                allowed="finite numbers from 0",
+                allowed="a finite temperature from 0, whole numbers from 0",
                 fix="correct these settings",
             )
+
+
+def _are(kind: type, *values: object) -> bool:
+    return all(isinstance(value, kind) for value in values)
 
 
 @final
