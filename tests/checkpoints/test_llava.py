@@ -209,7 +209,7 @@ def test_the_comparison_would_notice(
         ({"vision_feature_select_strategy": "mean"}, "'vision_feature_select_strategy' is 'mean'"),
         ({"text_config": {"model_type": "opt"}}, "'model_type' is 'opt'"),
         ({"vision_config": {"model_type": "pixtral"}}, "'model_type' is 'pixtral'"),
-        ({"vision_config": {**TINY_TOWER, "patch_size": 32}}, "a picture would become no token"),
+        ({"vision_config": {**TINY_TOWER, "patch_size": 32}}, "patch_size 32 is larger than image_size 12"),
         ({"image_token_index": 401}, "the image token is outside the decoder's vocabulary"),
         ({"multimodal_projector_bias": False}, "has no place in the model that its config describes"),
         ({"vision_config": {**TINY_TOWER, "num_hidden_layers": 2}}, "has no place in the model that its config"),
