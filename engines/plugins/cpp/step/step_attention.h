@@ -4,7 +4,8 @@
 //     out     = softmax(scale q k'^T, over the slots that the token sees) v'
 //
 // What it computes is MetagenCachedAttention of one token (exporters/ops/cached_attention.py), with the rotary
-// embedding in front of it (Su et al. 2021, in halves). A token whose slot lies behind the cache is not written.
+// embedding in front of it (Su et al. 2021, in halves). A token whose slot lies behind the cache is not written; one
+// that then sees no slot, by more than a window behind it, gives NaN.
 // Everything is summed in float32; the cache is float32, out has the queries' type.
 #pragma once
 
